@@ -1,0 +1,294 @@
+package hold
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sshbroker/capture"
+	"sshbroker/capture/listen"
+	"sshbroker/capture/origin"
+	"sshbroker/capture/queue"
+)
+
+const (
+	// maxPending bounds the attempts in flight. What comes beyond it is dropped and
+	// comes again a second later.
+	maxPending = 8192
+	// remember is how long a verdict is kept for copies of its SYN: twice this at most.
+	remember = 40 * time.Second
+	// admitTimeout is how long an admitted program may take to finish its handshake.
+	admitTimeout = time.Second
+	// settle is how old a SYN must be before an ICMP answer to it reaches connect():
+	// earlier, the thread in connect() still owns the socket and hears of it a second late.
+	settle = 2 * time.Millisecond
+)
+
+// Config is what a Source is made of. It owns all of it.
+type Config struct {
+	Queue     *queue.Queue       // required
+	Listeners []*net.TCPListener // required
+	Diag      *origin.Diag       // required
+	Local     []netip.Addr       // the capture's own addresses beside loopback
+
+	// Processes lists those that may hold a captured socket.
+	Processes func() []int // required
+	Log       *slog.Logger // required
+}
+
+// Source implements capture.Source over one packet queue.
+type Source struct {
+	Config
+	local map[netip.Addr]bool
+	ready chan *attempt
+	done  chan struct{}
+	wg    sync.WaitGroup
+
+	closeOnce sync.Once
+	failure   atomic.Pointer[error]
+
+	mu       sync.Mutex
+	pending  map[key]*attempt
+	awaiting map[accepted]*attempt // admitted, not accepted yet
+	decided  [2]map[key]verdict    // this period's and the last one's
+	turned   time.Time
+
+	strangers atomic.Uint64
+	refusedBy atomic.Uint64
+}
+
+type key struct {
+	src, dst netip.AddrPort
+	seq      uint32
+}
+
+// accepted is how an accepted connection is recognised: its source port may have
+// been rewritten.
+type accepted struct {
+	dst netip.AddrPort
+	seq uint32
+}
+
+type verdict struct {
+	v     queue.Verdict
+	class uint32
+}
+
+// New starts reading. With takeover set, the queue was read by a process that is
+// dead: what it held is queued anew first.
+func New(c Config, takeover bool) *Source {
+	s := &Source{
+		Config:   c,
+		local:    map[netip.Addr]bool{},
+		ready:    make(chan *attempt, maxPending),
+		done:     make(chan struct{}),
+		pending:  map[key]*attempt{},
+		awaiting: map[accepted]*attempt{},
+		decided:  [2]map[key]verdict{{}, {}},
+		turned:   time.Now(),
+	}
+	for _, a := range c.Local {
+		s.local[a] = true
+	}
+	s.wg.Go(func() { s.read(takeover) })
+	for _, l := range c.Listeners {
+		s.wg.Go(func() { s.accept(l) })
+	}
+	return s
+}
+
+// Next implements capture.Source.
+func (s *Source) Next(ctx context.Context) (capture.Attempt, error) {
+	select {
+	case a := <-s.ready:
+		return a, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.done:
+		if err := s.failure.Load(); err != nil {
+			return nil, errors.Join(capture.ErrClosed, *err)
+		}
+		return nil, capture.ErrClosed
+	}
+}
+
+// Close stops reading and closes what the source owns. SYNs that wait in the queue
+// keep waiting if another process holds a duplicate of it, else the kernel drops them.
+func (s *Source) Close() error {
+	s.shut()
+	s.wg.Wait()
+	return s.Diag.Close()
+}
+
+func (s *Source) shut() {
+	s.closeOnce.Do(func() {
+		close(s.done)
+		s.Queue.Close()
+		for _, l := range s.Listeners {
+			l.Close()
+		}
+	})
+}
+
+// Counters are for status displays.
+type Counters struct {
+	Pending   int    // SYNs held just now
+	Overruns  uint64 // times that the queue was not read in time
+	Gone      uint64 // verdicts that came after the kernel had dropped the packet
+	Strangers uint64 // connections to a listener that no attempt stood for
+	Bounded   uint64 // SYNs put off because too many were held
+}
+
+// Counters returns a snapshot.
+func (s *Source) Counters() Counters {
+	s.mu.Lock()
+	pending := len(s.pending)
+	s.mu.Unlock()
+	return Counters{pending, s.Queue.Overruns(), s.Queue.Gone(), s.strangers.Load(), s.refusedBy.Load()}
+}
+
+// read does nothing but read, stamp and hand over: a slow reader costs programs a second.
+func (s *Source) read(takeover bool) {
+	if takeover {
+		if err := s.Queue.Requeue(); err != nil {
+			s.fail(err)
+			return
+		}
+	}
+	for {
+		err := s.Queue.Receive(s.arrived)
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrClosed):
+			return
+		case errors.Is(err, queue.ErrNotPermitted):
+			s.fail(err)
+			return
+		default:
+			s.Log.Warn("packet queue", "error", err)
+			select {
+			case <-s.done:
+				return
+			case <-time.After(10 * time.Millisecond): // an error that repeats must not spin
+			}
+		}
+	}
+}
+
+// fail ends a source that cannot give verdicts; programs would only hang.
+func (s *Source) fail(err error) {
+	s.failure.CompareAndSwap(nil, &err)
+	s.Log.Error("capture ends", "error", err)
+	s.shut()
+}
+
+func (s *Source) arrived(p queue.Packet) {
+	syn, ok := queue.ParseSYN(p.Payload)
+	if !ok {
+		s.verdict(p.ID, p.Mark, verdict{queue.Drop, 0})
+		return
+	}
+	now := time.Now()
+	k := key{syn.Src, syn.Dst, syn.Seq}
+
+	s.mu.Lock()
+	if v, ok := s.decision(k); ok { // a copy gets what the first one got
+		s.mu.Unlock()
+		s.verdict(p.ID, p.Mark, v)
+		return
+	}
+	if a := s.pending[k]; a != nil { // the kernel dropped the first one
+		a.id, a.mark = p.ID, p.Mark
+		s.mu.Unlock()
+		return
+	}
+	if len(s.pending) >= maxPending {
+		s.mu.Unlock()
+		s.refusedBy.Add(1)
+		s.verdict(p.ID, p.Mark, verdict{queue.Drop, 0})
+		return
+	}
+	a := &attempt{source: s, key: k, id: p.ID, mark: p.Mark, taken: make(chan *net.TCPConn, 1)}
+	a.flow = capture.Flow{
+		Src: syn.Src, Dst: syn.Dst, UID: p.UID, Arrived: now,
+		Local:  syn.Dst.Addr().IsLoopback() || s.local[syn.Dst.Addr()],
+		Origin: sync.OnceValue(a.origin),
+	}
+	s.pending[k] = a
+	s.turn(now)
+	s.mu.Unlock()
+	s.ready <- a // never blocks: it has room for every pending attempt
+}
+
+// decision finds what was decided of an earlier copy. The caller holds mu.
+func (s *Source) decision(k key) (verdict, bool) {
+	for _, m := range s.decided {
+		if v, ok := m[k]; ok {
+			return v, true
+		}
+	}
+	return verdict{}, false
+}
+
+// turn forgets old decisions. The caller holds mu.
+func (s *Source) turn(now time.Time) {
+	if now.Sub(s.turned) >= remember {
+		s.decided[0], s.decided[1] = map[key]verdict{}, s.decided[0]
+		s.turned = now
+	}
+}
+
+func (s *Source) verdict(id, mark uint32, v verdict) {
+	err := s.Queue.Verdict(id, v.v, capture.WithClass(mark, v.class))
+	switch {
+	case err == nil, errors.Is(err, os.ErrClosed):
+	case errors.Is(err, queue.ErrNotPermitted):
+		s.fail(err)
+	default:
+		s.Log.Warn("verdict", "error", err)
+	}
+}
+
+// accept takes connections from one listener and gives each to its attempt.
+func (s *Source) accept(l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			s.Log.Warn("accept", "error", err) // no descriptors left, say: wait and go on
+			select {
+			case <-s.done:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			continue
+		}
+		if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
+			s.strangers.Add(1)
+			_ = c.SetLinger(0)
+			c.Close()
+		}
+	}
+}
+
+// deliver hands c to the attempt that waits for it, under the lock by which the
+// attempt stops waiting, so that no connection is left between the two.
+func (s *Source) deliver(k accepted, c *net.TCPConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.awaiting[k]
+	if a == nil {
+		return false
+	}
+	delete(s.awaiting, k)
+	a.taken <- c // has room for it
+	return true
+}

@@ -1,0 +1,172 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/hold"
+	"sshbroker/capture/origin"
+	"sshbroker/capture/queue"
+)
+
+// Served is a capture as the broker holds it. Close it once Ended returns.
+type Served struct {
+	*hold.Source
+	DNSUDP []net.PacketConn // name queries of the capture; closed by Close
+	DNSTCP []net.Listener
+
+	manifest Manifest
+}
+
+// Adopt serves a capture's descriptors from outside its namespace. It owns files
+// from now on, whatever it returns. With takeover set, another process served them
+// before and is dead. The caller must run as the user who made the capture, in the
+// user namespace above it: from elsewhere the kernel takes no verdicts.
+func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Served, error) {
+	if err := m.check(files); err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	s := &Served{manifest: m}
+	c := hold.Config{
+		Local:     []netip.Addr{netip.MustParseAddr(address4), netip.MustParseAddr(address6)},
+		Processes: s.Processes,
+		Log:       log,
+	}
+	var errs []error
+	for i, role := range m.Files {
+		if err := s.adopt(&c, role, files[i]); err != nil {
+			errs = append(errs, fmt.Errorf("capture descriptor %q: %w", role, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.closeNames()
+		for _, l := range c.Listeners {
+			l.Close()
+		}
+		if c.Queue != nil {
+			c.Queue.Close()
+		}
+		if c.Diag != nil {
+			c.Diag.Close()
+		}
+		return nil, err
+	}
+	s.Source = hold.New(c, takeover)
+	return s, nil
+}
+
+func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {
+	switch role {
+	case roleQueue:
+		c.Queue, err = queue.Adopt(f, queueNumber)
+		return err
+	case roleDiag:
+		c.Diag, err = origin.AdoptDiag(f)
+		return err
+	}
+	defer f.Close() // the net package duplicates what it takes
+	switch role {
+	case roleTCP, roleDNSTCP:
+		l, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		tcp, ok := l.(*net.TCPListener)
+		if !ok {
+			l.Close()
+			return fmt.Errorf("not a TCP listener")
+		}
+		if role == roleTCP {
+			c.Listeners = append(c.Listeners, tcp)
+		} else {
+			s.DNSTCP = append(s.DNSTCP, tcp)
+		}
+	case roleDNSUDP:
+		p, err := net.FilePacketConn(f)
+		if err != nil {
+			return err
+		}
+		s.DNSUDP = append(s.DNSUDP, p)
+	default:
+		return fmt.Errorf("unknown role")
+	}
+	return nil
+}
+
+// Close ends the service and closes every descriptor.
+func (s *Served) Close() error {
+	s.closeNames()
+	return s.Source.Close()
+}
+
+func (s *Served) closeNames() {
+	for _, p := range s.DNSUDP {
+		p.Close()
+	}
+	for _, l := range s.DNSTCP {
+		l.Close()
+	}
+}
+
+// Processes lists the processes in the capture.
+func (s *Served) Processes() []int { return Processes(s.manifest) }
+
+// Processes lists the processes in the capture that m describes, as far as the
+// caller may look at them: its own user's.
+func Processes(m Manifest) []int { return origin.InNamespace(m.NetNS) }
+
+// WaitEmpty returns once no process is left in the capture, or with ctx's error. It
+// sleeps on pidfds, not on a clock.
+func WaitEmpty(ctx context.Context, m Manifest) error {
+	for {
+		pids := Processes(m)
+		if len(pids) == 0 {
+			// A process that forks and ends during one look may be missed by it.
+			if pids = Processes(m); len(pids) == 0 {
+				return nil
+			}
+		}
+		for _, pid := range pids {
+			if err := waitExit(ctx, pid); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// waitExit waits for the end of any process, child or not.
+func waitExit(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return ctx.Err() // gone already
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { f.Close() })
+	defer stop()
+	// A pidfd is readable when the process has ended.
+	err = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return err == nil && n > 0
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("wait for process %d: %w", pid, err)
+	}
+	return nil
+}

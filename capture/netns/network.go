@@ -1,0 +1,260 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/listen"
+	"sshbroker/capture/nft"
+	"sshbroker/capture/origin"
+	"sshbroker/capture/queue"
+)
+
+const (
+	queueLength = 8192    // SYNs held at once
+	queueBuffer = 4 << 20 // holds 2,000 unread ones without a loss
+)
+
+// buildNetwork makes links, addresses, routes, settings, sockets and rules in the
+// current network namespace, and returns the sockets with their manifest.
+func buildNetwork(udpRelay bool) (Manifest, []*os.File, error) {
+	m := Manifest{IPv6: hasIPv6(), UDPRelay: udpRelay}
+	var err error
+	if m.NetNS, err = inode("/proc/self/ns/net"); err != nil {
+		return m, nil, err
+	}
+	tuneNetwork()
+	if err := addLinks(m.IPv6); err != nil {
+		return m, nil, err
+	}
+
+	var files []*os.File
+	add := func(role string, f *os.File) {
+		m.Files = append(m.Files, role)
+		files = append(files, f)
+	}
+	spec := nft.Spec{Queue: queueNumber, NativeQueue: nft.HasNativeQueue()}
+	for _, s := range []struct {
+		role string
+		port *uint16
+		open func(netip.AddrPort) (*os.File, error)
+		want bool
+	}{
+		{roleTCP, &spec.TCP, listen.Open, true},
+		{roleDNSTCP, &spec.DNSTCP, listen.Open, true},
+		{roleDNSUDP, &spec.DNSUDP, openUDP, true},
+		{roleRelay, &spec.UDPRelay, openUDP, udpRelay},
+	} {
+		if !s.want {
+			continue
+		}
+		pair, port, err := openPair(s.open, m.IPv6)
+		if err != nil {
+			return m, nil, err
+		}
+		*s.port = port
+		for _, f := range pair {
+			add(s.role, f)
+		}
+	}
+	diag, err := origin.OpenDiag()
+	if err != nil {
+		return m, nil, err
+	}
+	add(roleDiag, diag.File())
+
+	// The queue is bound before the rules send anything there.
+	q, err := queue.Open(queueNumber, queueLength, queueBuffer)
+	if err != nil {
+		return m, nil, err
+	}
+	add(roleQueue, q.File())
+	if err := nft.Namespace(spec).Load(); err != nil {
+		return m, nil, err
+	}
+	return m, files, nil
+}
+
+// addressing is what one family of the namespace's device gets.
+type addressing struct {
+	family        int
+	addr, gateway string
+	prefix, max   int // bits
+	flags         int
+}
+
+func addressing4() []addressing {
+	return []addressing{{unix.AF_INET, address4, gateway4, prefix4, 32, 0}}
+}
+
+// addressing6 goes without duplicate address detection, during which an address is
+// unusable for more than a second.
+func addressing6() []addressing {
+	return []addressing{{unix.AF_INET6, address6, gateway6, prefix6, 128, unix.IFA_F_NODAD}}
+}
+
+func addLinks(ipv6 bool) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("link lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("link lo: up: %w", err)
+	}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("link v0: add: %w", err)
+	}
+	v0, err := netlink.LinkByName("v0")
+	if err != nil {
+		return fmt.Errorf("link v0: %w", err)
+	}
+	v1, err := netlink.LinkByName("v1")
+	if err != nil {
+		return fmt.Errorf("link v1: %w", err)
+	}
+	mac, _ := net.ParseMAC(nobodyMAC)
+
+	families := addressing4()
+	if ipv6 {
+		families = append(families, addressing6()...)
+	}
+	for _, f := range families {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(f.addr), Mask: net.CIDRMask(f.prefix, f.max)}, Flags: f.flags}
+		if err := netlink.AddrAdd(v0, addr); err != nil {
+			return fmt.Errorf("address %s: %w", f.addr, err)
+		}
+	}
+	for _, l := range []netlink.Link{v0, v1} {
+		if err := netlink.LinkSetUp(l); err != nil {
+			return fmt.Errorf("link %s: up: %w", l.Attrs().Name, err)
+		}
+	}
+	for _, f := range families {
+		gateway := net.ParseIP(f.gateway)
+		err := netlink.NeighSet(&netlink.Neigh{LinkIndex: v0.Attrs().Index, Family: f.family,
+			State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac})
+		if err != nil {
+			return fmt.Errorf("neighbour %s: %w", f.gateway, err)
+		}
+		err = netlink.RouteAdd(&netlink.Route{LinkIndex: v0.Attrs().Index, Gw: gateway,
+			Dst: &net.IPNet{IP: make(net.IP, f.max/8), Mask: net.CIDRMask(0, f.max)}})
+		if err != nil {
+			return fmt.Errorf("default route via %s: %w", f.gateway, err)
+		}
+	}
+	return nil
+}
+
+// tuneNetwork writes the settings that an owner of the namespace may write. Kernels
+// that lack one do without.
+func tuneNetwork() {
+	for _, s := range []struct{ path, value string }{
+		{"ipv4/icmp_ratemask", "0"}, // refusals by ICMP must not be rationed
+		{"ipv6/icmp/ratemask", ""},
+		{"ipv4/tcp_syncookies", "0"}, // a cookie loses the SYN by which a connection is known
+		{"ipv6/conf/default/accept_dad", "0"},
+		{"ipv6/conf/default/router_solicitations", "0"},
+	} {
+		_ = os.WriteFile("/proc/sys/net/"+s.path, []byte(s.value+"\n"), 0)
+	}
+}
+
+// openPair opens the same port on both loopback addresses.
+func openPair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.File, port uint16, err error) {
+	loopback4, loopback6 := netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+	for range 16 {
+		f4, err := open(netip.AddrPortFrom(loopback4, 0))
+		if err != nil {
+			return nil, 0, err
+		}
+		port, err := boundPort(f4)
+		if err != nil {
+			f4.Close()
+			return nil, 0, err
+		}
+		if !ipv6 {
+			return []*os.File{f4}, port, nil
+		}
+		f6, err := open(netip.AddrPortFrom(loopback6, port))
+		if err == nil {
+			return []*os.File{f4, f6}, port, nil
+		}
+		f4.Close()
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, 0, err
+		}
+	}
+	return nil, 0, fmt.Errorf("no port is free on both loopback addresses")
+}
+
+func boundPort(f *os.File) (port uint16, err error) {
+	cerr := control(f, func(fd int) {
+		var sa unix.Sockaddr
+		if sa, err = unix.Getsockname(fd); err == nil {
+			port = uint16(sa.(*unix.SockaddrInet4).Port)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return 0, fmt.Errorf("listener: own address: %w", err)
+	}
+	return port, nil
+}
+
+// control runs f on the descriptor. (*os.File).Fd would make it blocking, in every
+// process that holds it.
+func control(file *os.File, f func(fd int)) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// openUDP binds exactly the loopback address: from the wildcard, an answer would
+// come from another address than the program asked.
+func openUDP(addr netip.AddrPort) (*os.File, error) {
+	family := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+	if addr.Addr().Is4() {
+		family = unix.AF_INET
+		sa = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("UDP socket: %w", err)
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("UDP socket %v: %w", addr, err)
+	}
+	return os.NewFile(uintptr(fd), "UDP socket"), nil
+}
+
+// hasIPv6 turns IPv6 on where the kernel has it: a namespace without it would let
+// programs see another world than the tunnel's far end.
+func hasIPv6() bool {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return false
+	}
+	for _, scope := range []string{"all", "default", "lo"} {
+		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+scope+"/disable_ipv6", []byte("0\n"), 0)
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(b)) == "0"
+}
+
+func inode(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return st.Ino, nil
+}

@@ -1,0 +1,242 @@
+package netns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// InsideArg is the first argument by which a program knows that it is to call Inside.
+const InsideArg = "--inside-capture"
+
+// Options say what the namespace is for.
+type Options struct {
+	Self     string   // the executable to start; it must call Inside when its first argument is InsideArg
+	Path     string   // of the command's executable
+	Argv     []string // the command's arguments, the first being its own name
+	ID       string   // of the capture; the command's SSH_CAPTURE
+	AllNames bool     // names are resolved at the far end alone: no search list
+	UDPRelay bool     // make the sockets of a UDP relay
+}
+
+// order is what the inside half is told, once.
+type order struct {
+	ID       string `json:"id"`
+	AllNames bool   `json:"all_names"`
+	UDPRelay bool   `json:"udp_relay"`
+	UserNS   bool   `json:"user_ns"`
+}
+
+// report is what it answers, with the descriptors; and again, if the command cannot
+// be run.
+type report struct {
+	Manifest Manifest      `json:"manifest"`
+	Error    string        `json:"error,omitempty"`
+	Errno    syscall.Errno `json:"errno,omitempty"`
+}
+
+// ExecError says why the command could not be run. It unwraps to an errno.
+type ExecError struct {
+	Path  string
+	Errno syscall.Errno
+}
+
+func (e *ExecError) Error() string { return e.Path + ": " + e.Errno.Error() }
+func (e *ExecError) Unwrap() error { return e.Errno }
+
+// Child is the process that becomes the command. It waits until Release.
+type Child struct {
+	Process  *os.Process // a child of the caller, which waits for it
+	Manifest Manifest
+	Files    []*os.File // the capture's descriptors; the caller closes them
+
+	conn *os.File
+}
+
+// Start makes the namespaces and everything in them. A ForbiddenError says that
+// this machine does not allow it, and what would.
+func Start(o Options) (*Child, error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	defer theirs.Close()
+
+	userNS := !mayDoWithoutUserNS()
+	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
+	if userNS {
+		uid, gid := os.Getuid(), os.Getgid()
+		sys.Cloneflags |= unix.CLONE_NEWUSER
+		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+		// Capabilities that an exec by an ordinary uid does not take away.
+		sys.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}
+	}
+	var fd int
+	if err := control(theirs, func(n int) { fd = n; unix.FcntlInt(uintptr(n), unix.F_SETFD, 0) }); err != nil {
+		ours.Close()
+		return nil, err
+	}
+	argv := append([]string{o.Self, InsideArg, strconv.Itoa(fd), o.Path}, o.Argv...)
+	p, err := os.StartProcess(o.Self, argv, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Env: os.Environ(), Sys: sys,
+	})
+	if err != nil {
+		ours.Close()
+		return nil, forbidden(err, userNS)
+	}
+	theirs.Close()
+
+	c := &Child{Process: p, conn: ours}
+	if err := c.setUp(order{o.ID, o.AllNames, o.UDPRelay, userNS}); err != nil {
+		c.Abort()
+		return nil, forbidden(err, userNS)
+	}
+	return c, nil
+}
+
+func (c *Child) setUp(o order) error {
+	if err := sendMessage(c.conn, o, nil); err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	var r report
+	files, err := receiveMessage(c.conn, &r)
+	if err != nil {
+		return fmt.Errorf("network namespace: no word from inside: %w", err)
+	}
+	c.Files, c.Manifest = files, r.Manifest
+	if r.Error != "" {
+		return &insideError{r.Error, r.Errno}
+	}
+	return c.Manifest.check(files)
+}
+
+// Release lets the child become the command. It returns once that has happened, or
+// an *ExecError; the child then ends by itself.
+func (c *Child) Release() error {
+	defer c.conn.Close()
+	if err := sendMessage(c.conn, struct{}{}, nil); err != nil {
+		return fmt.Errorf("release command: %w", err)
+	}
+	var r report
+	files, err := receiveMessage(c.conn, &r)
+	closeAll(files)
+	if errors.Is(err, io.EOF) {
+		return nil // the descriptor was closed by the exec
+	}
+	if err != nil {
+		return fmt.Errorf("release command: %w", err)
+	}
+	return &ExecError{Path: r.Error, Errno: r.Errno}
+}
+
+// Abort ends a child that was not released, and closes everything.
+func (c *Child) Abort() {
+	c.conn.Close()
+	_ = c.Process.Kill()
+	_, _ = c.Process.Wait()
+	closeAll(c.Files)
+}
+
+// insideError carries an error over from the inside half with its errno.
+type insideError struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *insideError) Error() string { return e.text }
+func (e *insideError) Unwrap() error {
+	if e.errno == 0 {
+		return nil
+	}
+	return e.errno
+}
+
+// mayDoWithoutUserNS reports whether this process can make the other namespaces by
+// privilege of its own, as root in a container can: then uids stay as they are.
+func mayDoWithoutUserNS() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&hdr, &data[0]) != nil {
+		return false
+	}
+	const need = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN
+	return data[0].Effective&need == need
+}
+
+func socketPair() (a, b *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "capture"), os.NewFile(uintptr(fds[1]), "capture"), nil
+}
+
+const maxMessage = 16 << 10
+
+func sendMessage(conn *os.File, v any, files []*os.File) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var fds []int
+	for _, f := range files {
+		if err := control(f, func(fd int) { fds = append(fds, fd) }); err != nil {
+			return err
+		}
+	}
+	var serr error
+	cerr := control(conn, func(fd int) { serr = unix.Sendmsg(fd, b, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL) })
+	return errors.Join(cerr, serr)
+}
+
+// receiveMessage waits for one message; io.EOF means that the other side is gone.
+func receiveMessage(conn *os.File, v any) (files []*os.File, err error) {
+	b, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(32*4))
+	var n, oobn int
+	var rerr error
+	cerr := control(conn, func(fd int) {
+		for {
+			n, oobn, _, _, rerr = unix.Recvmsg(fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+			if rerr != unix.EINTR {
+				return
+			}
+		}
+	})
+	if err := errors.Join(cerr, rerr); err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "capture"))
+		}
+	}
+	if n == 0 {
+		closeAll(files)
+		return nil, io.EOF
+	}
+	return files, json.Unmarshal(b[:n], v)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
