@@ -106,5 +106,13 @@ func (a *attempt) origin() capture.Origin {
 	if err != nil {
 		return capture.Origin{}
 	}
-	return origin.Holder(a.source.Processes(), sock.Inode)
+	// A program that connects often is likely to be the last one found.
+	if last := int(a.source.last.Load()); last != 0 {
+		if o := origin.Holder([]int{last}, sock.Inode); o.Known {
+			return o
+		}
+	}
+	o := origin.Holder(a.source.Processes(), sock.Inode)
+	a.source.last.Store(int64(o.PID))
+	return o
 }

@@ -60,7 +60,8 @@ type Source struct {
 	turned   time.Time
 
 	strangers atomic.Uint64
-	refusedBy atomic.Uint64
+	bounded   atomic.Uint64
+	last      atomic.Int64 // process found by the last search
 }
 
 type key struct {
@@ -150,7 +151,7 @@ func (s *Source) Counters() Counters {
 	s.mu.Lock()
 	pending := len(s.pending)
 	s.mu.Unlock()
-	return Counters{pending, s.Queue.Overruns(), s.Queue.Gone(), s.strangers.Load(), s.refusedBy.Load()}
+	return Counters{pending, s.Queue.Overruns(), s.Queue.Gone(), s.strangers.Load(), s.bounded.Load()}
 }
 
 // read does nothing but read, stamp and hand over: a slow reader costs programs a second.
@@ -210,7 +211,7 @@ func (s *Source) arrived(p queue.Packet) {
 	}
 	if len(s.pending) >= maxPending {
 		s.mu.Unlock()
-		s.refusedBy.Add(1)
+		s.bounded.Add(1)
 		s.verdict(p.ID, p.Mark, verdict{queue.Drop, 0})
 		return
 	}

@@ -3,6 +3,7 @@ package origin
 import (
 	"os"
 	"strconv"
+	"strings"
 
 	"sshbroker/capture"
 )
@@ -21,7 +22,8 @@ func Holder(pids []int, inode uint32) capture.Origin {
 			if err != nil {
 				return capture.Origin{}
 			}
-			return capture.Origin{Known: true, PID: pids[i], Exe: exe}
+			// A program that was replaced while it runs, as by an upgrade, keeps its rules.
+			return capture.Origin{Known: true, PID: pids[i], Exe: strings.TrimSuffix(exe, " (deleted)")}
 		}
 	}
 	return capture.Origin{}
