@@ -1,0 +1,108 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+
+	"sshbroker/broker/config/schema"
+	"sshbroker/profiles"
+)
+
+// general is what the element general says.
+type general struct {
+	userDir    string // user-config-directory; "" where it is not given
+	userDirPos Pos
+
+	knownHosts     []string // OpenSSH files, in order
+	saysKnownHosts bool     // knownHosts, empty or not, replaces the default files
+
+	strict        *bool // strict-host-key-checking; nil where it is not given
+	alwaysAsk     *bool // host-key-always-ask
+	acceptUnknown *bool // accept-unknown-host-keys
+}
+
+func (r *reader) general(n *schema.Node) {
+	g := &r.file.general
+	for _, c := range n.Children {
+		switch c.Name {
+		case "crypto-lib":
+			if c.Str("mode") == "fips" {
+				r.Fail(c.At("mode"), c.Name, `write mode="standard", or leave the element out`,
+					"FIPS mode is asked for, but there is no certified library here")
+			}
+		case "user-config-directory":
+			g.userDir, g.userDirPos = r.userConfigDirectory(c), c.Pos
+		case "known-hosts":
+			r.knownHosts(c)
+		case "strict-host-key-checking":
+			g.strict = r.deprecated(c)
+		case "host-key-always-ask":
+			g.alwaysAsk = r.deprecated(c)
+		case "accept-unknown-host-keys":
+			g.acceptUnknown = r.deprecated(c)
+		}
+	}
+}
+
+// userConfigDirectory returns the directory in place of $HOME/.ssh2. The one variable
+// that exists only here is that default itself.
+func (r *reader) userConfigDirectory(n *schema.Node) string {
+	dir, given := n.Get("path")
+	if dir == "%USER_CONFIG_DIRECTORY%" {
+		return ""
+	}
+	if given && !filepath.IsAbs(dir) {
+		r.Fail(n.At("path"), n.Name, "", "path: %q is not absolute", dir)
+		return ""
+	}
+	return dir
+}
+
+// deprecated reads one of the three host key switches that came before policy.
+func (r *reader) deprecated(n *schema.Node) *bool {
+	r.Warn(schema.General, n.Pos, n.Name, `write <auth-server-publickey policy="strict|ask|tofu|advisory"/> in default-settings`,
+		"deprecated; it counts only where no policy is given")
+	if n.Flawed {
+		return nil
+	}
+	on := n.Yes("enable")
+	return &on
+}
+
+// knownHosts reads one known-hosts element: an OpenSSH file by path or file; an empty
+// one turns OpenSSH files off. Directories of keys in the Tectia format are not read
+// yet, which the schema remarks on.
+func (r *reader) knownHosts(n *schema.Node) {
+	g := &r.file.general
+	if _, ok := n.Get("directory"); ok {
+		g.saysKnownHosts = true
+	}
+	if path, ok := n.Get("path"); ok {
+		g.saysKnownHosts = true
+		path = r.path(path)
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			r.Warn(schema.NotBuilt, n.At("path"), n.Name, "name an OpenSSH known_hosts file", "%s is a directory; keys in the Tectia format are not read yet", path)
+		} else if path != "" {
+			g.knownHosts = append(g.knownHosts, path)
+		}
+	}
+	if path, ok := n.Get("file"); ok {
+		g.saysKnownHosts = true
+		if path != "" {
+			g.knownHosts = append(g.knownHosts, r.path(path))
+		}
+	}
+}
+
+// deprecatedPolicy maps the three old switches, given ones only, to a policy.
+func deprecatedPolicy(strict, alwaysAsk, acceptUnknown bool) profiles.HostKeyPolicy {
+	switch {
+	case alwaysAsk:
+		return profiles.Ask
+	case strict:
+		return profiles.Strict
+	case acceptUnknown:
+		return profiles.TOFU
+	}
+	return profiles.Ask
+}

@@ -1,0 +1,222 @@
+package config
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sshbroker/broker/config/schema"
+	"sshbroker/filter"
+	"sshbroker/profiles"
+)
+
+// merged is what the files say together, by the rules of 2014: general, profiles and
+// default-settings are combined and the user wins; filter-engine is taken whole from
+// the first file that has it.
+type merged struct {
+	files    []*file // global before user
+	defaults profiles.Profile
+	order    []string // profile ids
+	profiles map[string]*mergedProfile
+	engine   *filterEngine
+}
+
+type mergedProfile struct {
+	profile
+	file  *file
+	built *profiles.Profile
+}
+
+// merge combines the files, each of which may be nil, and checks what refers from one
+// to another. What is wrong is added to the findings of the file where it stands.
+func merge(env Env, userDir string, global, user *file) *merged {
+	m := &merged{profiles: make(map[string]*mergedProfile)}
+	for _, f := range []*file{global, user} {
+		if f != nil {
+			m.files = append(m.files, f)
+		}
+	}
+	for _, f := range m.files {
+		for _, p := range f.profiles {
+			if m.profiles[p.id] == nil {
+				m.order = append(m.order, p.id)
+			}
+			m.profiles[p.id] = &mergedProfile{profile: p, file: f}
+		}
+		switch {
+		case f.filter == nil:
+		case m.engine == nil:
+			m.engine = f.filter
+		default:
+			f.Warn(schema.General, f.filter.pos, "filter-engine", "", "it is ignored, because %s has one", global.name)
+		}
+	}
+	m.checkRules()
+	m.checkGateways()
+	m.defaults = m.buildDefaults(factory(env, userDir))
+	return m
+}
+
+// checkRules looks for rules that name a profile which does not exist, also where the
+// filter-engine of another file is in force.
+func (m *merged) checkRules() {
+	for _, f := range m.files {
+		if f.filter == nil {
+			continue
+		}
+		for _, r := range f.filter.rules {
+			if r.Profile != "" && m.profiles[r.Profile] == nil {
+				f.Fail(r.profilePos, r.element, m.profileHint(r.Profile), "there is no profile %q", r.Profile)
+			}
+		}
+	}
+}
+
+// profileHint helps with an id that does not exist.
+func (m *merged) profileHint(id string) string {
+	for _, known := range m.order {
+		if m.profiles[known].name == id {
+			return fmt.Sprintf("profiles are referred to by their id: %q", known)
+		}
+	}
+	return schema.DidYouMean(id, m.order, schema.Allowed("profiles", m.order))
+}
+
+// checkGateways looks for gateways that do not exist, name no host, or lead back.
+func (m *merged) checkGateways() {
+	done := make(map[string]bool) // leads to no loop that was not reported
+	for _, id := range m.order {
+		p := m.profiles[id]
+		if p.gateway == "" {
+			continue
+		}
+		next := m.profiles[p.gateway]
+		switch {
+		case next == nil:
+			p.file.Fail(p.gatewayPos, "profile", m.profileHint(p.gateway), "gateway-profile: there is no profile %q", p.gateway)
+		case next.host == "" || next.host == "*":
+			p.file.Fail(p.gatewayPos, "profile", "", "gateway-profile: profile %q names no host to go through", p.gateway)
+		}
+		var path []string
+		step := make(map[string]int) // of path
+		for at := id; m.profiles[at] != nil && !done[at]; at = m.profiles[at].gateway {
+			if i, again := step[at]; again {
+				first := m.profiles[at]
+				first.file.Fail(first.gatewayPos, "profile", "", "gateway-profile: profiles lead in a circle: %s", strings.Join(append(path[i:], at), " -> "))
+				break
+			}
+			step[at] = len(path)
+			path = append(path, at)
+		}
+		for _, at := range path {
+			done[at] = true
+		}
+	}
+}
+
+// factory is what holds where no file says anything.
+func factory(env Env, userDir string) profiles.Profile {
+	p := profiles.Profile{
+		Port:            22,
+		User:            env.User,
+		HostKeyPolicy:   profiles.Ask,
+		KnownHosts:      []string{"/etc/ssh/ssh_known_hosts"},
+		ConnectTimeout:  5 * time.Second,
+		IdleTimeout:     5 * time.Second,
+		OpenTimeout:     15 * time.Second,
+		KeepaliveMisses: 3,
+	}
+	p.Agent, _ = env.Lookup("SSH_AUTH_SOCK")
+	if env.Home != "" {
+		ssh := filepath.Join(env.Home, ".ssh")
+		p.KnownHosts = append([]string{filepath.Join(ssh, "known_hosts")}, p.KnownHosts...)
+		for _, name := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
+			p.DefaultKeys = append(p.DefaultKeys, filepath.Join(ssh, name))
+		}
+	}
+	if userDir != "" {
+		// OpenSSH's own files are read and never written, as the manual has it.
+		p.StoreKnownHost = filepath.Join(userDir, "known_hosts")
+	}
+	return p
+}
+
+// buildDefaults merges default-settings over p, the factory defaults, and what general
+// says about host keys.
+func (m *merged) buildDefaults(p profiles.Profile) profiles.Profile {
+	var strict, alwaysAsk, acceptUnknown bool
+	for _, f := range m.files {
+		if f.general.saysKnownHosts {
+			p.KnownHosts = f.general.knownHosts
+		}
+		set(&strict, f.general.strict)
+		set(&alwaysAsk, f.general.alwaysAsk)
+		set(&acceptUnknown, f.general.acceptUnknown)
+	}
+	// A policy that any file gives beats the old switches, so those come first.
+	p.HostKeyPolicy = deprecatedPolicy(strict, alwaysAsk, acceptUnknown)
+	for _, f := range m.files {
+		f.defaults.apply(&p)
+	}
+	return p
+}
+
+// config builds the result from files without errors. An error is a rule that the
+// reader should have refused.
+func (m *merged) config() (*Config, error) {
+	c := &Config{
+		Profiles: make(map[string]*profiles.Profile, len(m.order)),
+		Defaults: &m.defaults,
+		Pool4:    defaultPool4(),
+		Proxies:  make(map[string]string),
+	}
+	for _, f := range m.files {
+		c.Files = append(c.Files, f.name)
+		if f.defaults.proxy != nil {
+			c.Proxies[""] = *f.defaults.proxy
+		}
+	}
+	for _, id := range m.order {
+		c.Profiles[id] = m.build(id)
+		switch p := m.profiles[id]; {
+		case p.gateway != "":
+		case p.proxy != nil:
+			c.Proxies[id] = *p.proxy
+		case c.Proxies[""] != "":
+			c.Proxies[id] = c.Proxies[""]
+		}
+	}
+	if m.engine != nil {
+		rules := make([]filter.Rule, len(m.engine.rules))
+		for i := range m.engine.rules {
+			rules[i] = m.engine.rules[i].Rule
+		}
+		set, err := filter.NewSet(rules, m.engine.defaultAction)
+		if err != nil {
+			return nil, err
+		}
+		c.Filter = set
+		c.FilterPresent = true
+		c.FilterSource = m.engine.pos.File
+		c.Pool4, c.Pool6 = m.engine.pool4, m.engine.pool6
+	}
+	return c, nil
+}
+
+// build completes one profile and those that it goes through, each once; there are no
+// loops.
+func (m *merged) build(id string) *profiles.Profile {
+	mp := m.profiles[id]
+	if mp.built != nil {
+		return mp.built
+	}
+	p := m.defaults
+	p.ID, p.Name, p.Host, p.Port = mp.id, mp.name, mp.host, mp.port
+	mp.apply(&p)
+	if mp.gateway != "" {
+		p.Gateway = m.build(mp.gateway)
+	}
+	mp.built = &p
+	return mp.built
+}

@@ -1,0 +1,274 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"sshbroker/broker/config/schema"
+)
+
+// Each row is one file and everything that is said about it, hints in brackets. In
+// most, the part in question stands on line 2.
+func TestProblems(t *testing.T) {
+	root := func(inner string) string { return "<secsh-broker>\n" + inner + "</secsh-broker>" }
+	general := func(inner string) string { return root("<general>" + inner + "</general>") }
+	defaults := func(inner string) string { return root("<default-settings>" + inner + "</default-settings>") }
+	profile := func(inner string) string {
+		return root(`<profiles><profile id="p" host="h">` + inner + "</profile></profiles>")
+	}
+	rules := func(inner string) string { return root("<filter-engine>" + inner + "</filter-engine>") }
+	rule := func(attrs string) string { return rules("<rule " + attrs + "/>") }
+
+	tests := []struct {
+		name string
+		in   string
+		want []string // "line:col: text" or "line:col: text [hint]", compared from the start
+	}{
+		// the schema
+		{"other root", "<configuration/>", []string{"1:1: configuration: this is not a broker configuration [the root element is secsh-broker]"}},
+		{"other doctype", "<!DOCTYPE html><secsh-broker/>", []string{"1:1: the DOCTYPE is for html"}},
+		{"unknown element", root("<profile/>"), []string{"2:1: profile: secsh-broker cannot hold an element profile [did you mean profiles?]"}},
+		{"element elsewhere", defaults("<tunnel/>"), []string{"2:19: tunnel: default-settings cannot hold an element tunnel [it belongs in static-tunnels]"}},
+		{"element nowhere", profile("<nothing-like-it/>"), []string{"2:36: nothing-like-it: profile cannot hold an element nothing-like-it [elements: hostkey, "}},
+		{"child of an empty element", rules(`<rule action="BLOCK"><x/></rule>`), []string{"2:37: x: rule cannot hold an element x [it has no elements]"}},
+		{"unknown attribute", rule(`action="BLOCK" whatever="1"`), []string{"2:37: rule: whatever is not an attribute of rule [attributes: application, host,"}},
+		{"attribute in other case", rule(`Action="BLOCK"`), []string{"2:22: rule: Action is not an attribute of rule [did you mean action?]"}},
+		{"attribute of something else", rule(`action="TUNNEL" profile="p"`), []string{"2:38: rule: profile is not an attribute of rule [did you mean profile-id?]"}},
+		{"namespace declaration", `<secsh-broker xmlns="urn:x"/>`, []string{"1:15: secsh-broker: xmlns is not an attribute of secsh-broker"}},
+		{"missing attribute", rule(`host="x"`), []string{`2:16: rule: attribute action is missing [add action="DIRECT|BLOCK|TUNNEL|FTP-TUNNEL|FTP-PROXY"]`}},
+		{"missing attributes", root("<profiles><profile/></profiles>"), []string{"2:11: profile: attribute id is missing", "2:11: profile: attribute host is missing"}},
+		{"missing yes/no", general("<strict-host-key-checking/>"), []string{
+			`2:10: strict-host-key-checking: attribute enable is missing [add enable="yes|no"]`, "2:10: warning: strict-host-key-checking: deprecated"}},
+		{"second element", root("<profiles/>\n<profiles/>"), []string{"3:1: profiles: secsh-broker holds a second profiles, the first is at 2:1"}},
+		{"order of default-settings", defaults("<macs/><ciphers/>"), []string{"2:26: ciphers: ciphers must stand before macs"}},
+		{"any order of profiles", profile(`<password file="/x"/><ciphers/>`), nil},
+		{"text", rules("\n  block all\n"), []string{"3:3: filter-engine: text is not allowed here"}},
+		{"cdata", rules("<![CDATA[x]]>"), []string{"2:25: filter-engine: text is not allowed here"}},
+		{"text on both sides", rules("a" + block + "b"), []string{"2:16: filter-engine: text", "2:39: filter-engine: text"}},
+		{"neither yes nor no", rule(`action="BLOCK" pseudo-ip="true"`), []string{`2:48: rule: pseudo-ip: "true" is neither yes nor no [write yes or no]`}},
+		{"empty yes/no", rule(`action="BLOCK" pseudo-ip=""`), []string{`2:48: rule: pseudo-ip: "" is neither`}},
+		{"name of the feature", rule(`action="FTP-SFTP" profile-id="p"`), []string{`2:30: rule: action: "FTP-SFTP" is not one of DIRECT, BLOCK, TUNNEL, FTP-TUNNEL, FTP-PROXY [FTP-SFTP conversion is called FTP-PROXY]`, `2:52: rule: there is no profile "p"`}},
+		{"empty action", rule(`action=""`), []string{`2:30: rule: action: "" is not one of`}},
+		{"number too large", rule(`action="TUNNEL" hostname-from-app="yes" destination-port="65536"`), []string{`2:80: rule: destination-port: "65536" is not a number in its range [write a number from 1 to 65535]`}},
+		{"no number", profile(`<idle-timeout time="5s"/>`), []string{`2:56: idle-timeout: time: "5s" is not a number`}},
+		{"negative number", profile(`<idle-timeout time="-1"/>`), []string{`2:56: idle-timeout: time: "-1" is not a number`}},
+		{"number beyond all bounds", profile(`<idle-timeout time="99999999999999999999"/>`), []string{`2:56: idle-timeout: time: "99999999999999999999" is not a number`}},
+		{"all errors of a file", "<secsh-broker>\n<filter-engine>\n<rule action='X'/>\n<rul/>\n<rule action='BLOCK' host='(' ports='9-1'/>\n</filter-engine>\n<profiles/>\n</secsh-broker>", []string{
+			`3:15: rule: action: "X"`, "4:1: rul: filter-engine cannot", "5:28: rule: host:", "5:38: rule: wrong ports", "7:1: profiles: profiles must stand before filter-engine"}},
+		{"the schema up to a syntax error", "<secsh-broker>\n<filter-engine>\n<rule acton='X'/>\n<rule host='('/>\n</filter-engin>\n<nothing/>", []string{
+			"3:7: rule: acton", "4:1: rule: attribute action is missing", "5:1: filter-engine: </filter-engin> stands where"}},
+
+		// variables
+		{"variable that is not set", rule(`action="TUNNEL" profile-id="$NONE" hostname-from-app="yes"`), []string{"2:50: warning: rule: variable NONE in profile-id is not set and stands for nothing"}},
+		{"variable without end", profile(`<hostkey file="&lt;x${HOME"/>`), []string{"2:56: hostkey: file: a variable has no name or no closing brace [write ${NAME}"}},
+		{"variable in a pattern", rule(`action="BLOCK" application="%D/x"`), []string{"2:50: warning: rule: variables are not expanded in the regular expression application"}},
+		{"number from a variable", root(`<profiles><profile id="p" host="h" port="${NONE:-22}"/></profiles>`), nil},
+		{"wrong number from a variable", root(`<profiles><profile id="p" host="h" port="$lower"/></profiles>`), []string{`2:42: profile: port: "l" is not a number`}},
+
+		// general
+		{"FIPS", general(`<crypto-lib mode="fips"/>`), []string{"2:28: crypto-lib: FIPS mode is asked for"}},
+		{"no FIPS", general(`<crypto-lib mode="Standard"/><crypto-lib/>`), []string{"2:39: crypto-lib: general holds a second"}},
+		{"relative directory", general(`<user-config-directory path="x"/>`), []string{`2:39: user-config-directory: path: "x" is not absolute`}},
+		{"default directory", general(`<user-config-directory path="%USER_CONFIG_DIRECTORY%"/>`), nil},
+		{"directory of keys", general(`<known-hosts path="/"/>`), []string{"2:29: warning: known-hosts: / is a directory"}},
+		{"certificates", general(`<cert-validation><ca-certificate name="x">abc</ca-certificate><key-store type="software"/></cert-validation>`), []string{"2:10: warning: cert-validation: read, but not acted on"}},
+		{"bad certificates", general(`<cert-validation max-ldap-response-length="513"/>`), []string{"2:10: warning: cert-validation:", "2:53: cert-validation: max-ldap-response-length:"}},
+		{"permissions", general(`<file-access-control enable="yes"/>`), []string{"2:31: warning: file-access-control: enable: not built yet"}},
+		{"remarks come once", general(`<key-stores><user-keys directory="a"/><user-keys directory="b"/></key-stores>`), []string{"2:22: warning: user-keys: not built yet"}},
+
+		// settings
+		{"prompt for the user", root(`<default-settings user=""/>`), []string{"2:25: warning: default-settings: nobody is asked for a user name"}},
+		{"prompt for the user of a profile", root(`<profiles><profile id="p" host="h" user="*"/></profiles>`), []string{"2:42: warning: profile: nobody is asked"}},
+		{"user with a control character", root(`<profiles><profile id="p" host="h" user="a&#10;b"/></profiles>`), []string{`2:42: profile: user: user "a\nb" has a control character`}},
+		{"list in one", profile(`<ciphers><cipher name="a,b"/></ciphers>`), []string{`2:59: cipher: "a,b" is not the name of one algorithm`}},
+		{"empty name", profile(`<macs><mac name=""/></macs>`), []string{`2:53: mac: "" is not the name`}},
+		{"name twice", profile(`<kexs><kex name="a"/><kex name="a"/></kexs>`), []string{"2:68: warning: kex: a stands twice"}},
+		{"no method", profile(`<authentication-methods/>`), nil},
+		{"no usable method", profile(`<authentication-methods><auth-gssapi/><authentication-method name="hostbased"/></authentication-methods>`), []string{
+			"2:36: authentication-methods: none of these methods can be used",
+			"2:60: warning: auth-gssapi: read, but not acted on", "2:74: warning: authentication-method: hostbased: read, but not acted on"}},
+		{"method twice", profile(`<authentication-methods><auth-publickey/><authentication-method name="publickey"/></authentication-methods>`), []string{"2:77: warning: authentication-method: publickey stands twice"}},
+		{"method of servers", profile(`<authentication-methods><auth-publickey/><authentication-method name="certificate"/></authentication-methods>`), []string{"2:106: authentication-method: certificate is a method of servers"}},
+		{"method of users", profile(`<server-authentication-methods><authentication-method name="password"/></server-authentication-methods>`), []string{"2:96: authentication-method: password is a method of users"}},
+		{"certificate required", profile(`<server-authentication-methods><auth-server-certificate/></server-authentication-methods>`), []string{"2:67: auth-server-certificate: server certificates are not built yet, and nothing else is allowed"}},
+		{"certificate required, old form", profile(`<server-authentication-methods><authentication-method name="certificate"/></server-authentication-methods>`), []string{"2:67: authentication-method: server certificates"}},
+		{"certificate allowed", profile(`<server-authentication-methods><auth-server-certificate/><auth-server-publickey/></server-authentication-methods>`), []string{"2:67: warning: auth-server-certificate: server certificates are not built yet: the host key"}},
+		{"no policy", profile(`<server-authentication-methods><auth-server-publickey policy="lax"/></server-authentication-methods>`), []string{`2:98: auth-server-publickey: policy: "lax" is not one of strict, ask, trust-on-first-use, tofu, advisory`}},
+		{"two identities in one", profile(`<user-identities><identity file="a" id="b"/></user-identities>`), []string{"2:53: identity: an identity has exactly one"}},
+		{"empty identity", profile(`<user-identities><identity file=""/></user-identities>`), []string{"2:69: identity: file is empty"}},
+		{"identity by hash", profile(`<user-identities><identity hash="#1"/></user-identities>`), []string{"2:69: warning: identity: hash: not built yet"}},
+		{"two passwords in one", profile(`<password file="a" string="b"/>`), []string{"2:36: password: a password has exactly one"}},
+		{"no password", profile(`<password/>`), []string{"2:36: password: a password has exactly one"}},
+		{"empty password", profile(`<password string=""/>`), []string{"2:36: password: the password is empty"}},
+		{"host key inside", profile(`<hostkey>AAAA</hostkey>`), []string{"2:45: hostkey: a host key inside the configuration is not built yet [save it"}},
+		{"no host key", profile(`<hostkey/>`), []string{"2:36: hostkey: no host key is named"}},
+		{"proxy", defaults(`<proxy ruleset="direct:///; &lt;x"/>`), []string{`2:47: proxy: ruleset: "<x" has no ://`}},
+		{"no proxy", defaults(`<proxy ruleset=" ; "/>`), nil},
+		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: not built yet", "2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},
+		{"settings without effect", profile(`<compression name="ZLIB"/><exclusive-connection enable="yes"/><forwards><forward type="x11" state="on"/></forwards>`), []string{
+			"2:49: warning: compression: name: not built yet", "2:84: warning: exclusive-connection: enable: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
+		{"settings that ask for nothing", profile(`<compression name="none"/><exclusive-connection enable="NO"/><forwards><forward type="x11" state="off"/></forwards><server-banners visible="no"/>`), nil},
+		{"settings of windows", defaults(`<sftpg3-mode anything="x"><inside/></sftpg3-mode><quiet-mode enable="yes"/><address-family type="inet6"/>`), []string{
+			"2:19: warning: sftpg3-mode: read, but not acted on", "2:80: warning: quiet-mode: enable: read", "2:110: warning: address-family: type: not built yet"}},
+		{"gui", root(`<gui hide="yes"/>`), []string{"2:1: warning: gui: read, but not acted on"}},
+
+		// profiles
+		{"second id", root(`<profiles><profile id="p" host="h"/><profile id="p" host="i"/></profiles>`), []string{`2:50: profile: there is a second profile "p", the first is at 2:24`}},
+		{"empty id", root(`<profiles><profile id="" host="h"/></profiles>`), []string{"2:24: profile: id is empty"}},
+		{"second name", root(`<profiles><profile id="p" name="n" host="h"/><profile id="q" name="n" host="i"/></profiles>`), []string{`2:68: warning: profile: there is a second profile with the name "n", the first is at 2:33`}},
+		{"host with a space", root(`<profiles><profile id="p" host="a b"/></profiles>`), []string{`2:33: profile: host "a b" has the character ' '`}},
+		{"host that is an option", root(`<profiles><profile id="p" host="-oProxyCommand=x"/></profiles>`), []string{`2:33: profile: host "-oProxyCommand=x" begins with a hyphen`}},
+		{"hosts of the program", root(`<profiles><profile id="p" host="*"/><profile id="q" host=""/></profiles>`), nil},
+		{"port 0", root(`<profiles><profile id="p" host="h" port="0"/></profiles>`), []string{`2:42: profile: port: "0"`}},
+		{"other protocol", root(`<profiles><profile id="p" host="h" protocol="telnet"/></profiles>`), []string{`2:46: profile: protocol: "telnet" is not one of secsh2`}},
+		{"connect at start", root(`<profiles><profile id="p" host="h" connect-on-startup="yes"/></profiles>`), []string{"2:36: warning: profile: connect-on-startup: not built yet"}},
+		{"unknown gateway", root(`<profiles><profile id="gate" host="h"/><profile id="p" host="h" gateway-profile="gat"/></profiles>`), []string{`2:82: profile: gateway-profile: there is no profile "gat" [did you mean gate?]`}},
+		{"gateway by name", root(`<profiles><profile id="g1" name="front" host="h"/><profile id="p" host="h" gateway-profile="front"/></profiles>`), []string{`2:93: profile: gateway-profile: there is no profile "front" [profiles are referred to by their id: "g1"]`}},
+		{"gateway without host", root(`<profiles><profile id="g" host="*"/><profile id="p" host="h" gateway-profile="g"/></profiles>`), []string{`2:79: profile: gateway-profile: profile "g" names no host to go through`}},
+		{"gateway to itself", root(`<profiles><profile id="p" host="h" gateway-profile="p"/></profiles>`), []string{"2:53: profile: gateway-profile: profiles lead in a circle: p -> p"}},
+		{"circle", root("<profiles>\n<profile id='x' host='h' gateway-profile='a'/>\n<profile id='a' host='h' gateway-profile='b'/>\n<profile id='b' host='h' gateway-profile='a'/></profiles>"), []string{"4:43: profile: gateway-profile: profiles lead in a circle: a -> b -> a"}},
+
+		// rules
+		{"pattern after references", rule(`action="BLOCK" host="&lt;&#x41;("`), []string{"2:53: rule: host: "}},
+		{"pattern of the program", rule(`action="BLOCK" application="*x"`), []string{"2:50: rule: application: "}},
+		{"pattern of the address", rule(`action="BLOCK" ip-address="10.("`), []string{"2:52: rule: ip-address: "}},
+		{"prefix", rules(`<rule action="BLOCK" ip-address="10.0.0.0/8"/><rule action="BLOCK" ip-address="fd00::/8"/>`), nil},
+		{"prefix with host bits", rule(`action="BLOCK" ip-address="10.1.2.3/8"`), []string{"2:49: rule: ip-address: 10.1.2.3/8 has bits set after its first 8 [write 10.0.0.0/8]"}},
+		{"prefix too long", rule(`action="BLOCK" ip-address="10.0.0.0/33"`), []string{`2:49: rule: ip-address: "10.0.0.0/33" is neither a prefix`}},
+		{"prefix of both families", rule(`action="BLOCK" ip-address="::ffff:10.0.0.0/104"`), []string{"2:49: rule: ip-address: ::ffff:10.0.0.0/104: an IPv4 address inside IPv6"}},
+		{"pattern with a slash", rule(`action="BLOCK" ip-address="[^/]*"`), nil},
+		{"host and address", rule(`action="BLOCK" host="x" ip-address="y"`), []string{"2:58: warning: rule: ip-address is ignored, because host is given"}},
+		{"empty is absent", rule(`action="BLOCK" host="" ip-address="" application="" users="" groups="" ports="" destination="" destination-port="" profile-id="" username=""`), nil},
+		{"port 0 in ports", rule(`action="BLOCK" ports="0"`), []string{"2:44: rule: wrong ports: 0 is not between 1 and 65535"}},
+		{"empty user", rule(`action="BLOCK" users="a,,b"`), []string{"2:44: rule: users: a name is empty"}},
+		{"profile by name", root(`<profiles><profile id="p1" name="rock" host="h"/></profiles><filter-engine>` + `<rule action="TUNNEL" profile-id="rock"/></filter-engine>`), []string{`2:110: rule: there is no profile "rock" [profiles are referred to by their id: "p1"]`}},
+		{"profile that is almost there", root(`<profiles><profile id="bastion" host="h"/></profiles><filter-engine>` + `<rule action="TUNNEL" profile-id="bastoin"/></filter-engine>`), []string{`2:103: rule: there is no profile "bastoin" [did you mean bastion?]`}},
+		{"unknown profile of a direct rule", rule(`action="DIRECT" profile-id="p"`), []string{`2:50: rule: there is no profile "p" [it has no profiles]`}},
+		{"no server", rule(`action="tunnel"`), []string{"2:30: rule: TUNNEL has no server to go to"}},
+		{"no server for FTP", rule(`action="FTP-PROXY"`), []string{"2:30: rule: FTP-PROXY has no server to go to", "2:30: warning: rule: FTP-PROXY is not built yet"}},
+		{"no conclusion from a misspelt rule", rule(`action="TUNNEL" profil-id="p"`), []string{"2:38: rule: profil-id is not an attribute"}},
+		{"destination", rule(`action="TUNNEL" hostname-from-app="yes" destination="a b"`), []string{`2:75: rule: destination: host "a b" has the character`}},
+		{"destination of a direct rule", rule(`action="DIRECT" destination="a"`), []string{"2:16: warning: rule: destination and destination-port have no effect with DIRECT"}},
+		{"pseudo-ip and fallback", rule(`host="x" action="TUNNEL" hostname-from-app="yes" pseudo-ip="yes" fallback-to-plain="yes"`), []string{"2:82: warning: rule: with pseudo-ip, fallback-to-plain has no address"}},
+		{"pseudo-ip and direct", rule(`host="x" action="DIRECT" pseudo-ip="yes"`), []string{"2:58: warning: rule: pseudo-ip has no effect with DIRECT"}},
+		{"pseudo-ip without host", rule(`action="TUNNEL" hostname-from-app="yes" pseudo-ip="yes"`), []string{"2:73: warning: rule: pseudo-ip has no effect without host"}},
+		{"username from the program", rule(`action="TUNNEL" hostname-from-app="yes" username-from-app="yes"`), []string{"2:81: warning: rule: username-from-app has no effect but with FTP-TUNNEL and FTP-PROXY"}},
+		{"username from a file", rule(`action="TUNNEL" hostname-from-app="yes" username="/etc/user"`), []string{"2:72: rule: username: reading the name from a file is not built"}},
+		{"FTP", rule(`action="ftp-proxy" hostname-from-app="yes"`), []string{"2:30: warning: rule: FTP-PROXY is not built yet: flows decided by this rule are refused"}},
+		{"default action", root(`<filter-engine default-action="TUNNEL"/>`), []string{`2:32: filter-engine: default-action: "TUNNEL" is not one of DIRECT, BLOCK`}},
+		{"at signs", root(`<filter-engine ftp-filter-at-signs="yes"/>`), []string{"2:16: warning: filter-engine: ftp-filter-at-signs: not built yet"}},
+
+		// pools
+		{"pools", root(`<filter-engine ip-generate-start="10.9.8.0" ip6-generate-start="fd00::1:0:0:0"/>`), nil},
+		{"pool of the other family", root(`<filter-engine ip-generate-start="fd00::" ip6-generate-start="10.0.0.0"/>`), []string{"2:35: filter-engine: ip-generate-start: ", "2:63: filter-engine: ip6-generate-start: "}},
+		{"pool that does not start a block", root(`<filter-engine ip-generate-start="198.18.0.1"/>`), []string{"2:35: filter-engine: ip-generate-start: 198.18.0.1 is not the first address of a block of at least 8 bits [write 198.18.0.0]"}},
+		{"pool of loopback", root(`<filter-engine ip-generate-start="127.0.0.0"/>`), []string{"2:35: filter-engine: ip-generate-start: 127.0.0.0 cannot be given to a program"}},
+		{"no address", root(`<filter-engine ip-generate-start="pool"/>`), []string{`2:35: filter-engine: ip-generate-start: "pool" is not an address`}},
+
+		// the older pair
+		{"unknown dns", rules(`<dns id="d1"/><filter dns-id="d2" action="BLOCK"/><filter dns-id="d1" action="BLOCK"/>`), []string{`2:46: filter: there is no dns "d2" [did you mean d1?]`}},
+		{"dns after its filter", rules(`<filter dns-id="d" action="BLOCK"/><dns id="d"/>`), nil},
+		{"dns that is not used", rules(`<dns id="d"/>`), []string{`2:16: warning: dns: no filter refers to dns "d"`}},
+		{"second dns", rules(`<dns id="d"/><dns id="d"/><filter dns-id="d" action="BLOCK"/>`), []string{`2:38: dns: there is a second dns "d"`}},
+		{"wrong dns of two filters", rules(`<dns id="d" host="("/><filter dns-id="d" action="BLOCK"/><filter dns-id="d" action="BLOCK"/>`), []string{"2:34: dns: host: "}},
+		{"filter without server", rules(`<dns id="d"/><filter dns-id="d" action="TUNNEL"/>`), []string{"2:56: filter: TUNNEL has no server to go to: there is neither a profile nor the host that the program asked for [add profile-id=\"...\"]"}},
+		{"unknown network", rules(`<network id="office"/><dns id="d" network-id="ofice"/><filter dns-id="d" action="BLOCK"/>`), []string{"2:16: warning: network: location awareness", `2:62: dns: there is no network "ofice" [did you mean office?]`}},
+		{"second network", rules(`<network id="n"/><network id="n"/>`), []string{"2:16: warning: network:", "2:33: warning: network:", `2:46: network: there is a second network "n"`}},
+		{"direct in one network", rules(`<network id="n"/><dns id="d" network-id="n"/><filter dns-id="d" action="DIRECT"/>`), []string{
+			"2:16: warning: network:", `2:88: filter: it is bound to network "n", which is not built yet: applied everywhere it would send in clear elsewhere too`}},
+		{"fallback in one network", root(`<profiles><profile id="p" host="h"/></profiles><filter-engine>` + `<network id="n"/><dns id="d" network-id="n"/><filter dns-id="d" action="TUNNEL" profile-id="p" fallback-to-plain="yes"/></filter-engine>`), []string{
+			"2:63: warning: network:", `2:135: filter: it is bound to network "n"`}},
+
+		// logging, static tunnels
+		{"logging", root(`<logging><log-events facility="local8"/></logging>`), []string{"2:1: warning: logging: read, but not acted on", `2:32: log-events: facility: "local8"`}},
+		{"log file", root(`<logging><log-events>x<log-target type="syslog" file="/x"/></log-events></logging>`), []string{"2:1: warning: logging", "2:55: log-target: file goes with type file, not with syslog"}},
+		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{"2:1: warning: static-tunnels: not built yet", `2:49: tunnel: listen-port: "0"`}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := readFile("f", []byte(tt.in), testEnv(), "/home/ann/.ssh2")
+			merge(testEnv(), "/home/ann/.ssh2", nil, f)
+			found := f.Sorted()
+			for i := range max(len(found), len(tt.want)) {
+				got, want := "nothing", "nothing"
+				if i < len(found) {
+					p := found[i]
+					if p.Pos.File != "f" {
+						t.Errorf("%v is not in the file", p)
+					}
+					got = short(Problems{p})[0] + " [" + p.Hint + "]"
+				}
+				if i < len(tt.want) {
+					want = tt.want[i]
+				}
+				if !strings.HasPrefix(got, want) {
+					t.Errorf("got  %s\nwant %s", got, want)
+				}
+			}
+		})
+	}
+}
+
+// A file with very many mistakes is refused with a list that ends.
+func TestManyProblems(t *testing.T) {
+	name := write(t, "f.xml", "<secsh-broker>"+strings.Repeat("<x/>\n", 15000)+"</secsh-broker>")
+	_, err := Load(Options{File: name, Env: testEnv()})
+	if n := strings.Count(fmt.Sprint(err), "\n"); err == nil || n > 3000 {
+		t.Errorf("%d lines", n)
+	}
+}
+
+// Kinds let a broker keep quiet about what only check-config has to list.
+func TestKinds(t *testing.T) {
+	c := loadText(t, `<secsh-broker><general><file-access-control enable="yes"/></general><gui x="y"/><filter-engine><rule action="BLOCK" host="x" ip-address="y"/></filter-engine></secsh-broker>`)
+	for kind, want := range map[Kind]string{General: "rule", NotActedOn: "gui", NotBuilt: "file-access-control"} {
+		if got := c.Warnings.OfKind(kind); len(got) != 1 || got[0].Element != want {
+			t.Errorf("%v: %v", kind, got)
+		}
+	}
+}
+
+// FuzzLoad holds for any bytes: no panic, a configuration or an error and never both,
+// the same findings each time, each at a place of the file.
+func FuzzLoad(f *testing.F) {
+	for _, seed := range seeds(f) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		first, list := understand(t, data)
+		second, again := understand(t, data)
+		if first != second || list != again {
+			t.Fatalf("two readings differ:\n%s\n%s\n%s\n%s", first, second, list, again)
+		}
+	})
+}
+
+// understand reads data as the user's file and describes what came of it.
+func understand(t *testing.T, data []byte) (config, findings string) {
+	f := readFile("f", data, testEnv(), "/nowhere")
+	m := merge(testEnv(), "/nowhere", nil, f)
+	found := f.Sorted()
+	for i, p := range found {
+		if p.Msg == "" || p.Pos.File != "f" || i > 0 && p.Pos.Line > 0 && p.Pos.Before(found[i-1].Pos) {
+			t.Fatalf("finding %d: %+v", i, p)
+		}
+	}
+	if len(found.Errors()) > 0 {
+		return "", found.Error()
+	}
+	c, err := m.config()
+	if err != nil {
+		t.Fatalf("nothing was found wrong, but: %v", err)
+	}
+	var b strings.Builder
+	fmt.Fprintln(&b, lines(c.Filter), c.Pool4, c.Pool6, c.Proxies, *c.Defaults)
+	for _, id := range m.order {
+		for p := c.Profiles[id]; p != nil; p = p.Gateway {
+			q := *p
+			q.Gateway = nil
+			fmt.Fprintf(&b, "%s: %+v\n", id, q)
+		}
+	}
+	return b.String(), schema.Problems(found).Error()
+}

@@ -1,0 +1,343 @@
+package config
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"sshbroker/broker/config/schema"
+	"sshbroker/profiles"
+)
+
+// settings are what default-settings and profiles have in common. A nil or empty
+// field says nothing and leaves what the level below says.
+type settings struct {
+	user string // "": the level below; the special forms "" and "*" come out as that too
+
+	ciphers, macs, kexs, hostKeyAlgorithms []string
+
+	rekey        *uint64
+	methods      []profiles.AuthMethod
+	authPassword *password // inside auth-password
+	password     *password // of the profile itself, which wins
+	identities   []string
+	proxy        *string
+	idle         *time.Duration
+	connect      *time.Duration
+	keepalive    *time.Duration
+	policy       *profiles.HostKeyPolicy
+	hostKeyFile  string
+}
+
+// password is one of three ways to give a password. Its text is never logged.
+type password struct{ text, file, command string }
+
+// settings reads the children that default-settings and profile share, and user.
+func (r *reader) settings(n *schema.Node) settings {
+	var s settings
+	s.user = r.user(n)
+	for _, c := range n.Children {
+		switch c.Name {
+		case "ciphers":
+			s.ciphers = r.names(c)
+		case "macs":
+			s.macs = r.names(c)
+		case "kexs":
+			s.kexs = r.names(c)
+		case "hostkey-algorithms":
+			s.hostKeyAlgorithms = r.names(c)
+		case "rekey":
+			if bytes, ok := c.Number("bytes"); ok {
+				s.rekey = &bytes
+			}
+		case "authentication-methods":
+			r.authentication(c, &s)
+		case "user-identities":
+			s.identities = r.identities(c)
+		case "proxy":
+			s.proxy = r.proxy(c)
+		case "idle-timeout":
+			s.idle = seconds64(c)
+		case "tcp-connect-timeout":
+			s.connect = seconds64(c)
+		case "keepalive-interval":
+			s.keepalive = seconds64(c)
+		case "server-authentication-methods":
+			s.policy = r.serverAuthentication(c)
+		case "password":
+			s.password = r.password(c)
+		case "hostkey":
+			s.hostKeyFile = r.hostKey(c)
+		}
+	}
+	return s
+}
+
+// user returns the name to log in with; "" leaves it to the level below. A name that
+// is to be prompted for is that too, as nobody is there to be asked.
+func (r *reader) user(n *schema.Node) string {
+	user, ok := n.Get("user")
+	if !ok {
+		return ""
+	}
+	if user == "*" || user == "" && n.Name == "default-settings" {
+		r.Warn(schema.NotBuilt, n.At("user"), n.Name, "give the name, or %USERNAME%",
+			"nobody is asked for a user name yet: the default is used")
+		return ""
+	}
+	if user != "" {
+		r.checkUser(n, "user", user)
+	}
+	return user
+}
+
+// checkUser refuses names that cannot be sent to a server.
+func (r *reader) checkUser(n *schema.Node, attr, user string) {
+	if err := profiles.CheckUser(user); err != nil {
+		r.Fail(n.At(attr), n.Name, "", "%s: %v", attr, err)
+	}
+}
+
+// names returns the members of a list such as ciphers. Which of them can be used is
+// found out by the transport; an empty list says nothing.
+func (r *reader) names(n *schema.Node) []string {
+	var list []string
+	for _, c := range n.Children {
+		name, ok := c.Get("name")
+		switch {
+		case !ok:
+		case name == "" || strings.ContainsAny(name, ", "):
+			r.Fail(c.At("name"), c.Name, "one element for each name", "%q is not the name of one algorithm", name)
+		case slices.Contains(list, name):
+			r.Warn(schema.General, c.At("name"), c.Name, "", "%s stands twice in the list", name)
+		default:
+			list = append(list, name)
+		}
+	}
+	return list
+}
+
+func seconds64(n *schema.Node) *time.Duration {
+	v, ok := n.Number("time")
+	if !ok {
+		return nil
+	}
+	d := time.Duration(v) * time.Second
+	return &d
+}
+
+// authentication reads both forms, auth-... and authentication-method, in the order
+// in which they are to be tried.
+func (r *reader) authentication(n *schema.Node, s *settings) {
+	for _, c := range n.Children {
+		name, attr := strings.TrimPrefix(c.Name, "auth-"), ""
+		if c.Name == "authentication-method" {
+			name, attr = c.Str("name"), c.Str("name")
+		}
+		var method profiles.AuthMethod
+		switch name {
+		case "publickey":
+			method = profiles.PublicKey
+		case "password":
+			method = profiles.Password
+			if p := c.Child("password"); p != nil {
+				s.authPassword = r.password(p)
+			}
+		case "keyboard-interactive":
+			method = profiles.KeyboardInteractive
+		case "certificate":
+			r.Fail(c.At("name"), c.Name, "write publickey", "certificate is a method of servers, not of users")
+			continue
+		case "":
+			continue // a bad value, reported already
+		default:
+			r.Remark(schema.NotActedOn, c.Pos, c.Name, attr)
+			continue
+		}
+		if slices.Contains(s.methods, method) {
+			r.Warn(schema.General, c.Pos, c.Name, "", "%s stands twice in the list", name)
+			continue
+		}
+		s.methods = append(s.methods, method)
+	}
+	if len(n.Children) > 0 && len(s.methods) == 0 && !anyFlawed(n.Children) {
+		r.Fail(n.Pos, n.Name, "add auth-publickey, auth-keyboard-interactive or auth-password", "none of these methods can be used")
+	}
+}
+
+func anyFlawed(list []*schema.Node) bool {
+	return slices.ContainsFunc(list, func(n *schema.Node) bool { return n.Flawed })
+}
+
+// identities returns private key files. A public key stands for the private one
+// beside it.
+func (r *reader) identities(n *schema.Node) []string {
+	var files []string
+	for _, c := range n.Children {
+		if c.Flawed {
+			continue
+		}
+		if c.Given() != 1 {
+			r.Fail(c.Pos, c.Name, `write identity-file="..."`, "an identity has exactly one of identity-file, file, hash, id and data")
+			continue
+		}
+		for _, name := range []string{"hash", "id", "data"} {
+			if _, given := c.Get(name); given {
+				r.Remark(schema.NotBuilt, c.At(name), c.Name, name)
+			}
+		}
+		for _, name := range []string{"identity-file", "file"} {
+			switch file, given := c.Get(name); {
+			case !given:
+			case file == "":
+				r.Fail(c.At(name), c.Name, "", "%s is empty", name)
+			default:
+				files = append(files, r.path(strings.TrimSuffix(file, ".pub")))
+			}
+		}
+	}
+	return files
+}
+
+func (r *reader) password(n *schema.Node) *password {
+	if n.Flawed {
+		return nil
+	}
+	if n.Given() != 1 {
+		r.Fail(n.Pos, n.Name, `write file="..."`, "a password has exactly one of string, file and command")
+		return nil
+	}
+	p := &password{text: n.Str("string"), file: r.path(n.Str("file")), command: n.Str("command")}
+	if *p == (password{}) {
+		r.Fail(n.Pos, n.Name, "", "the password is empty")
+		return nil
+	}
+	return p
+}
+
+func (r *reader) proxy(n *schema.Node) *string {
+	ruleset, ok := n.Get("ruleset")
+	if !ok {
+		return nil
+	}
+	if err := checkRuleset(ruleset); err != nil {
+		r.Fail(n.Inside("ruleset", err.offset), n.Name, `for example "direct:///10.0.0.0/8; socks5://proxy.example.com:1080/"`, "ruleset: %s", err.msg)
+		return nil
+	}
+	if strings.Trim(ruleset, "; ") != "" {
+		r.Remark(schema.NotBuilt, n.Pos, n.Name, "")
+	}
+	return &ruleset
+}
+
+// serverAuthentication reads both forms and returns the policy, nil where none is
+// given. A server that must show a certificate cannot be served; a server that may is
+// held to its host key.
+func (r *reader) serverAuthentication(n *schema.Node) *profiles.HostKeyPolicy {
+	var policy *profiles.HostKeyPolicy
+	var byKey bool
+	var byCertificate *schema.Node
+	for _, c := range n.Children {
+		switch c.Name {
+		case "auth-server-publickey":
+			byKey = true
+			policy = hostKeyPolicy(c.Str("policy"))
+		case "auth-server-certificate":
+			byCertificate = c
+		case "authentication-method":
+			switch name := c.Str("name"); name {
+			case "publickey":
+				byKey = true
+			case "certificate":
+				byCertificate = c
+			case "":
+				byKey = true // a bad value, reported already
+			default:
+				r.Fail(c.At("name"), c.Name, "write publickey", "%s is a method of users, not of servers", name)
+				byKey = true
+			}
+		}
+	}
+	switch {
+	case byCertificate != nil && !byKey:
+		r.Fail(byCertificate.Pos, byCertificate.Name, "add <auth-server-publickey/>", "server certificates are not built yet, and nothing else is allowed here")
+	case byCertificate != nil:
+		r.Warn(schema.NotBuilt, byCertificate.Pos, byCertificate.Name, "", "server certificates are not built yet: the host key is checked in any case")
+	}
+	return policy
+}
+
+func hostKeyPolicy(name string) *profiles.HostKeyPolicy {
+	var p profiles.HostKeyPolicy
+	switch name {
+	case "strict":
+		p = profiles.Strict
+	case "ask":
+		p = profiles.Ask
+	case "tofu", "trust-on-first-use":
+		p = profiles.TOFU
+	case "advisory":
+		p = profiles.Advisory
+	default:
+		return nil
+	}
+	return &p
+}
+
+// hostKey returns the file with the one trusted key.
+func (r *reader) hostKey(n *schema.Node) string {
+	file, given := n.Get("file")
+	text, at := n.Text()
+	switch {
+	case n.Flawed:
+	case text != "":
+		r.Fail(at, n.Name, `save it to a file and write file="..."`, "a host key inside the configuration is not built yet")
+	case !given || file == "":
+		r.Fail(n.Pos, n.Name, `write file="..."`, "no host key is named")
+	}
+	return r.path(file)
+}
+
+// apply writes what s says over p.
+func (s *settings) apply(p *profiles.Profile) {
+	if s.user != "" {
+		p.User = s.user
+	}
+	override(&p.Ciphers, s.ciphers)
+	override(&p.MACs, s.macs)
+	override(&p.KEXs, s.kexs)
+	override(&p.HostKeyAlgorithms, s.hostKeyAlgorithms)
+	override(&p.AuthMethods, s.methods)
+	override(&p.Identities, s.identities)
+	for _, secret := range []*password{s.authPassword, s.password} {
+		if secret != nil {
+			p.PasswordText, p.PasswordFile, p.PasswordCmd = secret.text, secret.file, secret.command
+		}
+	}
+	if s.rekey != nil {
+		p.RekeyBytes = *s.rekey
+		if *s.rekey == 0 {
+			p.RekeyBytes = math.MaxInt64 // 0 turns rekeying off here, and means the library's choice there
+		}
+	}
+	set(&p.IdleTimeout, s.idle)
+	set(&p.ConnectTimeout, s.connect)
+	set(&p.KeepaliveInterval, s.keepalive)
+	set(&p.HostKeyPolicy, s.policy)
+	if s.hostKeyFile != "" {
+		p.HostKeyFile = s.hostKeyFile
+	}
+}
+
+func override[T any](dst *[]T, list []T) {
+	if len(list) > 0 {
+		*dst = list
+	}
+}
+
+func set[T any](dst *T, v *T) {
+	if v != nil {
+		*dst = *v
+	}
+}

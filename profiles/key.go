@@ -1,0 +1,84 @@
+package profiles
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"strings"
+)
+
+// Key tells profiles apart by everything that shapes their transport, the chain of
+// gateways included. Two profiles of equal Key share a transport. It is a digest,
+// as a password is among what it covers.
+type Key [sha256.Size]byte
+
+// MaxGateways is how many gateways a profile may be chained through.
+const MaxGateways = 16
+
+// Key returns the profile's key. ID and Name do not count.
+func (p *Profile) Key() Key {
+	b := make([]byte, 0, 1024)
+	for hops := 0; p != nil && hops <= MaxGateways; hops++ {
+		b = p.appendSettings(b)
+		p = p.Gateway
+	}
+	return sha256.Sum256(b)
+}
+
+// Chain returns the profile and its gateways, nearest to the destination first. It
+// fails with ErrSetup where there are too many, as a loop has.
+func (p *Profile) Chain() ([]*Profile, error) {
+	var chain []*Profile
+	for q := p; q != nil; q = q.Gateway {
+		if len(chain) > MaxGateways {
+			return nil, fmt.Errorf("%w: more than %d gateways, or a loop of them", ErrSetup, MaxGateways)
+		}
+		chain = append(chain, q)
+	}
+	return chain, nil
+}
+
+// Label is the name by which messages call the profile.
+func (p *Profile) Label() string {
+	switch {
+	case p.ID != "":
+		return p.ID
+	case p.Name != "":
+		return p.Name
+	case strings.Contains(p.Host, ":"):
+		return fmt.Sprintf("%s@[%s]:%d", p.User, p.Host, p.Port)
+	}
+	return fmt.Sprintf("%s@%s:%d", p.User, p.Host, p.Port)
+}
+
+// appendSettings writes every field that matters with its length or in a fixed
+// width, so that no two settings read alike.
+func (p *Profile) appendSettings(b []byte) []byte {
+	text := func(values ...string) {
+		for _, v := range values {
+			b = binary.AppendUvarint(b, uint64(len(v)))
+			b = append(b, v...)
+		}
+	}
+	list := func(lists ...[]string) {
+		for _, l := range lists {
+			b = binary.AppendUvarint(b, uint64(len(l)))
+			text(l...)
+		}
+	}
+	number := func(values ...uint64) {
+		for _, v := range values {
+			b = binary.AppendUvarint(b, v)
+		}
+	}
+	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
+		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias)
+	list(p.Identities, p.DefaultKeys, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
+	number(uint64(p.Port), uint64(p.HostKeyPolicy), p.RekeyBytes, uint64(p.ConnectTimeout),
+		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),
+		uint64(len(p.AuthMethods)))
+	for _, m := range p.AuthMethods {
+		number(uint64(m))
+	}
+	return b
+}

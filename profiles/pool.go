@@ -1,0 +1,462 @@
+package profiles
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// forgetAfter is how long the last failure of a way out is shown once its rest is
+// over. readyFor is how long a transport made by Ready waits for its first stream
+// where the profile closes it with the last one.
+const (
+	forgetAfter = 5 * time.Minute
+	readyFor    = time.Minute
+)
+
+// Pool keeps one transport for each way out: opened on first need by one attempt
+// that everybody who waits shares, and closed as the profile says. Safe for
+// concurrent use.
+type Pool struct {
+	connector Connector
+	log       *slog.Logger
+	life      context.Context
+	end       context.CancelCauseFunc
+	tasks     sync.WaitGroup // attempts and watchers of transports
+
+	mu        sync.Mutex
+	ways      map[Key]*way
+	streams   map[*pooled]struct{}
+	lastID    uint64
+	draining  bool
+	closed    bool
+	quiet     chan struct{} // closed when draining and nothing is live
+	quietOnce sync.Once
+}
+
+// way is one way out: a transport, an attempt to get one, or the memory of why
+// there is none.
+type way struct {
+	key     Key
+	id      uint64
+	profile *Profile
+	link    *link
+	attempt *attempt
+	backoff backoff
+}
+
+// link is one live transport. Its fields are guarded by the pool's lock.
+type link struct {
+	Transport
+	way     *way
+	since   time.Time
+	streams int  // open or being opened
+	used    bool // had a stream
+	retired bool
+	closing bool // closed by us, which is no failure
+	idle    *time.Timer
+}
+
+// attempt is one connect under way. err is set before done is closed.
+type attempt struct {
+	done    chan struct{}
+	err     error
+	waiters int
+	alone   context.CancelFunc // ends the questions to the person when nobody waits
+}
+
+// NewPool returns an empty pool. The caller closes it.
+func NewPool(c Connector, log *slog.Logger) *Pool {
+	life, end := context.WithCancelCause(context.Background())
+	return &Pool{
+		connector: c,
+		log:       log,
+		life:      life,
+		end:       end,
+		ways:      make(map[Key]*way),
+		streams:   make(map[*pooled]struct{}),
+		quiet:     make(chan struct{}),
+	}
+}
+
+// Open opens a stream to dst through p's transport and connects first where there
+// is none. Errors are of the classes of this package; ErrClosed when the pool is
+// closing; ctx's error when it ended. While a way out rests after a failure Open
+// fails at once with that failure. A connect goes on when ctx ends, as others may
+// need it; its questions to the person end when nobody waits any more. The caller
+// closes the stream.
+func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Prompter) (Stream, error) {
+	for retried := false; ; retried = true {
+		l, err := pl.acquire(ctx, p, ask, false)
+		if err != nil {
+			return nil, err
+		}
+		s, err := l.Open(ctx, dst)
+		if err == nil {
+			return pl.hold(l, s, dst), nil
+		}
+		pl.release(l)
+		// A transport can go between being chosen and being asked. Nothing was sent
+		// to the destination then, so another one may be asked, once.
+		if retried || !errors.Is(err, ErrLost) || ctx.Err() != nil {
+			return nil, fmt.Errorf("profile %q: %w", p.Label(), err)
+		}
+		select {
+		case <-l.Done():
+			pl.forget(l)
+		case <-ctx.Done():
+		}
+	}
+}
+
+// Ready connects without opening a stream. Where a person can be asked it does not
+// mind the rest after a failure: somebody is there who wants it now.
+func (pl *Pool) Ready(ctx context.Context, p *Profile, ask Prompter) error {
+	l, err := pl.acquire(ctx, p, ask, ask != nil)
+	if err != nil {
+		return err
+	}
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	l.streams--
+	pl.restLocked(l)
+	return nil
+}
+
+// acquire returns p's live transport with one stream counted on it.
+func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bool) (*link, error) {
+	if _, err := p.Chain(); err != nil {
+		return nil, fmt.Errorf("profile %q: %w", p.Label(), err)
+	}
+	key := p.Key()
+	for {
+		pl.mu.Lock()
+		if pl.draining {
+			pl.mu.Unlock()
+			return nil, fmt.Errorf("profile %q: %w", p.Label(), ErrClosed)
+		}
+		w := pl.wayLocked(key, p)
+		if l := w.link; l != nil && !over(l) {
+			l.streams++
+			if l.idle != nil {
+				l.idle.Stop()
+			}
+			pl.mu.Unlock()
+			return l, nil
+		} else if l != nil {
+			pl.lostLocked(l)
+		}
+		if w.attempt == nil {
+			if rest := w.backoff.rest(time.Now()); rest > 0 && !urgent {
+				err := w.backoff.last
+				pl.mu.Unlock()
+				return nil, fmt.Errorf("profile %q: %w (next attempt in %s)", p.Label(), err, rest.Round(time.Millisecond))
+			}
+			pl.startLocked(w, ask)
+			urgent = false
+		}
+		a := w.attempt
+		a.waiters++
+		pl.mu.Unlock()
+
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+		}
+		pl.mu.Lock()
+		if a.waiters--; a.waiters == 0 {
+			a.alone()
+		}
+		pl.mu.Unlock()
+		select {
+		case <-a.done:
+			if a.err != nil {
+				return nil, fmt.Errorf("profile %q: %w", p.Label(), a.err)
+			}
+		default:
+			return nil, fmt.Errorf("profile %q: waiting for the server: %w", p.Label(), context.Cause(ctx))
+		}
+	}
+}
+
+// wayLocked finds or makes the way out and drops those that have nothing to tell
+// any more, as profiles made for one host each come and go.
+func (pl *Pool) wayLocked(key Key, p *Profile) *way {
+	if w := pl.ways[key]; w != nil {
+		return w
+	}
+	now := time.Now()
+	for k, w := range pl.ways {
+		if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
+			delete(pl.ways, k)
+		}
+	}
+	pl.lastID++
+	w := &way{key: key, id: pl.lastID, profile: p}
+	pl.ways[key] = w
+	return w
+}
+
+// startLocked begins the one attempt of a way out.
+func (pl *Pool) startLocked(w *way, ask Prompter) {
+	waited, alone := context.WithCancel(pl.life)
+	w.attempt = &attempt{done: make(chan struct{}), alone: alone}
+	if ask != nil {
+		ask = whileWaited{Prompter: ask, waited: waited}
+	}
+	pl.tasks.Go(func() { pl.connect(w, w.attempt, ask) })
+}
+
+func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
+	var via DialFunc
+	if gw := w.profile.Gateway; gw != nil {
+		via = pl.through(gw, ask)
+	}
+	t, err := pl.connector.Connect(pl.life, w.profile, via, ask)
+
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	w.attempt = nil
+	if err == nil && pl.life.Err() != nil {
+		pl.tasks.Go(func() { t.Close() })
+		err = ErrClosed
+	}
+	if err != nil {
+		w.backoff.failed(time.Now(), err, rand.Float64())
+		pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
+	} else {
+		w.link = &link{Transport: t, way: w, since: time.Now()}
+		pl.log.Info("connected", "profile", w.profile.Label(), "host", w.profile.Host, "user", w.profile.User)
+		l := w.link
+		pl.tasks.Go(func() { pl.watch(l) })
+		pl.restLocked(l)
+	}
+	a.err = err
+	close(a.done)
+	pl.settleLocked()
+}
+
+// through dials inside a stream of the gateway's transport.
+func (pl *Pool) through(gw *Profile, ask Prompter) DialFunc {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		host, service, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSetup, err)
+		}
+		port, err := strconv.ParseUint(service, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrSetup, err)
+		}
+		s, err := pl.Open(ctx, gw, Destination{Host: host, Port: uint16(port)}, ask)
+		switch {
+		case err == nil:
+			return s, nil
+		case errors.Is(err, ErrHostKey), errors.Is(err, ErrAuth), errors.Is(err, ErrSetup), errors.Is(err, ErrClosed):
+			return nil, fmt.Errorf("gateway: %w", err)
+		}
+		// What the gateway says of our server must not read as if said of the
+		// destination of a flow.
+		return nil, fmt.Errorf("gateway: %w: %v", ErrConnect, err)
+	}
+}
+
+// watch waits for the end of a transport.
+func (pl *Pool) watch(l *link) {
+	<-l.Done()
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.lostLocked(l)
+	pl.settleLocked()
+}
+
+// forget takes a transport that has ended out of use.
+func (pl *Pool) forget(l *link) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.lostLocked(l)
+}
+
+func (pl *Pool) lostLocked(l *link) {
+	if l.way.link != l {
+		return
+	}
+	l.way.link = nil
+	if l.idle != nil {
+		l.idle.Stop()
+	}
+	if l.closing {
+		return
+	}
+	lived := time.Since(l.since)
+	l.way.backoff.lost(time.Now(), lived, l.Err(), rand.Float64())
+	pl.log.Warn("transport lost", "profile", l.way.profile.Label(), "lived", lived.Round(time.Millisecond),
+		"streams", l.streams, "error", l.Err())
+}
+
+// release takes one stream off a transport.
+func (pl *Pool) release(l *link) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	l.streams--
+	l.used = true
+	pl.restLocked(l)
+}
+
+// restLocked decides what becomes of a transport without streams.
+func (pl *Pool) restLocked(l *link) {
+	if l.streams > 0 || l.closing || l.way.link != l {
+		return
+	}
+	wait := l.way.profile.IdleTimeout
+	switch {
+	case l.retired || pl.draining:
+		pl.closeLocked(l)
+		return
+	case wait < 0:
+		return
+	case wait == 0 && l.used:
+		pl.closeLocked(l)
+		return
+	case wait == 0:
+		wait = readyFor
+	}
+	if l.idle != nil {
+		l.idle.Reset(wait)
+		return
+	}
+	l.idle = time.AfterFunc(wait, func() {
+		pl.mu.Lock()
+		defer pl.mu.Unlock()
+		if l.streams == 0 && !l.closing && l.way.link == l {
+			pl.closeLocked(l)
+		}
+	})
+}
+
+// closeLocked closes a transport that nobody needs, without waiting for it.
+func (pl *Pool) closeLocked(l *link) {
+	if l.closing {
+		return
+	}
+	l.closing = true
+	if l.idle != nil {
+		l.idle.Stop()
+	}
+	if l.way.link == l {
+		l.way.link = nil
+		l.way.backoff = backoff{}
+	}
+	pl.log.Info("disconnecting", "profile", l.way.profile.Label())
+	pl.tasks.Go(func() {
+		l.Close()
+		pl.mu.Lock()
+		defer pl.mu.Unlock()
+		pl.settleLocked()
+	})
+}
+
+// settleLocked tells Drain when nothing is live any more.
+func (pl *Pool) settleLocked() {
+	if !pl.draining {
+		return
+	}
+	for _, w := range pl.ways {
+		if w.link != nil || w.attempt != nil {
+			return
+		}
+	}
+	pl.quietOnce.Do(func() { close(pl.quiet) })
+}
+
+// Retire closes every transport that keep does not want, each after its last
+// stream. keep is called with the pool locked. Give it the keys of gateways too
+// (Chain) where they shall live on without streams.
+func (pl *Pool) Retire(keep func(Key) bool) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	for key, w := range pl.ways {
+		switch {
+		case keep(key):
+			if w.link != nil {
+				w.link.retired = false
+			}
+		case w.link != nil:
+			w.link.retired = true
+			pl.restLocked(w.link)
+		case w.attempt == nil:
+			delete(pl.ways, key)
+		}
+	}
+}
+
+// Drain opens nothing more, waits until the last stream has ended or ctx does, and
+// closes the pool. It returns ctx's error where streams had to be cut.
+func (pl *Pool) Drain(ctx context.Context) error {
+	pl.mu.Lock()
+	pl.draining = true
+	for _, w := range pl.ways {
+		if w.link != nil {
+			pl.restLocked(w.link)
+		}
+	}
+	pl.settleLocked()
+	pl.mu.Unlock()
+	var err error
+	select {
+	case <-pl.quiet:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	pl.Close()
+	return err
+}
+
+// Close cuts every stream, closes every transport, ends every attempt and returns
+// when all of that is done. Open and Ready fail with ErrClosed from then on.
+func (pl *Pool) Close() error {
+	pl.mu.Lock()
+	pl.draining = true
+	first := !pl.closed
+	pl.closed = true
+	if first {
+		pl.end(ErrClosed)
+		for _, w := range pl.ways {
+			if w.link != nil {
+				pl.closeLocked(w.link)
+			}
+		}
+	}
+	pl.settleLocked()
+	pl.mu.Unlock()
+	pl.tasks.Wait()
+	return nil
+}
+
+// over tells whether a transport has ended.
+func over(t Transport) bool {
+	select {
+	case <-t.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// whileWaited asks only as long as somebody waits for what the answer is for.
+type whileWaited struct {
+	Prompter
+	waited context.Context
+}
+
+func (w whileWaited) Ask(ctx context.Context, p Prompt) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(w.waited, cancel)()
+	return w.Prompter.Ask(ctx, p)
+}

@@ -1,0 +1,77 @@
+package profiles
+
+import "time"
+
+// HostKeyPolicy is what happens with a host key that is not known yet. A changed
+// key is refused under every policy but Advisory.
+type HostKeyPolicy uint8
+
+// The zero policy refuses whatever it does not know.
+const (
+	Strict   HostKeyPolicy = iota
+	Ask                    // ask the person, refuse where nobody can be asked
+	TOFU                   // trust on first use: accept and store
+	Advisory               // accept and store; go on even when changed
+)
+
+// AuthMethod is a way to prove who we are, in the order the profile lists them.
+type AuthMethod uint8
+
+const (
+	PublicKey AuthMethod = iota + 1
+	Password
+	KeyboardInteractive
+)
+
+// Profile is one way out, complete: factory defaults and default-settings are
+// already merged in. It is immutable once built; copy it to change it.
+type Profile struct {
+	ID   string // unique in a configuration; "" for one made from the defaults alone
+	Name string
+
+	Host string // "" or "*": the host that the program asked for (see For)
+	Port uint16
+	User string
+
+	Gateway *Profile // the transport is opened through this one; nil: straight
+
+	AuthMethods  []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
+	Identities   []string     // private key files, tried in order; they restrict the keys of the agent too
+	DefaultKeys  []string     // where no identities are given: key files tried if they exist
+	Agent        string       // path of the agent's socket; "" uses none
+	PasswordText string       // secret
+	PasswordFile string
+	PasswordCmd  string // a program that prints the password
+
+	HostKeyPolicy  HostKeyPolicy
+	HostKeyFile    string   // the one key that is trusted, where the profile names it
+	KnownHosts     []string // OpenSSH files, searched in order
+	StoreKnownHost string   // the file that a new key is appended to; "" stores none
+	HostKeyAlias   string   // looked up in place of Host; "" for Host itself
+
+	Ciphers, MACs, KEXs, HostKeyAlgorithms []string // empty: the library's choice
+
+	RekeyBytes        uint64        // 0: the library's choice
+	ConnectTimeout    time.Duration // 0: the system's
+	KeepaliveInterval time.Duration // 0: none
+	KeepaliveMisses   int           // unanswered ones after which the transport is lost
+	IdleTimeout       time.Duration // after the last stream; 0: closed with the last stream; <0: never
+	OpenTimeout       time.Duration // for one stream
+}
+
+// For returns the profile with its server filled in: a copy that goes to host
+// where fromApp is set or the profile names none, else p itself. user replaces the
+// profile's when it is not empty.
+func (p *Profile) For(host, user string, fromApp bool) *Profile {
+	if !fromApp && p.Host != "" && p.Host != "*" && user == "" {
+		return p
+	}
+	q := *p
+	if fromApp || p.Host == "" || p.Host == "*" {
+		q.Host = host
+	}
+	if user != "" {
+		q.User = user
+	}
+	return &q
+}

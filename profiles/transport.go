@@ -1,0 +1,120 @@
+package profiles
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+)
+
+// Destination is where the far end of a tunnel is to connect.
+type Destination struct {
+	Host   string // a name, sent unresolved, or a textual address
+	Port   uint16
+	Origin netip.AddrPort // the program's own address, told to the server as originator
+}
+
+// Stream is one flow inside a transport. Deadlines work, Close may be called more
+// than once, and Close and Reset always release local readers and writers, even
+// on a path that has gone dead.
+//
+// Read returns io.EOF only where the far end has ended its direction in order;
+// ErrLost where the transport went, ErrReset where the far end closed the flow
+// without ending its direction. Data that arrived before is delivered first.
+//
+// A stream may also implement io.ReaderFrom, io.WriterTo, FarCloser and Counter.
+// The streams of a Pool always do.
+type Stream interface {
+	net.Conn
+	// CloseWrite ends our direction; the other stays open.
+	CloseWrite() error
+	// Reset ends the flow at once without an orderly end, in both directions.
+	Reset() error
+}
+
+// FarCloser is a stream that knows when its far end takes no more data.
+type FarCloser interface {
+	// Closed is closed when the far end has given the flow up entirely or the
+	// transport is lost: what is written from then on reaches nobody. What came
+	// before may still be read.
+	Closed() <-chan struct{}
+}
+
+// Counter is a stream that counts what it carried.
+type Counter interface {
+	// Counts gives the bytes accepted from and delivered to the local side so far.
+	Counts() (sent, received uint64)
+}
+
+// Transport is one live connection to a server, on which streams are opened.
+// Safe for concurrent use.
+type Transport interface {
+	// Open asks the server for a stream to dst and waits for its answer, or until
+	// ctx ends; a stream confirmed later than that is closed by the transport.
+	// Its errors are of the classes below. The caller closes the stream.
+	Open(ctx context.Context, dst Destination) (Stream, error)
+	// Done is closed when the transport is lost or closed; all its streams then end
+	// with a reset.
+	Done() <-chan struct{}
+	// Err says why Done was closed; nil before. It is ErrLost with the cause.
+	Err() error
+	Close() error
+}
+
+// Describer is a transport that can say what it is.
+type Describer interface {
+	Describe() Description
+}
+
+// Description is what a live transport says of itself.
+type Description struct {
+	Local, Remote  string // addresses of the connection itself
+	ServerVersion  string // as the server gives it; sanitised
+	HostKey        string // type and SHA256 fingerprint
+	KeyExchange    string
+	Cipher         string
+	Sent, Received uint64 // bytes on the wire
+}
+
+// DialFunc opens the connection that a transport runs on.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Connector makes transports of one kind. The pool calls it, never twice at once
+// for the same Key.
+type Connector interface {
+	// Connect reaches p's server and proves who we are. via is not nil where the
+	// profile has a gateway: the connection then runs in what via returns, else the
+	// connector dials by itself. ctx bounds the connect only, not the life of the
+	// transport. The caller closes the transport.
+	Connect(ctx context.Context, p *Profile, via DialFunc, ask Prompter) (Transport, error)
+}
+
+// Prompter asks the person behind a capture. A nil Prompter means that nobody can
+// be asked.
+type Prompter interface {
+	Ask(ctx context.Context, p Prompt) (string, error)
+}
+
+// Prompt is one question. Text may have several lines.
+type Prompt struct {
+	Text   string
+	Secret bool // do not echo, never log
+	YesNo  bool // the answer is "yes" or "no"
+}
+
+// Classes of failure, found with errors.Is. The first group fails the transport,
+// the second one stream.
+var (
+	ErrConnect = errors.New("server cannot be reached")
+	ErrAuth    = errors.New("authentication failed")
+	ErrHostKey = errors.New("host key not trusted")   // never falls back to plain
+	ErrSetup   = errors.New("profile cannot be used") // unreadable key file, no common algorithm
+	ErrLost    = errors.New("transport lost")
+	ErrClosed  = errors.New("pool of transports closed")
+
+	ErrRefused      = errors.New("refused by the destination")
+	ErrProhibited   = errors.New("forwarding prohibited by the server")
+	ErrNameNotFound = errors.New("name not found by the server")
+	ErrOpen         = errors.New("server could not open the connection")
+	ErrReset        = errors.New("flow reset by the far end")
+)
