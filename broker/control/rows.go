@@ -1,0 +1,177 @@
+package control
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// The operations that ssh-broker serves. Beside each: its arguments, then its rows.
+const (
+	OpStatus      = "status"           // none; one StatusRow
+	OpReload      = "reload"           // none; one ReloadResult
+	OpStop        = "stop"             // StopArgs; none
+	OpConnections = "list-connections" // none; ConnectionRow
+	OpChannels    = "list-channels"    // none; ChannelRow
+	OpExplain     = "explain"          // ExplainArgs; ExplainRow
+	OpCapture     = "capture"          // CaptureArgs with descriptors; the broker's choice
+	OpDebug       = "debug"            // DebugArgs; none
+	OpStay        = "stay"             // none; none: a broker that runs on demand becomes a daemon
+)
+
+// Mode is how a broker came to run, and so when it ends.
+type Mode string
+
+const (
+	ModeDaemon   Mode = "daemon"    // runs until told to stop
+	ModeOnDemand Mode = "on-demand" // ends some seconds after its last client
+	ModeSystem   Mode = "system"    // serves every user
+)
+
+// StatusRow is the broker at a glance.
+type StatusRow struct {
+	PID         int         `json:"pid"`
+	Version     string      `json:"version"`
+	Since       time.Time   `json:"since"`
+	Address     string      `json:"address"`
+	Mode        Mode        `json:"mode"`
+	ConfigFiles []string    `json:"config_files"`
+	Generation  int         `json:"generation"` // 1 for the configuration of the start, one more with each reload
+	Warnings    []string    `json:"warnings"`
+	Captures    int         `json:"captures"`
+	FlowsLive   int64       `json:"flows_live"`
+	FlowsTotal  int64       `json:"flows_total"`
+	Audit       AuditStatus `json:"audit"`
+	HeldSYN     bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
+	Memory      uint64      `json:"memory"`   // bytes obtained from the system
+	Goroutines  int         `json:"goroutines"`
+	FDs         int         `json:"fds"`
+}
+
+// AuditStatus says whether the audit record keeps up.
+type AuditStatus struct {
+	Path    string `json:"path"`
+	Written uint64 `json:"written"` // records
+	Failed  uint64 `json:"failed"`  // records that could not be written
+}
+
+// ConnectionRow is one transport.
+type ConnectionRow struct {
+	ID        uint64    `json:"id"`
+	Profile   string    `json:"profile"`
+	Server    string    `json:"server"` // host:port
+	User      string    `json:"user"`
+	Via       string    `json:"via,omitempty"` // the profile it is opened through
+	HostKey   string    `json:"host_key"`      // type and SHA256 fingerprint
+	Cipher    string    `json:"cipher"`
+	Since     time.Time `json:"since,omitzero"`
+	Channels  int       `json:"channels"`
+	BytesUp   uint64    `json:"bytes_up"`
+	BytesDown uint64    `json:"bytes_down"`
+	State     string    `json:"state"`
+	LastError string    `json:"last_error,omitempty"`
+	RetryAt   time.Time `json:"retry_at,omitzero"`
+}
+
+// ChannelRow is one flow that is being carried.
+type ChannelRow struct {
+	ID         uint64    `json:"id"`
+	Connection uint64    `json:"connection"` // ConnectionRow.ID; 0 for a flow carried without a tunnel
+	Capture    string    `json:"capture"`
+	Program    string    `json:"program"`
+	PID        int       `json:"pid"`
+	Src        string    `json:"src"` // address:port
+	Dst        string    `json:"dst"` // address:port, as the program asked
+	Name       string    `json:"name,omitempty"`
+	Rule       string    `json:"rule"`
+	Action     string    `json:"action"`
+	Profile    string    `json:"profile,omitempty"`
+	Since      time.Time `json:"since"`
+	BytesUp    uint64    `json:"bytes_up"`
+	BytesDown  uint64    `json:"bytes_down"`
+	State      string    `json:"state"`
+}
+
+// ExplainArgs is a flow that nobody has opened.
+type ExplainArgs struct {
+	Program string `json:"program,omitempty"` // path of the executable; "" for one that is not known
+	User    string `json:"user,omitempty"`    // login name; "" for the broker's
+	Host    string `json:"host"`              // name or address
+	Port    uint16 `json:"port"`
+}
+
+// ExplainRow is a step, or at the end the result.
+type ExplainRow struct {
+	Step   *ExplainStep   `json:"step,omitempty"`
+	Result *ExplainResult `json:"result,omitempty"`
+}
+
+// ExplainStep is one rule that was looked at. Where it did not match, Condition
+// is the first that did not hold.
+type ExplainStep struct {
+	Rule      int    `json:"rule"`
+	Source    string `json:"source"` // file:line
+	Matched   bool   `json:"matched"`
+	Condition string `json:"condition,omitempty"` // attribute of the rule
+	Value     string `json:"value,omitempty"`     // what the flow has
+	Pattern   string `json:"pattern,omitempty"`   // what the rule wants
+}
+
+// ExplainResult is the decision.
+type ExplainResult struct {
+	Action      string `json:"action"`
+	Rule        int    `json:"rule"` // 0: none matched, the default holds
+	Source      string `json:"source,omitempty"`
+	Profile     string `json:"profile,omitempty"`
+	Server      string `json:"server,omitempty"`
+	User        string `json:"user,omitempty"` // login name at the server
+	Fallback    bool   `json:"fallback"`       // carried in clear if the tunnel fails
+	Destination string `json:"destination,omitempty"`
+	Note        string `json:"note,omitempty"`
+}
+
+// CaptureArgs describes a capture whose descriptors come with the call.
+type CaptureArgs struct {
+	ID          string   `json:"id"`
+	Takeover    bool     `json:"takeover,omitempty"` // an earlier broker served it
+	Via         string   `json:"via,omitempty"`
+	ConfigFile  string   `json:"config_file,omitempty"`
+	Localhost   bool     `json:"localhost,omitempty"`
+	UDPDirect   bool     `json:"udp_direct,omitempty"`
+	AllowDirect bool     `json:"allow_direct,omitempty"`
+	Command     []string `json:"command,omitempty"`
+	Debug       int      `json:"debug,omitempty"` // events are told up to this level; see CaptureEvent
+
+	Manifest json.RawMessage `json:"manifest"` // what the descriptors are: a netns.Manifest
+}
+
+// CaptureRow is what a broker tells the client of a capture: once that it serves,
+// then events as they happen.
+type CaptureRow struct {
+	Serving  bool          `json:"serving,omitempty"`
+	Held     bool          `json:"held,omitempty"` // connect() waits for the decision
+	Warnings []string      `json:"warnings,omitempty"`
+	Event    *CaptureEvent `json:"event,omitempty"`
+}
+
+// CaptureEvent is one line for a person who debugs a capture.
+type CaptureEvent struct {
+	Level int    `json:"level"` // 1 fatal, 3 start-up, 5 connections, 7 name queries
+	Text  string `json:"text"`
+}
+
+// ReloadResult says what a reload did.
+type ReloadResult struct {
+	Generation int      `json:"generation"`
+	Changed    bool     `json:"changed"`
+	Warnings   []string `json:"warnings"`
+}
+
+// StopArgs says how to stop.
+type StopArgs struct {
+	DrainMS int64 `json:"drain_ms"` // how long live flows may go on; 0 cuts them
+}
+
+// DebugArgs sets the debug level of a running broker.
+type DebugArgs struct {
+	Level string `json:"level"` // as ssh-broker -D takes it
+}
