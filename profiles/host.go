@@ -19,11 +19,15 @@ func CheckHost(host string) error {
 	case host[0] == '-':
 		return fmt.Errorf("host %q begins with a hyphen", host)
 	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return nil
+	text := host
+	if addr, err := netip.ParseAddr(host); err == nil {
+		if addr.Zone() == "" {
+			return nil
+		}
+		text = addr.Zone() // which the parser lets be anything
 	}
-	for i := range len(host) {
-		c := host[i]
+	for i := range len(text) {
+		c := text[i]
 		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-_.", c) >= 0) {
 			return fmt.Errorf("host %q has the character %q", host, rune(c))
 		}

@@ -311,6 +311,17 @@ func (c *session) dispatch(ctx context.Context, call *Call) error {
 	return h(ctx, call)
 }
 
+// send is write during a call. A client that has missed a message is disconnected:
+// half an answer is none.
+func (c *session) send(m message) error {
+	err := c.write(m)
+	if err == nil || unsent(err) {
+		return err
+	}
+	c.Close()
+	return fmt.Errorf("%w: %w", ErrClientGone, err)
+}
+
 // sayWhy tells a client that is between calls why it is disconnected, unless it
 // just left.
 func (c *session) sayWhy(ctx context.Context) {
@@ -378,18 +389,14 @@ func (c *Call) Files() []*os.File {
 	return files
 }
 
-// Send sends one row. An error means that the row is too large (ErrTooLarge) or
-// that the client is lost or too slow.
+// Send sends one row. Its error is ErrTooLarge, or ErrClientGone where the client
+// is lost or does not read.
 func (c *Call) Send(row any) error {
 	b, err := json.Marshal(row)
 	if err != nil {
 		return fmt.Errorf("row of %q: %w", c.Op, err)
 	}
-	if err := c.session.write(message{Kind: kindRow, Body: b}); err != nil {
-		if !unsent(err) {
-			// Half an answer is none: let the client see the end of the connection.
-			c.session.Close()
-		}
+	if err := c.session.send(message{Kind: kindRow, Body: b}); err != nil {
 		return fmt.Errorf("row of %q: %w", c.Op, err)
 	}
 	return nil
@@ -413,7 +420,7 @@ func (c *Call) Ask(ctx context.Context, p Prompt) (string, error) {
 		delete(c.asked, id)
 		c.mu.Unlock()
 	}()
-	if err := c.session.write(message{Kind: kindAsk, ID: id, Prompt: &p}); err != nil {
+	if err := c.session.send(message{Kind: kindAsk, ID: id, Prompt: &p}); err != nil {
 		return "", fmt.Errorf("ask the client: %w", err)
 	}
 	select {

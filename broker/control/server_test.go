@@ -643,7 +643,7 @@ func TestStuckClient(t *testing.T) {
 	if err := dial(t, address).Call(t.Context(), "quick", nil, nil, nil, nil); err != nil {
 		t.Errorf("another client meanwhile: %v", err)
 	}
-	if err := within(t, failed); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := within(t, failed); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.Is(err, ErrClientGone) {
 		t.Errorf("got %v", err)
 	}
 }

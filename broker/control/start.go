@@ -207,7 +207,7 @@ func NotifyReady(fd int) error {
 }
 
 // NotifyFailed tells the Start that started this process why it cannot serve. It
-// closes fd; the process is to end.
+// closes fd; the process is to end. Not to be called after NotifyReady.
 func NotifyFailed(fd int, err error) error {
 	if errors.Is(err, ErrRunning) {
 		return notify(fd, runningWord)
@@ -216,10 +216,12 @@ func NotifyFailed(fd int, err error) error {
 }
 
 func notify(fd int, text string) error {
-	f := os.NewFile(uintptr(fd), "readiness")
-	if f == nil {
-		return fmt.Errorf("readiness descriptor %d: %w", fd, os.ErrInvalid)
+	// Called a second time, the number may be some other file's by now.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return fmt.Errorf("readiness descriptor %d: not a pipe", fd)
 	}
+	f := os.NewFile(uintptr(fd), "readiness")
 	defer f.Close()
 	if _, err := f.WriteString(text + "\n"); err != nil && !errors.Is(err, unix.EPIPE) { // EPIPE: it did not wait
 		return fmt.Errorf("readiness descriptor %d: %w", fd, err)

@@ -172,6 +172,20 @@ func TestStartFails(t *testing.T) {
 	})
 }
 
+func TestNotifyWritesToPipesOnly(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := NotifyFailed(int(f.Fd()), errors.New("late")); err == nil {
+		t.Error("written to a file")
+	}
+	if st, err := f.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("%v, %v", st, err)
+	}
+}
+
 func TestEnsureConnects(t *testing.T) {
 	address := serve(t, nil)
 	c, err := Ensure(t.Context(), EnsureOptions{Address: address, Start: StartOptions{Program: "/nonexistent"}})

@@ -173,12 +173,16 @@ func (f *flow) up() Direction {
 	if f.farTCP != nil && f.downOver.Load() {
 		wakeReader(f.farTCP)
 	}
+	end := Direction{End: EOF}
 	if err := f.far.CloseWrite(); err != nil && !f.farTakesNoMore(err) {
-		f.cut(ResetByFar, err)
-		return f.ended()
+		if f.farTCP == nil {
+			f.cut(ResetByFar, err)
+			return f.ended()
+		}
+		end = Direction{End: ResetByFar, Err: err} // down still reads what came before the reset
 	}
 	f.watchProgram()
-	return Direction{End: EOF}
+	return end
 }
 
 func (f *flow) runDown(out chan<- Direction) { out <- f.down() }

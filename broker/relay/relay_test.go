@@ -442,28 +442,22 @@ func TestManyShortFlows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dial := func() (client, server *net.TCPConn) {
-		// Pairs may cross between workers: any two ends make a connection.
+	var mu sync.Mutex // a pair is made by one worker at a time, so that its ends belong together
+	pair := func() (client, server *net.TCPConn) {
+		mu.Lock()
+		defer mu.Unlock()
 		c, err := net.DialTCP("tcp", nil, listener.Addr().(*net.TCPAddr))
 		if err != nil {
 			t.Error(err)
 			return nil, nil
 		}
-		for {
-			s, err := listener.AcceptTCP()
-			if err != nil {
-				t.Error(err)
-				c.Close()
-				return nil, nil
-			}
-			return c, s
+		s, err := listener.AcceptTCP()
+		if err != nil {
+			t.Error(err)
+			c.Close()
+			return nil, nil
 		}
-	}
-	var mu sync.Mutex // a pair is made by one worker at a time, so that its ends belong together
-	pair := func() (client, server *net.TCPConn) {
-		mu.Lock()
-		defer mu.Unlock()
-		return dial()
+		return c, s
 	}
 	var wg sync.WaitGroup
 	for w := range 32 {

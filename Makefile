@@ -1,0 +1,84 @@
+# Targets for people and for .ci/run. `make help` lists them.
+
+GO       ?= $(shell command -v go || echo /usr/local/go/bin/go)
+DESTDIR  ?=
+PREFIX   ?= /usr/local
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# -race for the packages that run in one process; needs a C compiler.
+RACE     ?=
+
+PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl
+LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION)
+SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh)
+
+# The recipes and scripts call go by name.
+export PATH := $(PATH):$(dir $(GO))
+
+.PHONY: build demo test test-long bench lint install clean help packages
+.DEFAULT_GOAL := build
+
+build: ## static programs into bin/
+	@mkdir -p bin
+	for p in $(PROGRAMS); do \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; \
+	done
+	ln -sf ssh-broker bin/ssh-broker-g3
+
+demo: build ## a captured program and its tunnel, shown on this machine; no root, no server
+	./test/demo/run.sh
+
+packages:
+	@.ci/install-packages
+
+test: packages ## all tests; as root the privileged ones too
+	$(GO) test -count=1 -timeout 15m $(RACE) $$($(GO) list ./... | grep -v '/test\(/\|$$\)')
+	$(GO) test -count=1 -timeout 25m -p 1 ./test/...
+
+test-long: packages ## what takes long: volume, repetition, every fuzz target
+	SSHBROKER_LONG=1 $(GO) test -count=1 -timeout 120m -p 1 ./test/...
+	.ci/fuzz
+
+bench: build packages ## compares ssh-capture with ssh -L; needs root
+	$(GO) run ./test/bench -bin bin
+
+lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
+	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	.ci/vulncheck
+	@if command -v shellcheck >/dev/null; then \
+		echo shellcheck $(SHELLS); shellcheck $(SHELLS); \
+	else echo "shellcheck: not installed, skipped"; fi
+
+install: build ## programs, and manual pages, examples, completions where there are any
+	install -d $(DESTDIR)$(PREFIX)/bin
+	for p in $(PROGRAMS); do install -m 755 bin/$$p $(DESTDIR)$(PREFIX)/bin/$$p || exit 1; done
+	ln -sf ssh-broker $(DESTDIR)$(PREFIX)/bin/ssh-broker-g3
+	for page in docs/man/*.[158]; do \
+		[ -e "$$page" ] || continue; \
+		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
+	done
+	for file in etc/*.xml etc/*.dtd etc/apparmor.d/* etc/systemd/*; do \
+		[ -f "$$file" ] || continue; \
+		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
+	done
+	for file in etc/completions/*.bash; do \
+		[ -f "$$file" ] || continue; name=$${file##*/}; \
+		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/$${name%.bash}" || exit 1; \
+	done
+	for file in etc/completions/_*; do \
+		[ -f "$$file" ] || continue; \
+		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/$${file##*/}" || exit 1; \
+	done
+	for file in etc/completions/*.fish; do \
+		[ -f "$$file" ] || continue; \
+		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$${file##*/}" || exit 1; \
+	done
+
+clean: ## what build and the tests made
+	rm -rf bin
+	find . -name '*.test' -o -name '*.prof' | grep -v '^./.git/' | xargs -r rm -f
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

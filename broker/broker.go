@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sshbroker/broker/audit"
+	"sshbroker/broker/relay"
+	"sshbroker/capture"
+	"sshbroker/filter"
+	"sshbroker/profiles"
+)
+
+// Opener opens streams on transports; *profiles.Pool is one.
+type Opener interface {
+	Open(ctx context.Context, p *profiles.Profile, dst profiles.Destination, ask profiles.Prompter) (profiles.Stream, error)
+}
+
+// Recorder takes audit records; *audit.Log is one. Ready says whether a record
+// could be written, where records are required.
+type Recorder interface {
+	Record(audit.Record)
+	Ready() error
+}
+
+// Names knows what names a capture's programs have resolved to which addresses.
+type Names interface {
+	Lookup(netip.Addr) []string // most recent first
+	IsPool(netip.Addr) bool     // made up by us, known or not
+	// Hold keeps a made-up address from standing for another name until release.
+	Hold(netip.Addr) (release func())
+}
+
+// Config is what a Broker is made of.
+type Config struct {
+	Tunnels Opener       // required
+	Audit   Recorder     // required
+	Log     *slog.Logger // required
+
+	// Dial opens a connection in clear; nil: the net package's dialer.
+	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
+
+	// Failpoint is called at the named states of every flow; tests kill the broker
+	// there. nil: nothing happens.
+	Failpoint func(state string)
+}
+
+// The states of a flow at which Failpoint is called.
+const (
+	StateArrived  = "arrived"  // the SYN was read, nothing is decided
+	StateDecided  = "decided"  // before anything was opened
+	StateOpened   = "opened"   // the far end is open, the program still waits
+	StateAdmitted = "admitted" // the program's handshake is finished
+	StateCarried  = "carried"  // both directions have ended, nothing is recorded
+)
+
+// States lists them all, in the order in which a tunneled flow passes them.
+var States = []string{StateArrived, StateDecided, StateOpened, StateAdmitted, StateCarried}
+
+// ErrStopped is the cause by which flows end that outlive the broker's drain.
+var ErrStopped = errors.New("the broker stops")
+
+// Policy is one generation of rules and profiles. It is immutable.
+type Policy struct {
+	Generation int
+	Rules      *filter.Set                  // required
+	Profiles   map[string]*profiles.Profile // by id
+	Defaults   *profiles.Profile            // for rules that name no profile
+}
+
+// Capture is a set of programs whose flows are served together.
+type Capture struct {
+	ID      string
+	Backend string
+	Source  capture.Source
+	Names   Names
+
+	// Policy is the capture's own, untouched by reloads; nil: the broker's current
+	// one. A rule of the current one that blocks counts all the same.
+	Policy *Policy
+
+	Localhost bool // connections to the capture's own addresses are judged by the rules
+	User      string
+	Groups    []string
+
+	// Event is told what happens, for a person who watches; nil: nobody does.
+	Event func(text string)
+}
+
+// Broker serves captures. Its methods are safe for concurrent use.
+type Broker struct {
+	Config
+	policy atomic.Pointer[Policy]
+	relay  relay.Relay
+	serial atomic.Uint64
+
+	searches chan struct{} // slots for searches for processes
+
+	mu    sync.Mutex
+	flows map[uint64]*flow
+	wg    sync.WaitGroup
+	cut   context.CancelCauseFunc
+	life  context.Context
+}
+
+// maxSearches bounds the searches through /proc at one time.
+const maxSearches = 2
+
+// New returns a broker that blocks everything until SetPolicy is called.
+func New(c Config) *Broker {
+	b := &Broker{Config: c, flows: map[uint64]*flow{}, searches: make(chan struct{}, maxSearches)}
+	if b.Dial == nil {
+		b.Dial = dialTCP
+	}
+	if b.Failpoint == nil {
+		b.Failpoint = func(string) {}
+	}
+	b.life, b.cut = context.WithCancelCause(context.Background())
+	return b
+}
+
+// SetPolicy brings a new generation into force for every flow that arrives from now
+// on. Flows that live keep the one they began with.
+func (b *Broker) SetPolicy(p *Policy) { b.policy.Store(p) }
+
+// Policy is the generation in force; nil before the first.
+func (b *Broker) Policy() *Policy { return b.policy.Load() }
+
+// Run serves a capture until its source is closed or ctx ends. Flows that live then
+// go on; Drain waits for them.
+func (b *Broker) Run(ctx context.Context, c *Capture) error {
+	const shortest, longest = 5 * time.Millisecond, time.Second
+	pause := shortest
+	for {
+		a, err := c.Source.Next(ctx)
+		switch {
+		case err == nil:
+			pause = shortest
+			b.wg.Go(func() { b.serve(b.life, c, a) })
+			continue
+		case ctx.Err() != nil:
+			return nil // asked to stop
+		case errors.Is(err, capture.ErrClosed):
+			return err
+		}
+		b.Log.Warn("capture", "capture", c.ID, "error", err, "pause", pause)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, longest)
+	}
+}
+
+// Drain waits until every flow has ended. When ctx ends first, the flows that are
+// left are reset.
+func (b *Broker) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() { b.cut(ErrStopped) })
+	defer stop()
+	b.wg.Wait()
+	b.relay.Close()
+}
+
+// FlowInfo is a live flow, for lists.
+type FlowInfo struct {
+	ID       uint64
+	Capture  string
+	Record   audit.Record // as far as it is known
+	State    string
+	Since    time.Time
+	Up, Down int64 // bytes
+}
+
+// Flows lists the live flows, oldest first.
+func (b *Broker) Flows() []FlowInfo {
+	b.mu.Lock()
+	list := make([]FlowInfo, 0, len(b.flows))
+	for _, f := range b.flows {
+		list = append(list, f.info())
+	}
+	b.mu.Unlock()
+	sort.Slice(list, func(i, j int) bool { return list[i].ID < list[j].ID })
+	return list
+}
+
+// Totals counts flows.
+type Totals struct{ Live, All int64 }
+
+// Totals returns how many flows live and how many there have been.
+func (b *Broker) Totals() Totals {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Totals{int64(len(b.flows)), int64(b.serial.Load())}
+}
+
+func dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {
+	var d net.Dialer
+	d.SetMultipathTCP(false)
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}

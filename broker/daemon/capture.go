@@ -1,0 +1,344 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"sshbroker/broker"
+	"sshbroker/broker/control"
+	"sshbroker/broker/names"
+	"sshbroker/capture/netns"
+	"sshbroker/filter"
+	"sshbroker/profiles"
+	"sshbroker/profiles/sshconf"
+)
+
+// served is one capture that this daemon serves.
+type served struct {
+	args     control.CaptureArgs
+	manifest netns.Manifest
+	source   *netns.Served
+	names    *names.Names
+	capture  *broker.Capture
+	events   chan control.CaptureEvent
+
+	keepers int           // connected clients that look after it; guarded by Daemon.mu
+	alone   chan struct{} // one token: keepers may have become 0
+	done    chan struct{} // closed when it is served no more
+	err     error         // why; read after done
+}
+
+// validID keeps what a client calls its capture fit for file names and prompts.
+var validID = regexp.MustCompile(`^[a-z0-9]{4,32}$`)
+
+// handleCapture takes a capture and answers its client for as long as it lives. The
+// client's going away is no reason to end: the capture ends with its last process.
+func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
+	var args control.CaptureArgs
+	if err := call.Decode(&args); err != nil {
+		return err
+	}
+	files := call.Files()
+	if !validID.MatchString(args.ID) {
+		closeFiles(files)
+		return &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("capture id %q", args.ID)}
+	}
+	s := d.attach(args.ID)
+	if s != nil { // a new keeper of a capture that we serve
+		closeFiles(files)
+	} else {
+		var err error
+		if s, err = d.begin(ctx, call, args, files); err != nil {
+			return err
+		}
+	}
+	defer d.detach(s)
+
+	row := control.CaptureRow{Serving: true, Held: true}
+	d.mu.Lock()
+	row.Warnings = d.loaded.warnFor(args)
+	d.mu.Unlock()
+	if args.Takeover {
+		row.Warnings = nil // they were told at the start
+	}
+	if err := call.Send(row); err != nil {
+		return err
+	}
+	for {
+		select {
+		case e := <-s.events:
+			if err := call.Send(control.CaptureRow{Event: &e}); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.done:
+			return s.err
+		}
+	}
+}
+
+// warnFor is what a person who starts a capture should know of the configuration.
+func (l *loaded) warnFor(args control.CaptureArgs) []string {
+	if args.Via != "" || l.present {
+		return nil
+	}
+	return []string{"no filter rules exist: every connection goes out in clear (--allow-direct)"}
+}
+
+// begin serves a capture that is new to this daemon. It owns files.
+func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.CaptureArgs, files []*os.File) (*served, error) {
+	s := &served{args: args, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
+		events: make(chan control.CaptureEvent, 256)}
+	if err := json.Unmarshal(args.Manifest, &s.manifest); err != nil {
+		closeFiles(files)
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: "capture manifest: " + err.Error()}
+	}
+	way, err := d.wayOf(ctx, call, args)
+	if err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	if err := netns.PoolIsFree(way.pool4, way.pool6); err != nil {
+		closeFiles(files)
+		return nil, &control.Error{Code: control.CodeConfig, Message: err.Error(),
+			Hint: "choose other addresses with ip-generate-start on the filter-engine element"}
+	}
+	if s.source, err = netns.Adopt(s.manifest, files, args.Takeover, d.Log); err != nil {
+		return nil, err
+	}
+	s.capture = &broker.Capture{ID: args.ID, Backend: "namespace", Source: s.source, Policy: way.policy,
+		Localhost: args.Localhost, User: d.account.name, Groups: d.account.groups}
+	if args.Debug >= 5 {
+		s.capture.Event = func(text string) { s.tell(5, text) }
+	}
+	s.names, err = names.New(names.Config{
+		Policy: namePolicy{d, s}, AllPseudo: args.Via != "",
+		Pool4: way.pool4, Pool6: way.pool6, Logger: d.Log, Journal: d.journal(args.ID),
+		HostsFile: "/etc/hosts", ResolvFile: "/etc/resolv.conf",
+	})
+	if err != nil {
+		s.source.Close()
+		return nil, err
+	}
+	s.capture.Names = s.names
+
+	d.mu.Lock()
+	d.captures[args.ID] = s
+	d.reconsider()
+	d.mu.Unlock()
+	d.capWG.Go(func() { d.live(s) })
+	d.Log.Info("capture served", "capture", args.ID, "command", args.Command, "takeover", args.Takeover, "via", args.Via)
+	return s, nil
+}
+
+// way is what decides about a capture's flows.
+type way struct {
+	policy       *broker.Policy // nil: the daemon's current one
+	pool4, pool6 netip.Prefix
+}
+
+// wayOf finds the rules for a capture, and connects where --via says so.
+func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.CaptureArgs) (way, error) {
+	d.mu.Lock()
+	current := d.loaded
+	d.mu.Unlock()
+	switch {
+	case args.Via != "":
+		return d.viaWay(ctx, call, args, current)
+	case args.ConfigFile != "":
+		o := d.Config
+		o.File, o.GlobalFile = args.ConfigFile, ""
+		l, err := d.loadFrom(o)
+		if err != nil {
+			return way{}, &control.Error{Code: control.CodeConfig, Message: err.Error(),
+				Hint: "see all of it with ssh-broker-ctl check-config " + args.ConfigFile}
+		}
+		if !l.present && !args.AllowDirect {
+			return way{}, noRules(args.ConfigFile)
+		}
+		if l.policy.Rules == nil {
+			l.policy.Rules = directOnly()
+		}
+		return way{l.policy, l.pool4, l.pool6}, nil
+	case !current.present && !args.AllowDirect:
+		return way{}, noRules("")
+	}
+	return way{nil, current.pool4, current.pool6}, nil
+}
+
+func noRules(file string) error {
+	where := "in any configuration file"
+	if file != "" {
+		where = "in " + file
+	}
+	return &control.Error{Code: control.CodeConfig, Message: "there is no filter-engine " + where + ": everything would go out in clear",
+		Hint: "ssh-capture --via [user@]host COMMAND needs no file;\n" +
+			"~/.ssh2/ssh-broker-config.xml may start from ssh-broker-config-example-capture.xml;\n" +
+			"--allow-direct runs COMMAND all the same"}
+}
+
+// viaWay makes the rule set of a capture that sends everything through one server,
+// and connects there while the person at the terminal can still be asked.
+func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (way, error) {
+	p, warnings, err := sshconf.Load(args.Via, sshconf.Options{Home: d.Home, User: d.account.name, Getenv: os.Getenv})
+	if err != nil {
+		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+	}
+	for _, w := range warnings {
+		d.Log.Warn("via", "capture", args.ID, "warning", w)
+	}
+	if !args.Takeover {
+		if err := d.pool.Ready(ctx, p, callPrompter{call}); err != nil {
+			return way{}, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+		}
+	}
+	rules, err := filter.NewSet(nil, filter.Tunnel)
+	if err != nil {
+		return way{}, err
+	}
+	return way{&broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p}, current.pool4, current.pool6}, nil
+}
+
+// callPrompter asks the person at a client.
+type callPrompter struct{ call *control.Call }
+
+func (c callPrompter) Ask(ctx context.Context, p profiles.Prompt) (string, error) {
+	return c.call.Ask(ctx, control.Prompt{Text: p.Text, Secret: p.Secret, YesNo: p.YesNo})
+}
+
+// live is a capture's life in this daemon.
+func (d *Daemon) live(s *served) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stopped := context.AfterFunc(d.ctx, cancel)
+	defer stopped()
+	defer cancel()
+	answering := make(chan struct{})
+	go func() {
+		defer close(answering)
+		_ = s.names.Serve(ctx, s.source.DNSUDP, s.source.DNSTCP)
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- d.broker.Run(ctx, s.capture) }()
+	empty := make(chan struct{})
+	go func() {
+		defer close(empty)
+		d.waitEmpty(ctx, s)
+	}()
+
+	var err error
+	finished := false
+	select {
+	case err = <-ended:
+		cancel()
+		<-empty
+	case <-empty:
+		finished = ctx.Err() == nil
+		cancel()
+		<-ended
+	}
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	_ = s.source.Close()
+	<-answering
+	_ = s.names.Close()
+	if finished { // else another broker may take the capture over
+		_ = os.Remove(d.journal(s.args.ID))
+	}
+	d.mu.Lock()
+	delete(d.captures, s.args.ID)
+	d.reconsider()
+	d.mu.Unlock()
+	s.err = err
+	close(s.done)
+	d.Log.Info("capture ended", "capture", s.args.ID, "error", err)
+}
+
+// waitEmpty returns when nobody looks after the capture and no process is left in it.
+func (d *Daemon) waitEmpty(ctx context.Context, s *served) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.alone:
+		}
+		if err := netns.WaitEmpty(ctx, s.manifest); err != nil {
+			if ctx.Err() == nil {
+				d.Log.Warn("capture", "capture", s.args.ID, "error", err)
+			}
+			continue
+		}
+		d.mu.Lock()
+		kept := s.keepers > 0
+		d.mu.Unlock()
+		if !kept {
+			return
+		}
+	}
+}
+
+// attach counts one more client that looks after a capture, if there is that capture.
+func (d *Daemon) attach(id string) *served {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.captures[id]
+	if s != nil {
+		s.keepers++
+	}
+	return s
+}
+
+func (d *Daemon) detach(s *served) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.keepers--
+	select {
+	case s.alone <- struct{}{}:
+	default:
+	}
+}
+
+// namePolicy has the rules in force for a capture say which names are pseudo.
+type namePolicy struct {
+	d *Daemon
+	s *served
+}
+
+func (p namePolicy) Pseudo(name string) bool {
+	policy := p.s.capture.Policy
+	if policy == nil {
+		policy = p.d.broker.Policy()
+	}
+	return policy.Rules.Pseudo(name)
+}
+
+func (d *Daemon) journal(id string) string { return filepath.Join(d.StateDir, "names-"+id) }
+
+// tell hands an event to whoever watches; one who does not read misses some.
+func (s *served) tell(level int, text string) {
+	select {
+	case s.events <- control.CaptureEvent{Level: level, Text: text}:
+	default:
+	}
+}
+
+func directOnly() *filter.Set {
+	s, err := filter.NewSet(nil, filter.Direct)
+	if err != nil {
+		panic(err) // an empty rule set is always valid
+	}
+	return s
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

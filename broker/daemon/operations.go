@@ -1,0 +1,166 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"sshbroker/broker/control"
+	"sshbroker/broker/explain"
+	"sshbroker/profiles"
+)
+
+// handle registers the operations.
+func (d *Daemon) handle() {
+	d.server.Handle(control.OpStatus, d.handleStatus)
+	d.server.Handle(control.OpReload, d.handleReload)
+	d.server.Handle(control.OpStop, d.handleStop)
+	d.server.Handle(control.OpConnections, d.handleConnections)
+	d.server.Handle(control.OpChannels, d.handleChannels)
+	d.server.Handle(control.OpExplain, d.handleExplain)
+	d.server.Handle(control.OpCapture, d.handleCapture)
+	d.server.Handle(control.OpDebug, d.handleDebug)
+	d.server.Handle(control.OpStay, func(context.Context, *control.Call) error { d.Stay(); return nil })
+}
+
+func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
+	d.mu.Lock()
+	l, captures, mode := d.loaded, len(d.captures), control.ModeDaemon
+	if d.OnDemand {
+		mode = control.ModeOnDemand
+	}
+	d.mu.Unlock()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	totals, written := d.broker.Totals(), d.Audit.Stats()
+	return call.Send(control.StatusRow{
+		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
+		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
+		Captures: captures, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: true,
+		Audit:  control.AuditStatus{Path: d.AuditPath, Written: written.Written, Failed: written.Lost},
+		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(),
+	})
+}
+
+func countDescriptors() int {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return -1
+	}
+	return len(names) - 1 // not the one that was open to read
+}
+
+func (d *Daemon) handleReload(_ context.Context, call *control.Call) error {
+	r, err := d.Reload()
+	if err != nil {
+		return err
+	}
+	return call.Send(r)
+}
+
+func (d *Daemon) handleStop(_ context.Context, call *control.Call) error {
+	var args control.StopArgs
+	if err := call.Decode(&args); err != nil {
+		return err
+	}
+	d.Stop(time.Duration(args.DrainMS) * time.Millisecond)
+	return nil
+}
+
+func (d *Daemon) handleDebug(_ context.Context, call *control.Call) error {
+	var args control.DebugArgs
+	if err := call.Decode(&args); err != nil {
+		return err
+	}
+	level, err := ParseLevel(args.Level)
+	if err != nil {
+		return &control.Error{Code: control.CodeBadRequest, Message: err.Error()}
+	}
+	if d.Level != nil {
+		d.Level.Set(level)
+	}
+	return nil
+}
+
+func (d *Daemon) handleConnections(_ context.Context, call *control.Call) error {
+	for _, c := range d.pool.List() {
+		row := control.ConnectionRow{ID: c.ID, Profile: c.ProfileID, Server: c.Server, User: c.User, Via: c.Gateway,
+			HostKey: c.Transport.HostKey, Cipher: c.Transport.Cipher, Since: c.Since, Channels: c.Streams,
+			BytesUp: c.Transport.Sent, BytesDown: c.Transport.Received, State: wayState(c), LastError: c.LastError, RetryAt: c.RetryAt}
+		if err := call.Send(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func wayState(c profiles.Info) string {
+	switch {
+	case c.Connected && c.Retired:
+		return "retired"
+	case c.Connected:
+		return "connected"
+	case c.Connecting:
+		return "connecting"
+	case time.Now().Before(c.RetryAt):
+		return "resting"
+	default:
+		return "disconnected"
+	}
+}
+
+func (d *Daemon) handleChannels(_ context.Context, call *control.Call) error {
+	for _, f := range d.broker.Flows() {
+		r := f.Record
+		rule := "default"
+		if r.Rule > 0 {
+			rule = strconv.Itoa(r.Rule) + " (" + r.RuleSource + ")"
+		}
+		row := control.ChannelRow{ID: f.ID, Capture: f.Capture, Program: r.Program, PID: r.PID,
+			Src: r.Src.String(), Dst: r.Dst.String(), Name: r.Name, Rule: rule, Action: r.Action, Profile: r.Profile,
+			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State}
+		if err := call.Send(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
+	var args control.ExplainArgs
+	if err := call.Decode(&args); err != nil {
+		return err
+	}
+	user, groups := args.User, []string(nil)
+	if user == "" || user == d.account.name {
+		user, groups = d.account.name, d.account.groups
+	}
+	rows := explain.Flow(d.broker.Policy(), args, user, groups)
+	for _, row := range rows {
+		if err := call.Send(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ParseLevel reads a debug level as -D takes it: 0-99, or module=level pairs of
+// which the highest counts.
+func ParseLevel(s string) (slog.Level, error) {
+	n, err := debugLevel(s)
+	switch {
+	case err != nil:
+		return 0, err
+	case n >= 5:
+		return slog.LevelDebug, nil
+	case n >= 3:
+		return slog.LevelInfo, nil
+	case n >= 1:
+		return slog.LevelWarn, nil
+	default:
+		return slog.LevelError, nil
+	}
+}

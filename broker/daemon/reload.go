@@ -1,0 +1,99 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+
+	"sshbroker/broker"
+	"sshbroker/broker/config"
+	"sshbroker/broker/control"
+	"sshbroker/profiles"
+)
+
+// loaded is one configuration, ready to be brought into force.
+type loaded struct {
+	policy  *broker.Policy
+	present bool // a filter-engine was given anywhere
+	pool4   netip.Prefix
+	pool6   netip.Prefix
+	files   []string
+	warn    []string
+}
+
+func (d *Daemon) load() (*loaded, error) { return d.loadFrom(d.Config) }
+
+func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
+	c, err := config.Load(o)
+	if err != nil {
+		return nil, err
+	}
+	l := &loaded{
+		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults},
+		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files,
+	}
+	for _, w := range c.Warnings.OfKind(config.General) {
+		l.warn = append(l.warn, w.String())
+	}
+	return l, nil
+}
+
+// install brings a configuration into force.
+func (d *Daemon) install(l *loaded) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l.policy.Generation = 1
+	if d.loaded != nil {
+		l.policy.Generation = d.loaded.policy.Generation + 1
+	}
+	d.loaded = l
+	if l.policy.Rules == nil {
+		// No rules anywhere: only captures that allow it get here, and go direct.
+		l.policy.Rules = directOnly()
+	}
+	d.broker.SetPolicy(l.policy)
+}
+
+// Reload reads the configuration again: the new one comes into force whole, or the
+// old one stays and the error says what is wrong with the new.
+func (d *Daemon) Reload() (control.ReloadResult, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	l, err := d.load()
+	if err != nil {
+		d.Log.Warn("configuration not reloaded, the old one stays", "error", err)
+		return control.ReloadResult{}, &control.Error{Code: control.CodeConfig,
+			Message: fmt.Sprintf("the configuration was not reloaded, the old one stays in force:\n%v", err),
+			Hint:    "mend the file, see it pass ssh-broker-ctl check-config, then reload again"}
+	}
+	d.install(l)
+	d.retire()
+	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
+	return control.ReloadResult{Generation: l.policy.Generation, Changed: true, Warnings: l.warn}, nil
+}
+
+// retire lets go of transports whose way out no configuration has any more. Those to
+// a host that a program asked for go as well, after their last stream: they are
+// opened again when they are needed.
+func (d *Daemon) retire() {
+	keep := map[profiles.Key]bool{}
+	note := func(p *profiles.Profile) {
+		for ; p != nil; p = p.Gateway {
+			keep[p.Key()] = true
+		}
+	}
+	d.mu.Lock()
+	policies := []*broker.Policy{d.loaded.policy}
+	for _, s := range d.captures {
+		if s.capture.Policy != nil {
+			policies = append(policies, s.capture.Policy)
+		}
+	}
+	d.mu.Unlock()
+	for _, policy := range policies {
+		note(policy.Defaults)
+		for _, p := range policy.Profiles {
+			note(p)
+		}
+	}
+	d.pool.Retire(func(k profiles.Key) bool { return keep[k] })
+}

@@ -1,0 +1,421 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"sshbroker/broker/audit"
+	"sshbroker/broker/relay"
+	"sshbroker/capture"
+	"sshbroker/filter"
+	"sshbroker/profiles"
+)
+
+// flow is one attempt on its way. It is its goroutine's own, but for what mu guards
+// and the counters.
+type flow struct {
+	*Broker
+	c      *Capture
+	a      capture.Attempt
+	id     uint64
+	at     capture.Flow
+	policy *Policy
+	count  relay.Counters
+
+	release func()         // of the made-up address
+	origin  sync.WaitGroup // of the search for the process behind it
+
+	mu    sync.Mutex // guards rec and state, which lists read
+	rec   audit.Record
+	state string
+}
+
+// serve is the life of one flow.
+func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
+	f := b.arrive(c, a)
+	defer f.record()
+
+	switch {
+	case f.Audit.Ready() != nil:
+		f.refuse(audit.AuditRequired, f.Audit.Ready())
+		return
+	case f.at.Local && !c.Localhost:
+		f.mu.Lock()
+		f.rec.Action = filter.Direct.String()
+		f.mu.Unlock()
+		f.direct(ctx, audit.Direct)
+		return
+	}
+
+	d := f.decide()
+	f.enter(StateDecided)
+
+	switch d.Action {
+	case filter.Direct:
+		f.direct(ctx, audit.Direct)
+	case filter.Tunnel:
+		f.tunnel(ctx, d)
+	case filter.Block:
+		f.refuseAs(capture.Refused, audit.Blocked, nil)
+	default:
+		f.refuse(audit.NotBuilt, fmt.Errorf("action %v is not built yet", d.Action))
+	}
+}
+
+// arrive begins the record.
+func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
+	f := &flow{Broker: b, c: c, a: a, at: a.Flow(), id: b.serial.Add(1)}
+	f.release = c.Names.Hold(f.at.Dst.Addr())
+	f.policy = c.Policy
+	if f.policy == nil {
+		f.policy = b.Policy()
+	}
+	f.rec = audit.Record{
+		Time: f.at.Arrived, Flow: f.id, Capture: c.ID, Backend: c.Backend,
+		UID: f.at.UID, User: c.User, Groups: c.Groups, Src: f.at.Src, Dst: f.at.Dst,
+		Names: c.Names.Lookup(f.at.Dst.Addr()),
+	}
+	if f.policy != nil {
+		f.rec.Generation = uint64(f.policy.Generation)
+	}
+	b.mu.Lock()
+	b.flows[f.id] = f
+	b.mu.Unlock()
+	f.origin.Go(f.findOrigin)
+	f.enter(StateArrived)
+	return f
+}
+
+// findOrigin looks for the process beside everything else, as it may take longer
+// than opening the way. Few searches run at once: they cost CPU that flows need.
+func (f *flow) findOrigin() {
+	f.searches <- struct{}{}
+	o := f.at.Origin()
+	<-f.searches
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rec.PID, f.rec.Program = o.PID, o.Exe
+}
+
+// decide asks the rules. No rules at all block.
+func (f *flow) decide() filter.Decision {
+	q := filter.Flow{
+		Names: f.rec.Names, Addr: f.at.Dst.Addr(), Port: f.at.Dst.Port(), User: f.c.User, Groups: f.c.Groups,
+		Program: func() string { return f.at.Origin().Exe },
+	}
+	var d filter.Decision
+	if f.policy != nil {
+		d = f.policy.Rules.Decide(&q)
+	}
+	if current := f.Policy(); f.c.Policy != nil && current != nil {
+		// A rule set of the capture's own does not open what the common one blocks.
+		if common := current.Rules.Decide(&q); common.Action == filter.Block && common.Rule != nil {
+			d = common
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rec.Action, f.rec.Name = d.Action.String(), d.Name
+	f.rec.Decision = time.Since(f.at.Arrived)
+	if d.Rule != nil {
+		f.rec.Rule, f.rec.RuleSource = d.Rule.Number, d.Rule.Source
+	}
+	return d
+}
+
+// tunnel opens the channel first and lets the program in then.
+func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
+	if f.c.Names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
+		f.refuse(audit.BadName, fmt.Errorf("%v was made up for a name that is not known any more", f.at.Dst.Addr()))
+		return
+	}
+	p, dst, err := f.policy.Way(d, f.at)
+	if err != nil {
+		f.refuse(audit.ProfileError, err)
+		return
+	}
+	f.mu.Lock()
+	f.rec.Profile, f.rec.Server = p.ID, p.User+"@"+hostPort(p.Host, p.Port)
+	f.rec.Target = hostPort(dst.Host, dst.Port)
+	f.mu.Unlock()
+
+	stream, err := f.Tunnels.Open(ctx, p, dst, nil)
+	if err != nil {
+		reason := tunnelReason(err)
+		if d.Rule != nil && d.Rule.FallbackToPlain && mayFallBack(err) {
+			f.note(fmt.Errorf("tunnel failed (%s), carried in clear: %w", reason, err))
+			f.direct(ctx, audit.Fallback)
+			return
+		}
+		f.refuse(reason, err)
+		return
+	}
+	f.opened()
+	conn, err := f.a.Admit(ctx)
+	if err != nil {
+		_ = stream.Reset()
+		_ = stream.Close()
+		f.gaveUp(err)
+		return
+	}
+	f.enter(StateAdmitted)
+	f.carry(ctx, conn, stream, audit.Carried)
+}
+
+// Way finds the profile and the destination that a decision leads to.
+func (p *Policy) Way(d filter.Decision, at capture.Flow) (*profiles.Profile, profiles.Destination, error) {
+	asked := d.Name
+	if asked == "" {
+		asked = at.Dst.Addr().String()
+	}
+	dst := profiles.Destination{Host: asked, Port: at.Dst.Port(), Origin: at.Src}
+	profile, user, fromApp := p.Defaults, "", false
+	if r := d.Rule; r != nil {
+		user, fromApp = r.Username, r.HostnameFromApp
+		if r.Destination != "" {
+			dst.Host = r.Destination
+		}
+		if r.DestinationPort != 0 {
+			dst.Port = r.DestinationPort
+		}
+		if r.Profile != "" {
+			profile = p.Profiles[r.Profile]
+		}
+	}
+	if profile == nil {
+		return nil, dst, fmt.Errorf("no profile for this flow: %w", profiles.ErrSetup)
+	}
+	return profile.For(asked, user, fromApp), dst, nil
+}
+
+// direct carries the flow in clear: by the kernel where it can, else by us.
+func (f *flow) direct(ctx context.Context, reason audit.Reason) {
+	if reason != audit.Fallback && f.a.Pass() == nil {
+		f.finish(audit.Passed, nil)
+		return
+	}
+	far, err := f.Dial(ctx, f.plainAddress())
+	if err != nil {
+		refusal, why := plainRefusal(err)
+		f.refuseAs(refusal, why, err)
+		return
+	}
+	f.opened()
+	conn, err := f.a.Admit(ctx)
+	if err != nil {
+		_ = far.SetLinger(0)
+		far.Close()
+		f.gaveUp(err)
+		return
+	}
+	f.enter(StateAdmitted)
+	f.carry(ctx, conn, relay.TCP{TCPConn: far}, reason)
+}
+
+// plainAddress is where a flow goes in clear. An address of the capture's own means
+// the host's loopback; one that we made up means nothing but its name.
+func (f *flow) plainAddress() string {
+	addr, port := f.at.Dst.Addr(), f.at.Dst.Port()
+	switch {
+	case f.at.Local && !addr.IsLoopback() && addr.Is4():
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	case f.at.Local && !addr.IsLoopback():
+		addr = netip.IPv6Loopback()
+	case f.c.Names.IsPool(addr) && len(f.rec.Names) > 0:
+		return hostPort(f.rec.Names[0], port)
+	}
+	return netip.AddrPortFrom(addr, port).String()
+}
+
+// carry moves the bytes until both directions have ended.
+func (f *flow) carry(ctx context.Context, conn *capture.Conn, far relay.Stream, reason audit.Reason) {
+	f.event("open")
+	res := f.relay.Pipe(ctx, conn.TCPConn, far, &f.count)
+	f.enter(StateCarried)
+	var err error
+	switch {
+	case errors.Is(context.Cause(ctx), ErrStopped):
+		reason, err = audit.Shutdown, ErrStopped
+	case errors.Is(res.Down.Err, profiles.ErrLost):
+		err = res.Down.Err
+	}
+	f.mu.Lock()
+	f.rec.BytesUp, f.rec.BytesDown = res.Up.Bytes, res.Down.Bytes
+	f.rec.UpEnd, f.rec.DownEnd = res.Up.End.String(), res.Down.End.String()
+	f.mu.Unlock()
+	f.finish(reason, err)
+}
+
+// refuse lets connect() fail as reason deserves.
+func (f *flow) refuse(reason audit.Reason, err error) {
+	refusal := capture.Unreachable
+	if reason == audit.RefusedByDestination {
+		refusal = capture.Refused
+	}
+	f.refuseAs(refusal, reason, err)
+}
+
+func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
+	f.a.Refuse(r)
+	f.mu.Lock()
+	if f.rec.Action != "" {
+		f.rec.Open = time.Since(f.at.Arrived) - f.rec.Decision
+	}
+	f.mu.Unlock()
+	f.finish(reason, err)
+	f.event("refused, " + r.String())
+}
+
+// gaveUp ends a flow whose far end was open and whose program did not come.
+func (f *flow) gaveUp(err error) {
+	switch {
+	case errors.Is(err, capture.ErrAbandoned):
+		f.finish(audit.Abandoned, nil)
+	case errors.Is(context.Cause(f.life), ErrStopped), errors.Is(err, capture.ErrClosed):
+		f.finish(audit.Shutdown, err)
+	default:
+		f.finish(audit.Internal, err)
+	}
+}
+
+func (f *flow) opened() {
+	f.mu.Lock()
+	f.rec.Open = time.Since(f.at.Arrived) - f.rec.Decision
+	f.mu.Unlock()
+	f.enter(StateOpened)
+}
+
+func (f *flow) enter(state string) {
+	f.mu.Lock()
+	f.state = state
+	f.mu.Unlock()
+	f.Failpoint(state)
+}
+
+// note keeps an error that does not end the flow.
+func (f *flow) note(err error) {
+	f.mu.Lock()
+	f.rec.Error = err.Error()
+	f.mu.Unlock()
+	f.Log.Warn("fallback to plain", "flow", f.rec.Flow, "dst", f.at.Dst, "error", err)
+}
+
+func (f *flow) finish(reason audit.Reason, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rec.Reason = reason
+	if err != nil {
+		if f.rec.Error != "" {
+			f.rec.Error += "; "
+		}
+		f.rec.Error += err.Error()
+	}
+}
+
+// record writes the flow's one record and forgets it.
+func (f *flow) record() {
+	f.origin.Wait()
+	f.release()
+	f.mu.Lock()
+	f.rec.Duration = time.Since(f.at.Arrived)
+	rec := f.rec
+	f.mu.Unlock()
+	f.Audit.Record(rec)
+	f.event("ended, " + rec.Reason.String())
+	f.Broker.mu.Lock()
+	delete(f.flows, f.id)
+	f.Broker.mu.Unlock()
+}
+
+func (f *flow) event(what string) {
+	if f.c.Event == nil {
+		return
+	}
+	f.mu.Lock()
+	r := f.rec
+	f.mu.Unlock()
+	to := r.Dst.String()
+	if r.Name != "" {
+		to = r.Name + " (" + to + ")"
+	}
+	text := fmt.Sprintf("%s to %s: %s", r.Action, to, what)
+	if r.Error != "" {
+		text += ": " + r.Error
+	}
+	f.c.Event(text)
+}
+
+func (f *flow) info() FlowInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return FlowInfo{ID: f.id, Capture: f.c.ID, Record: f.rec, State: f.state, Since: f.at.Arrived,
+		Up: f.count.Up.Load(), Down: f.count.Down.Load()}
+}
+
+// tunnelReason is the one place where the errors of tunnels become reasons.
+func tunnelReason(err error) audit.Reason {
+	for _, class := range []struct {
+		err    error
+		reason audit.Reason
+	}{
+		{profiles.ErrHostKey, audit.HostKey}, // before all others: it must never be hidden
+		{profiles.ErrAuth, audit.AuthFailed},
+		{profiles.ErrSetup, audit.ProfileError},
+		{profiles.ErrRefused, audit.RefusedByDestination},
+		{profiles.ErrProhibited, audit.Prohibited},
+		{profiles.ErrNameNotFound, audit.NameNotFound},
+		{syscall.EMFILE, audit.NoDescriptors},
+		{syscall.ENFILE, audit.NoDescriptors},
+		{profiles.ErrConnect, audit.ServerUnreachable},
+		{profiles.ErrLost, audit.TransportLost},
+		{profiles.ErrOpen, audit.Unreachable},
+		{ErrStopped, audit.Shutdown},
+		{context.Canceled, audit.Shutdown},
+		{context.DeadlineExceeded, audit.Unreachable},
+	} {
+		if errors.Is(err, class.err) {
+			return class.reason
+		}
+	}
+	return audit.Internal
+}
+
+// mayFallBack says whether a rule's fallback-to-plain covers a failure. It never
+// covers a host key that was refused, nor a destination that was reached and said no.
+func mayFallBack(err error) bool {
+	if errors.Is(err, profiles.ErrHostKey) || errors.Is(err, profiles.ErrRefused) {
+		return false
+	}
+	for _, class := range []error{profiles.ErrConnect, profiles.ErrAuth, profiles.ErrLost,
+		profiles.ErrProhibited, profiles.ErrNameNotFound, profiles.ErrOpen} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
+}
+
+// plainRefusal says how connect() fails when dialing in clear did.
+func plainRefusal(err error) (capture.Refusal, audit.Reason) {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return capture.Refused, audit.RefusedByDestination
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return capture.Unreachable, audit.NoDescriptors
+	case errors.Is(err, syscall.ETIMEDOUT):
+		return capture.Silent, audit.Unreachable
+	default:
+		return capture.Unreachable, audit.Unreachable
+	}
+}
+
+func hostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}

@@ -1,0 +1,352 @@
+// Command ssh-broker decides what becomes of captured connections and carries them.
+// It runs as the user, never as root. See ssh-broker(1).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"sshbroker/broker/audit"
+	"sshbroker/broker/config"
+	"sshbroker/broker/control"
+	"sshbroker/broker/daemon"
+	"sshbroker/profiles/sshtun"
+)
+
+// failpointEnv names the state of a flow at which tests have the broker killed.
+const failpointEnv = "SSH_BROKER_TEST_FAILPOINT"
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+	exitNone   = 3 // no broker to talk to
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+type options struct {
+	address    string
+	config     string
+	debug      string
+	logFile    string
+	pidFile    string
+	exit       bool
+	reconfig   bool
+	foreground bool
+	onDemand   bool
+	auditFile  string
+	readyFD    int
+	notified   bool // readiness was told, or could not be
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var o options
+	code := exitDone
+	cmd := newCommand(&o, func(ctx context.Context) { code = o.run(ctx, stderr) })
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		complain(stderr, err)
+		return exitUsage
+	}
+	return code
+}
+
+func newCommand(o *options, do func(context.Context)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ssh-broker [options]",
+		Short: "Decide about captured connections and carry them over SSH",
+		Long: `Load ssh-broker-config.xml, serve the captures of this user, and keep the SSH
+connections that their flows go through.
+
+Started by hand it goes to the background once it serves. ssh-capture starts one on
+demand, which ends ten seconds after its last client.`,
+		Example: `  ssh-broker                      start in the background
+  ssh-broker -f rules.xml -D 5 --foreground
+  ssh-broker --reconfig           have the running broker read its configuration again
+  ssh-broker --exit               stop the running broker and cut its connections`,
+		Args:          cobra.NoArgs,
+		Run:           func(cmd *cobra.Command, _ []string) { do(cmd.Context()) },
+		SilenceErrors: true, SilenceUsage: true,
+		Version: control.Version(),
+	}
+	cmd.SetVersionTemplate("ssh-broker {{.Version}}\n")
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVarP(&o.address, "broker-address", "a", "", "listen at this socket `PATH` (also "+control.EnvAddress+")")
+	f.StringVarP(&o.config, "config-file", "f", "", "read this `FILE` in place of ~/.ssh2/ssh-broker-config.xml")
+	f.StringVarP(&o.debug, "debug", "D", "", "log at this `LEVEL`: 0-99, or MODULE=LEVEL,...")
+	f.StringVarP(&o.logFile, "debug-log-file", "l", "", "log to this `FILE`")
+	f.StringVar(&o.auditFile, "audit-file", "", "write the audit record to this `FILE` (default ~/.ssh2/ssh-broker-audit.jsonl)")
+	f.StringVar(&o.pidFile, "pid-file", "", "write the process id to this `FILE`")
+	f.BoolVar(&o.exit, "exit", false, "stop the running broker, closing all connections")
+	f.BoolVar(&o.reconfig, "reconfig", false, "have the running broker read its configuration again")
+	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground and log to standard error")
+	f.BoolVar(&o.onDemand, "run-on-demand", false, "end when nobody needs this broker any more")
+	f.IntVar(&o.readyFD, "ready-fd", -1, "")
+	_ = f.MarkHidden("run-on-demand")
+	_ = f.MarkHidden("ready-fd")
+	f.BoolP("version", "V", false, "print the version")
+	f.BoolP("help", "h", false, "print this help")
+	return cmd
+}
+
+func (o *options) run(ctx context.Context, stderr io.Writer) int {
+	address, err := control.Address(o.address, os.Getenv)
+	if err != nil {
+		complain(stderr, err)
+		return exitFailed
+	}
+	switch {
+	case o.exit:
+		return tell(ctx, stderr, address, o.address != "", control.OpStop, control.StopArgs{})
+	case o.reconfig:
+		return tell(ctx, stderr, address, o.address != "", control.OpReload, nil)
+	case o.readyFD >= 0:
+		err := control.CloseInherited(o.readyFD)
+		if err == nil {
+			err = o.serve(ctx, address, stderr)
+		}
+		switch {
+		case err == nil:
+			return exitDone
+		case !o.notified: // afterwards the descriptor may be another file's
+			_ = control.NotifyFailed(o.readyFD, err)
+		}
+		return exitFailed
+	case o.foreground:
+		if err := o.serve(ctx, address, stderr); err != nil {
+			complain(stderr, err)
+			return exitFailed
+		}
+		return exitDone
+	}
+	return o.background(ctx, address, stderr)
+}
+
+// background starts the broker that stays. One that runs on demand is told to stay.
+func (o *options) background(ctx context.Context, address string, stderr io.Writer) int {
+	self, err := os.Executable()
+	if err != nil {
+		complain(stderr, err)
+		return exitFailed
+	}
+	extra, err := o.passedOn()
+	if err != nil {
+		complain(stderr, err)
+		return exitUsage
+	}
+	pid, err := control.Start(ctx, control.StartOptions{Program: self, Address: address, ConfigFile: o.config, Daemon: true, Extra: extra})
+	switch {
+	case errors.Is(err, control.ErrRunning):
+		return tell(ctx, stderr, address, o.address != "", control.OpStay, nil)
+	case err != nil:
+		complain(stderr, err)
+		return exitFailed
+	}
+	fmt.Fprintf(stderr, "ssh-broker: runs as process %d\n", pid)
+	return exitDone
+}
+
+// passedOn are the options that the broker in the background gets as well.
+func (o *options) passedOn() ([]string, error) {
+	var extra []string
+	if o.debug != "" {
+		extra = append(extra, "-D", o.debug)
+	}
+	for _, file := range []struct{ option, path string }{
+		{"-l", o.logFile}, {"--pid-file", o.pidFile}, {"--audit-file", o.auditFile},
+	} {
+		if file.path == "" {
+			continue
+		}
+		path, err := filepath.Abs(file.path) // it runs in /
+		if err != nil {
+			return nil, err
+		}
+		extra = append(extra, file.option, path)
+	}
+	return extra, nil
+}
+
+// tell has a running broker do one thing.
+func tell(ctx context.Context, stderr io.Writer, address string, anyOwner bool, op string, args any) int {
+	c, err := control.Dialer{Address: address, AnyOwner: anyOwner}.Dial(ctx)
+	if err != nil {
+		complain(stderr, err)
+		if errors.Is(err, control.ErrNoBroker) {
+			return exitNone
+		}
+		return exitFailed
+	}
+	defer c.Close()
+	if err := c.Call(ctx, op, args, nil, nil, nil); err != nil {
+		complain(stderr, err)
+		return exitFailed
+	}
+	return exitDone
+}
+
+// serve is the broker itself. It returns nil after it was asked to stop.
+func (o *options) serve(ctx context.Context, address string, stderr io.Writer) error {
+	level := new(slog.LevelVar)
+	level.Set(slog.LevelWarn)
+	if o.debug != "" {
+		l, err := daemon.ParseLevel(o.debug)
+		if err != nil {
+			return err
+		}
+		level.Set(l)
+	}
+	log, closeLog, err := o.openLog(stderr, level)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	env, err := environment()
+	if err != nil {
+		return err
+	}
+	l, err := control.Listen(address)
+	if err != nil {
+		return err
+	}
+	auditLog, err := audit.Open(audit.Options{Path: o.auditPath(env.UserDir()), Keep: auditKeep, Logger: log})
+	if err != nil {
+		l.Close()
+		return err
+	}
+	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
+	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
+		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
+		StateDir: filepath.Dir(l.Address()), Home: env.Home})
+	if err != nil {
+		l.Close()
+		auditLog.Close()
+		return err
+	}
+	if o.pidFile != "" {
+		if err := os.WriteFile(o.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			l.Close()
+			auditLog.Close()
+			return fmt.Errorf("pid file: %w", err)
+		}
+		defer os.Remove(o.pidFile)
+	}
+	defer onSignals(d, log)()
+	if o.readyFD >= 0 {
+		o.notified = true
+		if err := control.NotifyReady(o.readyFD); err != nil {
+			log.Warn("readiness", "error", err)
+		}
+	}
+	return d.Run(ctx)
+}
+
+// onSignals has SIGHUP reload, SIGTERM and SIGINT drain and stop.
+func onSignals(d *daemon.Daemon, log *slog.Logger) (stop func()) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
+	go func() {
+		for s := range signals {
+			if s != unix.SIGHUP {
+				d.Stop(drainOnSignal)
+				continue
+			}
+			if _, err := d.Reload(); err != nil {
+				log.Error("reload", "error", err)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+	}
+}
+
+// drainOnSignal is how long flows may go on after SIGTERM; service managers kill
+// after 90 s.
+const drainOnSignal = 10 * time.Second
+
+func (o *options) openLog(stderr io.Writer, level *slog.LevelVar) (*slog.Logger, func(), error) {
+	w, closeLog := stderr, func() {}
+	if o.logFile != "" {
+		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log file: %w", err)
+		}
+		w, closeLog = f, func() { f.Close() }
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), closeLog, nil
+}
+
+func (o *options) auditPath(userDir string) string {
+	if o.auditFile != "" {
+		return o.auditFile
+	}
+	return filepath.Join(userDir, "ssh-broker-audit.jsonl")
+}
+
+// auditKeep is how many full audit files are kept beside the current one.
+const auditKeep = 4
+
+// environment is what values of the configuration may refer to.
+func environment() (config.Env, error) {
+	u, err := user.Current()
+	if err != nil {
+		return config.Env{}, fmt.Errorf("whose broker this is: %w", err)
+	}
+	env := config.Env{Home: u.HomeDir, User: u.Username, UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ()}
+	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
+		env.Home = home
+	}
+	if g, err := user.LookupGroupId(u.Gid); err == nil {
+		env.Group = g.Name
+	}
+	return env, nil
+}
+
+// failpoint kills the process once, at one state of a flow, for tests of what a crash
+// there leaves: the environment names the state and a file, STATE=FILE, and whoever
+// removes the file is the one that dies. Who can set our environment can kill us anyway.
+func failpoint(log *slog.Logger) func(string) {
+	at, file, ok := strings.Cut(os.Getenv(failpointEnv), "=")
+	if !ok {
+		return nil
+	}
+	return func(state string) {
+		if state == at && os.Remove(file) == nil {
+			log.Error("failpoint", "state", state)
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+}
+
+func complain(w io.Writer, err error) {
+	fmt.Fprintf(w, "ssh-broker: %v\n", err)
+	var answer *control.Error
+	if errors.As(err, &answer) && answer.Hint != "" {
+		fmt.Fprintf(w, "ssh-broker: hint: %s\n", answer.Hint)
+	}
+	if errors.Is(err, control.ErrNoBroker) {
+		fmt.Fprintf(w, "ssh-broker: hint: start one with ssh-broker\n")
+	}
+}

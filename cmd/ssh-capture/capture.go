@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sshbroker/broker/control"
+	"sshbroker/capture/netns"
+)
+
+var errNoBroker = errors.New("no broker can be reached or started")
+
+// session is one capture as this process holds it: the process that becomes the
+// command, copies of the descriptors, and the broker that serves them.
+type session struct {
+	child  *netns.Child
+	args   control.CaptureArgs
+	ensure control.EnsureOptions
+	stderr io.Writer
+
+	cancel context.CancelFunc
+	done   chan struct{} // closed when nobody looks after the broker any more
+}
+
+// openCapture makes the namespace and waits until a broker serves it, with every
+// question answered that has to be asked first.
+func openCapture(ctx context.Context, o options, path string, stderr io.Writer) (*session, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	ensure, err := brokerToUse(o)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
+	}
+	client, err := connect(ctx, ensure)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
+	}
+	o.trace(stderr, 3, "broker %s is process %d", ensure.Address, client.PID)
+
+	id := newID()
+	child, err := netns.Start(netns.Options{
+		Self: self, Path: path, Argv: o.command, ID: id,
+		AllNames: o.via != "", UDPRelay: o.udp == "direct",
+	})
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	s := &session{child: child, ensure: ensure, stderr: stderr, done: make(chan struct{})}
+	if s.args, err = captureArgs(o, id, child.Manifest); err == nil {
+		err = s.serve(ctx, client)
+	}
+	if err != nil {
+		client.Close()
+		child.Abort()
+		return nil, err
+	}
+	return s, nil
+}
+
+// brokerToUse says where the broker is, and how one is started if none is there.
+func brokerToUse(o options) (control.EnsureOptions, error) {
+	address, err := control.Address(o.address, os.Getenv)
+	if err != nil {
+		return control.EnsureOptions{}, err
+	}
+	return control.EnsureOptions{
+		Address: address, AnyOwner: o.address != "",
+		Start: control.StartOptions{Address: address},
+	}, nil
+}
+
+// connect starts a broker where none runs, but never inside a capture: it could not
+// serve the capture around it, nor reach anything but through it.
+func connect(ctx context.Context, ensure control.EnsureOptions) (*control.Client, error) {
+	if os.Getenv("SSH_CAPTURE") == "" {
+		return control.Ensure(ctx, ensure)
+	}
+	client, err := control.Dialer{Address: ensure.Address, AnyOwner: ensure.AnyOwner}.Dial(ctx)
+	if errors.Is(err, control.ErrNoBroker) {
+		return nil, fmt.Errorf("%w, and none is started inside a capture (SSH_CAPTURE is set)", err)
+	}
+	return client, err
+}
+
+func captureArgs(o options, id string, m netns.Manifest) (control.CaptureArgs, error) {
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		return control.CaptureArgs{}, err
+	}
+	config := o.config
+	if config != "" {
+		if config, err = filepath.Abs(config); err != nil {
+			return control.CaptureArgs{}, err
+		}
+	}
+	command := o.command
+	if len(command) > 8 {
+		command = command[:8] // for people; arguments can be long
+	}
+	return control.CaptureArgs{
+		ID: id, Via: o.via, ConfigFile: config, Localhost: o.localhost, UDPDirect: o.udp == "direct",
+		AllowDirect: o.allowDirect, Debug: o.debug, Command: command, Manifest: manifest,
+	}, nil
+}
+
+// serve has the broker take the capture, and from then on looks after it: when the
+// broker is gone, a new one takes the capture over.
+func (s *session) serve(ctx context.Context, client *control.Client) error {
+	life, cancel := context.WithCancel(context.Background())
+	serving := make(chan error, 1)
+	go func() {
+		defer close(s.done)
+		s.lookAfter(life, client, serving)
+	}()
+	select {
+	case err := <-serving:
+		if err != nil {
+			cancel()
+			<-s.done
+			return err
+		}
+	case <-ctx.Done():
+		cancel()
+		<-s.done
+		return context.Cause(ctx)
+	}
+	s.cancel = cancel
+	return nil
+}
+
+// lookAfter reports on serving once: nil when the first broker serves, or why it
+// does not.
+func (s *session) lookAfter(ctx context.Context, client *control.Client, serving chan<- error) {
+	err := s.offer(ctx, client, prompter(s.stderr), func() { serving <- nil })
+	client.Close()
+	if !s.args.Takeover {
+		serving <- err // it never served
+		return
+	}
+	for pause := 10 * time.Millisecond; ctx.Err() == nil; pause = min(2*pause, 2*time.Second) {
+		client, cerr := connect(ctx, s.ensure)
+		if cerr == nil {
+			served := false
+			// Nobody is asked again: the terminal is the command's now.
+			err = s.offer(ctx, client, nil, func() { served = true })
+			client.Close()
+			if served {
+				pause = 10 * time.Millisecond
+				continue
+			}
+		} else {
+			err = cerr
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if pause > time.Second {
+			fmt.Fprintf(s.stderr, "ssh-capture: no broker takes the capture over, connections wait: %v\n", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// offer gives the capture to a broker and returns when the broker is gone.
+func (s *session) offer(ctx context.Context, client *control.Client, ask control.Prompter, serving func()) error {
+	return client.Call(ctx, control.OpCapture, s.args, s.child.Files, func(b json.RawMessage) error {
+		var row control.CaptureRow
+		if err := json.Unmarshal(b, &row); err != nil {
+			return err
+		}
+		for _, w := range row.Warnings {
+			fmt.Fprintf(s.stderr, "ssh-capture: warning: %s\n", w)
+		}
+		if row.Event != nil {
+			fmt.Fprintf(s.stderr, "ssh-capture: %s\n", row.Event.Text)
+		}
+		if row.Serving && ctx.Err() == nil {
+			s.args.Takeover = true // what comes after this broker takes over
+			serving()
+		}
+		return nil
+	}, ask)
+}
+
+// handOver leaves the capture to a keeper if the command left processes behind: they
+// stay captured, and need somebody who starts a new broker when theirs is gone.
+func (s *session) handOver() error {
+	if len(netns.Processes(s.child.Manifest)) == 0 {
+		return nil
+	}
+	return startKeeper(s)
+}
+
+// close gives the capture up. The broker serves it until its last process ends.
+func (s *session) close() {
+	if s.cancel != nil {
+		s.cancel()
+		<-s.done
+	}
+	for _, f := range s.child.Files {
+		f.Close()
+	}
+}
+
+// newID names a capture: short, for prompts, and not to be guessed from another.
+func newID() string { return strings.ToLower(rand.Text()[:10]) }

@@ -1,0 +1,240 @@
+package creds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+
+	"sshbroker/profiles"
+)
+
+// How often a person may answer wrongly before the next method has its turn. OpenSSH
+// allows the same (ssh_config(5), NumberOfPasswordPrompts).
+const personTries = 3
+
+// errExhausted ends an authentication when nothing is left to try.
+var errExhausted = errors.New("nothing left to try")
+
+// Session is one authentication to one server. It is not safe for concurrent use;
+// the caller closes it when the handshake is over.
+type Session struct {
+	ctx     context.Context
+	profile *profiles.Profile
+	ask     profiles.Prompter
+	log     *slog.Logger
+
+	methods  []profiles.AuthMethod
+	keys     []*key
+	loaded   bool
+	agent    *agentConn
+	tries    map[profiles.AuthMethod]int
+	password *string // of the profile, once fetched
+	gaveUp   map[profiles.AuthMethod]bool
+
+	trail     []string // what was tried and what came of it, no secrets
+	pending   string   // what is being tried
+	successes int
+	started   bool
+}
+
+// NewSession prepares to prove who we are as p says. ask may be nil: then what needs
+// a person is passed over with a reason.
+func NewSession(ctx context.Context, p *profiles.Profile, ask profiles.Prompter, log *slog.Logger) *Session {
+	s := &Session{
+		ctx: ctx, profile: p, ask: ask, log: log,
+		methods: p.AuthMethods,
+		tries:   make(map[profiles.AuthMethod]int),
+		gaveUp:  make(map[profiles.AuthMethod]bool),
+	}
+	if len(s.methods) == 0 {
+		s.methods = []profiles.AuthMethod{profiles.PublicKey, profiles.KeyboardInteractive, profiles.Password}
+	}
+	return s
+}
+
+// Close lets go of the agent.
+func (s *Session) Close() {
+	if s.agent != nil {
+		s.agent.Close()
+	}
+}
+
+// Started tells whether the server asked for any proof.
+func (s *Session) Started() bool { return s.started }
+
+// Trail says what was tried and what came of each, for a message.
+func (s *Session) Trail() string {
+	if s.pending != "" {
+		return strings.Join(append(slices.Clone(s.trail), s.pending+": no answer"), "; ")
+	}
+	return strings.Join(s.trail, "; ")
+}
+
+// Next chooses what to try; it is an ssh.ClientAuthCallback.
+func (s *Session) Next(now *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
+	s.started = true
+	if s.pending != "" {
+		result := "refused"
+		if len(now.PartialSuccessMethods) > s.successes {
+			result = "accepted, the server wants more"
+		}
+		s.trail = append(s.trail, s.pending+": "+result)
+		s.pending = ""
+	}
+	s.successes = len(now.PartialSuccessMethods)
+	if err := s.ctx.Err(); err != nil {
+		return nil, err
+	}
+	for _, m := range s.methods {
+		name := wireName(m)
+		if s.gaveUp[m] || !slices.Contains(now.AllowedMethods, name) {
+			continue
+		}
+		if method := s.try(m); method != nil {
+			return method, nil
+		}
+		s.gaveUp[m] = true
+	}
+	allowed := strings.Join(now.AllowedMethods, ",")
+	s.note("the server accepts " + profiles.RemoteText(allowed, 200, false))
+	return nil, errExhausted
+}
+
+func wireName(m profiles.AuthMethod) string {
+	switch m {
+	case profiles.PublicKey:
+		return "publickey"
+	case profiles.Password:
+		return "password"
+	case profiles.KeyboardInteractive:
+		return "keyboard-interactive"
+	}
+	return "unknown"
+}
+
+// note adds what was not even tried, and why.
+func (s *Session) note(text string) { s.trail = append(s.trail, text) }
+
+// try returns the next attempt by one method, nil when it has none left.
+func (s *Session) try(m profiles.AuthMethod) ssh.AuthMethod {
+	switch m {
+	case profiles.PublicKey:
+		return s.tryKey()
+	case profiles.Password:
+		return s.tryPassword()
+	case profiles.KeyboardInteractive:
+		return s.tryInteractive()
+	}
+	return nil
+}
+
+func (s *Session) tryKey() ssh.AuthMethod {
+	if !s.loaded {
+		s.loaded = true
+		s.loadKeys()
+	}
+	for len(s.keys) > 0 {
+		k := s.keys[0]
+		s.keys = s.keys[1:]
+		signer, err := k.signer(s)
+		if err != nil {
+			s.note(fmt.Sprintf("publickey %s: %v", k.name, err))
+			continue
+		}
+		s.pending = fmt.Sprintf("publickey %s (%s)", k.name, ssh.FingerprintSHA256(signer.PublicKey()))
+		return ssh.PublicKeys(signer)
+	}
+	return nil
+}
+
+func (s *Session) tryPassword() ssh.AuthMethod {
+	s.tries[profiles.Password]++
+	secret, given, err := s.storedPassword()
+	switch {
+	case err != nil:
+		s.note("password: " + err.Error())
+		return nil
+	case given && s.tries[profiles.Password] > 1:
+		return nil
+	case given:
+		s.pending = "password of the profile"
+		return ssh.Password(secret)
+	case s.ask == nil:
+		s.note("password: none in the profile and nobody to ask")
+		return nil
+	case s.tries[profiles.Password] > personTries:
+		return nil
+	}
+	s.pending = "password"
+	return ssh.PasswordCallback(func() (string, error) {
+		return s.question(fmt.Sprintf("Password for %s: ", s.account()), true)
+	})
+}
+
+func (s *Session) tryInteractive() ssh.AuthMethod {
+	s.tries[profiles.KeyboardInteractive]++
+	secret, given, err := s.storedPassword()
+	if err != nil {
+		s.note("keyboard-interactive: " + err.Error())
+		given = false
+	}
+	if !given && s.ask == nil {
+		s.note("keyboard-interactive: nobody to ask")
+		return nil
+	}
+	if n := s.tries[profiles.KeyboardInteractive]; n > personTries || given && n > 1 && s.ask == nil {
+		return nil
+	}
+	first := s.tries[profiles.KeyboardInteractive] == 1
+	s.pending = "keyboard-interactive"
+	return ssh.KeyboardInteractive(func(name, instruction string, questions []string, echos []bool) ([]string, error) {
+		// A password of the profile answers the one hidden question that stands for it.
+		if given && first && len(questions) == 1 && !echos[0] {
+			first = false
+			return []string{secret}, nil
+		}
+		if len(questions) > 0 && s.ask == nil {
+			return nil, errors.New("the server asks something and nobody is there to answer")
+		}
+		answers := make([]string, len(questions))
+		for i, q := range questions {
+			text := profiles.RemoteText(q, 1000, true)
+			if i == 0 {
+				for _, more := range []string{instruction, name} {
+					if more = strings.TrimSpace(profiles.RemoteText(more, 2000, true)); more != "" {
+						text = more + "\n" + text
+					}
+				}
+			}
+			// The server writes the text, so say whose question it is.
+			var err error
+			if answers[i], err = s.question(fmt.Sprintf("(%s) %s", s.account(), text), !echos[i]); err != nil {
+				return nil, err
+			}
+		}
+		return answers, nil
+	})
+}
+
+// question asks the person; an end of the person's patience ends the method.
+func (s *Session) question(text string, secret bool) (string, error) {
+	answer, err := s.ask.Ask(s.ctx, profiles.Prompt{Text: text, Secret: secret})
+	if err != nil {
+		s.note("question: " + err.Error())
+		s.gaveUp[profiles.Password] = true
+		s.gaveUp[profiles.KeyboardInteractive] = true
+		return "", err
+	}
+	return answer, nil
+}
+
+func (s *Session) account() string { return s.profile.User + "@" + s.profile.Host }
+
+// IsExhausted tells whether a handshake ended because nothing was left to try. The
+// trail has the reasons then.
+func IsExhausted(err error) bool { return errors.Is(err, errExhausted) }

@@ -1,0 +1,168 @@
+package sshconf
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sshbroker/profiles"
+)
+
+func TestParseSpec(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want spec
+		err  string
+	}{
+		{"bastion", spec{"", "bastion", 0}, ""},
+		{"me@bastion", spec{"me", "bastion", 0}, ""},
+		{"me@corp@bastion:2222", spec{"me@corp", "bastion", 2222}, ""},
+		{"ssh://me@bastion:22", spec{"me", "bastion", 22}, ""},
+		{"[::1]:22", spec{"", "::1", 22}, ""},
+		{"me@[fe80::1%eth0]", spec{"me", "fe80::1%eth0", 0}, ""},
+		{"2001:db8::1", spec{"", "2001:db8::1", 0}, ""},
+		{"", spec{}, "no host"},
+		{"@h", spec{}, "no user"},
+		{"-oProxyCommand=x", spec{}, "hyphen"},
+		{"me@-h", spec{}, "hyphen"},
+		{"h:0", spec{}, "port"},
+		{"h:99999", spec{}, "port"},
+		{"h:", spec{}, "port"},
+		{"h h", spec{}, "character"},
+		{"h\nx", spec{}, "character"},
+		{"[::1", spec{}, "brackets"},
+		{"[::1]x", spec{}, "brackets"},
+		{"a:b:c", spec{}, "several colons"},
+		{"me;rm@h", spec{}, "shell"},
+	} {
+		got, err := parseSpec(c.in)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%q: error %v, want one about %q", c.in, err, c.err)
+			}
+			continue
+		}
+		if err != nil || got != c.want {
+			t.Errorf("%q: %+v, %v", c.in, got, err)
+		}
+	}
+}
+
+func load(t *testing.T, config, name string) (*profiles.Profile, []string, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(name, Options{Home: "/home/me", User: "me", UID: 1000, Files: []string{path},
+		Getenv: func(n string) string { return map[string]string{"SSH_AUTH_SOCK": "/agent", "OTHER": "/other"}[n] }})
+}
+
+func TestDefaults(t *testing.T) {
+	p, warnings, err := load(t, "", "bastion")
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	if p.Host != "bastion" || p.Port != 22 || p.User != "me" || p.Agent != "/agent" || p.HostKeyPolicy != profiles.Ask ||
+		p.IdleTimeout >= 0 || p.KeepaliveInterval == 0 || len(p.Identities) != 0 ||
+		p.DefaultKeys[0] != "/home/me/.ssh/id_ed25519" || p.StoreKnownHost != "/home/me/.ssh/known_hosts" ||
+		!slices.Contains(p.KnownHosts, "/etc/ssh/ssh_known_hosts") {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestAlias(t *testing.T) {
+	p, warnings, err := load(t, `
+Host gw
+  HostName gw.example.com
+  User "jump"
+Host db
+  HostName %h.internal
+  User dba
+  Port 2222
+  IdentityFile ~/.ssh/%r_key
+  IdentityFile /keys/%u
+  IdentitiesOnly yes
+  IdentityAgent $OTHER
+  ProxyJump gw
+  StrictHostKeyChecking accept-new
+  UserKnownHostsFile ~/kh /kh2
+  HostKeyAlias the-db
+  ConnectTimeout 7
+  ServerAliveInterval 5
+  ServerAliveCountMax 2
+  Ciphers aes128-gcm@openssh.com,aes256-ctr
+  MACs +hmac-sha1
+Match exec "true"
+  User evil
+Match all
+  Port 22
+`, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := p.Gateway
+	if p.Host != "db.internal" || p.User != "dba" || p.Port != 2222 || p.Agent != "/other" ||
+		!slices.Equal(p.Identities, []string{"/home/me/.ssh/dba_key", "/keys/me"}) || p.HostKeyPolicy != profiles.TOFU ||
+		p.KnownHosts[0] != "/home/me/kh" || p.KnownHosts[1] != "/kh2" || p.HostKeyAlias != "the-db" ||
+		p.ConnectTimeout != 7*time.Second || p.KeepaliveInterval != 5*time.Second || p.KeepaliveMisses != 2 ||
+		!slices.Equal(p.Ciphers, []string{"aes128-gcm@openssh.com", "aes256-ctr"}) || len(p.MACs) != 0 {
+		t.Errorf("%+v", p)
+	}
+	if g == nil || g.Host != "gw.example.com" || g.User != "jump" || g.Gateway != nil {
+		t.Errorf("gateway %+v", g)
+	}
+	if len(warnings) != 2 || !strings.Contains(warnings[0], "line 22") || !strings.Contains(warnings[1], "MACs") {
+		t.Errorf("warnings %q", warnings)
+	}
+}
+
+func TestCommandLineWins(t *testing.T) {
+	p, _, err := load(t, "Host b\n User x\n Port 1\n", "me@b:22")
+	if err != nil || p.User != "me" || p.Port != 22 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestJumpList(t *testing.T) {
+	p, _, err := load(t, "Host t\n ProxyJump u@a:1,b\n", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := p.Gateway; b == nil || b.Host != "b" || b.Gateway == nil || b.Gateway.Host != "a" || b.Gateway.User != "u" || b.Gateway.Port != 1 {
+		t.Errorf("gateways %+v", p.Gateway)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for _, c := range []struct{ config, err string }{
+		{"Host h\n ProxyCommand nc %h %p\n", "ProxyCommand"},
+		{"Host h\n ProxyJump h\n", "back to itself"},
+		{"Host h\n ProxyJump g\nHost g\n ProxyJump h\n", "back to itself"},
+		{"Host h\n HostName -x\n", "hyphen"},
+		{"Host h\n StrictHostKeyChecking maybe\n", "StrictHostKeyChecking"},
+		{"Host h\n Port x\n", "Port"},
+		{"Host h\n User a;b\n", "User"},
+	} {
+		p, _, err := load(t, c.config, "h")
+		if p != nil || err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%q: %v, want an error about %q", c.config, err, c.err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("Host *\n ProxyJump a,b\n", "a@b:1")
+	f.Fuzz(func(t *testing.T, config, name string) {
+		if strings.Contains(strings.ToLower(config), "include") {
+			t.Skip("would read files of this machine")
+		}
+		p, _, err := load(t, config, name)
+		if (p == nil) != (err != nil) {
+			t.Errorf("profile %v with error %v", p, err)
+		}
+	})
+}

@@ -1,0 +1,222 @@
+package sshtun
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+
+	"sshbroker/profiles"
+	"sshbroker/profiles/creds"
+	"sshbroker/profiles/hostkeys"
+)
+
+// Connector makes transports over SSH. Safe for concurrent use.
+type Connector struct {
+	// Log is required.
+	Log *slog.Logger
+	// Dial reaches servers that have no gateway; nil uses a plain net.Dialer. What it
+	// returns belongs to the transport.
+	Dial profiles.DialFunc
+	// Version is told to the server after "SSH-2.0-", RFC 4253 section 4.2; it has no
+	// space or hyphen. Empty: "sshbroker".
+	Version string
+}
+
+var _ profiles.Connector = (*Connector)(nil)
+
+// Connect reaches p's server, checks its host key and authenticates. Its errors are
+// ErrConnect, ErrHostKey, ErrAuth and ErrSetup.
+func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, ask profiles.Prompter) (profiles.Transport, error) {
+	if err := errors.Join(profiles.CheckHost(p.Host), profiles.CheckUser(p.User)); err != nil {
+		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
+	}
+	if p.Port == 0 {
+		return nil, fmt.Errorf("%w: no port", profiles.ErrSetup)
+	}
+	algos, err := choose(p, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	trust, err := hostkeys.New(p, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	if algos.hostKeys = trust.Algorithms(algos.hostKeys); len(algos.hostKeys) == 0 {
+		return nil, fmt.Errorf("%w: no host key algorithm left that fits the key on file", profiles.ErrSetup)
+	}
+	ctx, patience := newPatience(ctx, p.ConnectTimeout)
+	defer patience.end()
+	if ask != nil {
+		ask = patientPrompter{ask, patience}
+	}
+
+	address := net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
+	conn, err := c.dial(ctx, p, via, address)
+	if err != nil {
+		return nil, dialFailure(ctx, address, err)
+	}
+	tune(conn, p)
+	h := &handshake{connector: c, profile: p, address: address, trust: trust, ask: ask, wire: newWire(conn)}
+	return h.run(ctx, algos)
+}
+
+func (c *Connector) dial(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, address string) (net.Conn, error) {
+	switch {
+	case via != nil:
+		return via(ctx, "tcp", address)
+	case c.Dial != nil:
+		return c.Dial(ctx, "tcp", address)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// dialFailure keeps the class that a gateway's failure has.
+func dialFailure(ctx context.Context, address string, err error) error {
+	if ctx.Err() != nil && !errors.Is(err, profiles.ErrHostKey) {
+		return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, context.Cause(ctx))
+	}
+	for _, class := range []error{profiles.ErrConnect, profiles.ErrHostKey, profiles.ErrAuth, profiles.ErrSetup, profiles.ErrClosed} {
+		if errors.Is(err, class) {
+			return fmt.Errorf("dial %s: %w", address, err)
+		}
+	}
+	return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, err)
+}
+
+// tune sets up the socket, where there is one: small packets leave at once, and a
+// peer that is gone is noticed by the kernel as soon as by keepalives.
+func tune(conn net.Conn, p *profiles.Profile) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	tcp.SetNoDelay(true)
+	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4})
+	if p.KeepaliveInterval <= 0 {
+		return
+	}
+	gone := p.KeepaliveInterval * time.Duration(max(p.KeepaliveMisses, 1)+1)
+	if raw, err := tcp.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			// A kernel without the option has the keepalives above.
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
+		})
+	}
+}
+
+// acknowledger returns a function that has the kernel acknowledge at once what came,
+// which the kernel forgets again soon. sshd leaves Nagle's algorithm on for
+// connections without a terminal, so that its second small packet in a row (data,
+// then EOF) waits for the acknowledgement of the first, which the kernel would delay
+// by 40 ms.
+func acknowledger(c syscall.Conn) func() {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	set := func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) }
+	return func() { _ = raw.Control(set) }
+}
+
+// handshake is the time from the dialled connection to the transport.
+type handshake struct {
+	connector *Connector
+	profile   *profiles.Profile
+	address   string
+	trust     *hostkeys.Checker
+	ask       profiles.Prompter
+	wire      *wire
+
+	distrust error  // the verdict on the host key
+	hostKey  string // once trusted
+}
+
+func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transport, error) {
+	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Log)
+	defer proof.Close()
+	version := h.connector.Version
+	if version == "" {
+		version = "sshbroker"
+	}
+	config := &ssh.ClientConfig{
+		Config: ssh.Config{
+			KeyExchanges:   algos.kex,
+			Ciphers:        algos.ciphers,
+			MACs:           algos.macs,
+			RekeyThreshold: h.profile.RekeyBytes,
+		},
+		User:              h.profile.User,
+		ClientVersion:     "SSH-2.0-" + version,
+		HostKeyAlgorithms: algos.hostKeys,
+		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
+			return h.judge(ctx, remote, key)
+		},
+		BannerCallback: func(text string) error {
+			h.connector.Log.Info("banner of the server", "profile", h.profile.Label(), "text", profiles.RemoteText(text, 2000, true))
+			return nil
+		},
+		AuthCallback: proof.Next,
+	}
+	// The end of the context ends the connection under the handshake, which ends it.
+	stop := context.AfterFunc(ctx, func() { h.wire.abort(context.Cause(ctx)) })
+	conn, chans, reqs, err := ssh.NewClientConn(h.wire, h.address, config)
+	if !stop() && err == nil {
+		conn.Close()
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		h.wire.Close()
+		<-h.wire.ended
+		return nil, h.failure(ctx, err, proof)
+	}
+	return newTransport(conn, chans, reqs, h.wire, h.hostKey, h.profile), nil
+}
+
+// judge checks the host key of the first key exchange and of every later one. The
+// key may not change within a connection, RFC 4253 section 9.
+func (h *handshake) judge(ctx context.Context, remote net.Addr, key ssh.PublicKey) error {
+	shown := hostkeys.Describe(key)
+	if h.hostKey != "" {
+		if shown != h.hostKey {
+			return fmt.Errorf("%w: the server shows another key when re-keying: %s, before %s", profiles.ErrHostKey, shown, h.hostKey)
+		}
+		return nil
+	}
+	if h.distrust = h.trust.Check(ctx, remote, key, h.ask); h.distrust != nil {
+		return h.distrust
+	}
+	h.hostKey = shown
+	return nil
+}
+
+// failure puts the end of a handshake into its class.
+func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session) error {
+	var noCommon *ssh.AlgorithmNegotiationError
+	switch {
+	case h.distrust != nil:
+		return h.distrust
+	case ctx.Err() != nil:
+		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrConnect, context.Cause(ctx))
+	case errors.As(err, &noCommon):
+		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrSetup, noCommon)
+	case proof.Started() && h.wire.failure() == nil:
+		said := ""
+		if !creds.IsExhausted(err) {
+			said = "; " + profiles.RemoteText(err.Error(), 300, false)
+		}
+		return fmt.Errorf("%w: %s@%s: %s%s", profiles.ErrAuth, h.profile.User, h.address, proof.Trail(), said)
+	}
+	if cause := h.wire.failure(); cause != nil {
+		err = cause
+	}
+	return fmt.Errorf("connect to %s: %w: %s", h.address, profiles.ErrConnect, profiles.RemoteText(err.Error(), 300, false))
+}

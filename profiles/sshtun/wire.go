@@ -1,0 +1,217 @@
+package sshtun
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// readAhead is what one system call may take from the server. The library asks
+	// for 4 KiB at a time.
+	readAhead = 256 << 10
+	// busyAt is how many bytes may wait to be sent before streams hold their data
+	// back. It is room for several packets of 32 KiB, so that encryption and system
+	// calls overlap, and small enough that an interactive stream waits behind little.
+	busyAt = 256 << 10
+	// fullAt is where even the library's own messages wait. Streams keep below it,
+	// give or take one packet each.
+	fullAt = 8 << 20
+	// flushTime is how long the rest may take to be sent at the end.
+	flushTime = time.Second
+)
+
+// wire is the connection under a transport. It reads ahead, and it sends in a
+// goroutine of its own what Write was given meanwhile: while one system call runs
+// the packets that come up are gathered for the next, and with nothing under way a
+// packet leaves at once. A failure to send fails the connection for reading too, so
+// that no success of Write is left standing.
+type wire struct {
+	net.Conn
+
+	quickACK func() // nil where the connection is no socket
+
+	// Reading; only the library's reader goroutine comes here.
+	ahead      []byte
+	begin, end int
+	received   atomic.Uint64
+
+	lifeMu  sync.Mutex
+	reading bool            // inside the system call
+	life    []chan struct{} // closed at the next one
+
+	sendMu  sync.Mutex
+	work    sync.Cond // there is something to send, or an end
+	room    sync.Cond // less waits
+	waiting []byte
+	spare   []byte
+	closing bool
+	err     error
+	sent    atomic.Uint64
+	ended   chan struct{} // closed when the sender is done and the connection closed
+}
+
+func newWire(c net.Conn) *wire {
+	w := &wire{Conn: c, ahead: make([]byte, readAhead), ended: make(chan struct{})}
+	w.work.L = &w.sendMu
+	w.room.L = &w.sendMu
+	if socket, ok := c.(syscall.Conn); ok {
+		w.quickACK = acknowledger(socket)
+	}
+	go w.send()
+	return w
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	if w.begin == w.end {
+		n, err := w.fill()
+		if n == 0 {
+			return 0, err
+		}
+		w.begin, w.end = 0, n
+	}
+	n := copy(p, w.ahead[w.begin:w.end])
+	w.begin += n
+	return n, nil
+}
+
+// fill reads what the kernel has and shows to awaitReader that it was called.
+func (w *wire) fill() (int, error) {
+	w.lifeMu.Lock()
+	w.reading = true
+	for _, c := range w.life {
+		close(c)
+	}
+	w.life = nil
+	w.lifeMu.Unlock()
+
+	if w.quickACK != nil {
+		w.quickACK()
+	}
+	n, err := w.Conn.Read(w.ahead)
+	w.received.Add(uint64(n))
+
+	w.lifeMu.Lock()
+	w.reading = false
+	w.lifeMu.Unlock()
+	return n, err
+}
+
+// awaitReader waits until the library's reader is waiting for more data, which
+// proves that it has not given up, and returns true; or until lost is closed, and
+// returns false.
+func (w *wire) awaitReader(lost <-chan struct{}) bool {
+	w.lifeMu.Lock()
+	if w.reading {
+		w.lifeMu.Unlock()
+		return true
+	}
+	c := make(chan struct{})
+	w.life = append(w.life, c)
+	w.lifeMu.Unlock()
+	select {
+	case <-c:
+		return true
+	case <-lost:
+		return false
+	}
+}
+
+// Write takes p over and returns. It waits only where fullAt bytes wait already.
+func (w *wire) Write(p []byte) (int, error) {
+	w.sendMu.Lock()
+	defer w.sendMu.Unlock()
+	for len(w.waiting) >= fullAt && w.err == nil && !w.closing {
+		w.room.Wait()
+	}
+	switch {
+	case w.err != nil:
+		return 0, w.err
+	case w.closing:
+		return 0, net.ErrClosed
+	}
+	if len(w.waiting) == 0 {
+		w.work.Signal()
+	}
+	w.waiting = append(w.waiting, p...)
+	return len(p), nil
+}
+
+// awaitRoom holds a stream's data back while much waits to be sent.
+func (w *wire) awaitRoom() {
+	w.sendMu.Lock()
+	for len(w.waiting) >= busyAt && w.err == nil && !w.closing {
+		w.room.Wait()
+	}
+	w.sendMu.Unlock()
+}
+
+func (w *wire) send() {
+	defer close(w.ended)
+	for {
+		w.sendMu.Lock()
+		for len(w.waiting) == 0 && !w.closing && w.err == nil {
+			w.work.Wait()
+		}
+		if len(w.waiting) == 0 || w.err != nil {
+			w.sendMu.Unlock()
+			break
+		}
+		out := w.waiting
+		w.waiting = w.spare[:0]
+		w.room.Broadcast()
+		w.sendMu.Unlock()
+
+		n, err := w.Conn.Write(out)
+		w.sent.Add(uint64(n))
+
+		w.sendMu.Lock()
+		if cap(out) > 2*busyAt {
+			out = nil // of a rush; do not keep it
+		}
+		w.spare = out
+		if err != nil && w.err == nil {
+			w.err = err
+		}
+		w.sendMu.Unlock()
+	}
+	w.Conn.Close()
+}
+
+// Close sends what is waiting, within flushTime, and closes. It does not wait, and
+// it ends reading at once.
+func (w *wire) Close() error {
+	w.sendMu.Lock()
+	defer w.sendMu.Unlock()
+	if !w.closing {
+		w.closing = true
+		now := time.Now()
+		w.Conn.SetReadDeadline(now)
+		w.Conn.SetWriteDeadline(now.Add(flushTime))
+		w.work.Broadcast()
+		w.room.Broadcast()
+	}
+	return nil
+}
+
+// abort closes without sending what is waiting, for err's sake.
+func (w *wire) abort(err error) {
+	w.sendMu.Lock()
+	if w.err == nil {
+		w.err = err
+	}
+	w.closing = true
+	w.work.Broadcast()
+	w.room.Broadcast()
+	w.sendMu.Unlock()
+	w.Conn.Close()
+}
+
+// failure says why the connection ended, where it was the connection.
+func (w *wire) failure() error {
+	w.sendMu.Lock()
+	defer w.sendMu.Unlock()
+	return w.err
+}
