@@ -1,0 +1,199 @@
+package netns
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// User is an ordinary user who exists on the machines of one Net and nowhere
+// else, with a home directory they share, an ed25519 key in .ssh/id_ed25519, and
+// no directory below /run/user.
+type User struct {
+	Name     string // unique on the host, as /tmp is everybody's
+	UID, GID uint32
+	// Groups are the supplementary ones: one, which the test's users share.
+	Groups   []uint32
+	Home     string
+	Password string // for servers with SSHDOptions.Passwords
+	// AuthorizedKey is the public half of the key, a line for authorized_keys.
+	AuthorizedKey string
+
+	hash        string
+	reservation net.Listener // keeps other test processes off UID
+}
+
+// Test users live above what useradd gives out and below the dynamic ranges of
+// the service manager.
+const (
+	firstTestUID = 20000
+	testUIDs     = 30000
+)
+
+// reserveUID finds a uid that neither the host nor another test process uses.
+// A socket of the abstract namespace stands for it, which dies with the process.
+func reserveUID() (uint32, net.Listener, error) {
+	start := mathrand.IntN(testUIDs)
+	for i := range 1000 {
+		uid := firstTestUID + (start+i)%testUIDs
+		if _, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+			continue
+		}
+		if _, err := os.Lstat(fmt.Sprintf("/run/user/%d", uid)); err == nil {
+			continue
+		}
+		if l, err := net.Listen("unix", fmt.Sprintf("@sshbroker-test-uid-%d", uid)); err == nil {
+			return uint32(uid), l, nil
+		}
+	}
+	return 0, nil, fmt.Errorf("no free uid from %d on", firstTestUID)
+}
+
+func newUser(dir, name string, group uint32) (*User, error) {
+	uid, reservation, err := reserveUID()
+	if err != nil {
+		return nil, err
+	}
+	u := &User{
+		Name: fmt.Sprintf("%s%d", name, uid), UID: uid, GID: uid, Groups: []uint32{group},
+		Home: filepath.Join(dir, name), Password: rand.Text(), reservation: reservation,
+	}
+	if group == 0 {
+		u.Groups = []uint32{u.GID + testUIDs} // no user's; see reserveUID
+	}
+	if u.hash, err = hashPassword(u.Password); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(u.Home, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Chown(u.Home, int(u.UID), int(u.GID)); err != nil {
+		return nil, err
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(private, u.Name)
+	if err != nil {
+		return nil, err
+	}
+	sshPublic, err := ssh.NewPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	u.AuthorizedKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(sshPublic)))
+	for name, content := range map[string]string{
+		".ssh/id_ed25519":      string(pem.EncodeToMemory(block)),
+		".ssh/id_ed25519.pub":  u.AuthorizedKey + "\n",
+		".ssh/authorized_keys": u.AuthorizedKey + "\n",
+	} {
+		if err := u.write(name, content, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return u, nil
+}
+
+// hashPassword makes a crypt(5) string. Go has no crypt; perl-base is essential
+// in Debian and asks the C library.
+func hashPassword(password string) (string, error) {
+	out, err := exec.Command("perl", "-e", `print crypt($ARGV[0], "\$6\$".$ARGV[1])`, password, rand.Text()).Output()
+	if err == nil && !strings.HasPrefix(string(out), "$6$") {
+		err = fmt.Errorf("got %q", out)
+	}
+	if err != nil {
+		return "", fmt.Errorf("crypt by perl: %w", err)
+	}
+	return string(out), nil
+}
+
+// Path is a file in the user's home directory.
+func (u *User) Path(name string) string { return filepath.Join(u.Home, name) }
+
+// Write makes a file in the user's home directory, which is the user's, and the
+// directories on the way.
+func (u *User) Write(t testing.TB, name, content string, perm os.FileMode) string {
+	t.Helper()
+	if err := u.write(name, content, perm); err != nil {
+		t.Fatal(err)
+	}
+	return u.Path(name)
+}
+
+func (u *User) write(name, content string, perm os.FileMode) error {
+	for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
+		if err := os.MkdirAll(u.Path(dir), 0o700); err != nil {
+			return err
+		}
+		if err := os.Chown(u.Path(dir), int(u.UID), int(u.GID)); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(u.Path(name), []byte(content), perm); err != nil {
+		return err
+	}
+	if err := os.Chmod(u.Path(name), perm); err != nil {
+		return err
+	}
+	return os.Chown(u.Path(name), int(u.UID), int(u.GID))
+}
+
+// RuntimeDir makes /run/user/UID, which users do not have otherwise, until the
+// test ends.
+func (u *User) RuntimeDir(t testing.TB) string {
+	t.Helper()
+	dir := fmt.Sprintf("/run/user/%d", u.UID)
+	_, err := os.Stat(filepath.Dir(dir))
+	parentMade := os.IsNotExist(err)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		os.RemoveAll(dir)
+		if parentMade {
+			os.Remove(filepath.Dir(dir))
+		}
+	})
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, int(u.UID), int(u.GID)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// accounts returns the user databases of the host with the users added.
+func accounts(users []*User) (passwd, group, shadow string, err error) {
+	for path, text := range map[string]*string{"/etc/passwd": &passwd, "/etc/group": &group, "/etc/shadow": &shadow} {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return "", "", "", err
+		}
+		*text = strings.TrimRight(string(content), "\n") + "\n"
+	}
+	var members []string
+	for _, u := range users {
+		passwd += fmt.Sprintf("%s:x:%d:%d::%s:/bin/bash\n", u.Name, u.UID, u.GID, u.Home)
+		group += fmt.Sprintf("%s:x:%d:\n", u.Name, u.GID)
+		shadow += fmt.Sprintf("%s:%s:19000:0:99999:7:::\n", u.Name, u.hash)
+		members = append(members, u.Name)
+	}
+	if len(users) > 0 {
+		group += fmt.Sprintf("projects%d:x:%d:%s\n", users[0].Groups[0], users[0].Groups[0], strings.Join(members, ","))
+	}
+	return passwd, group, shadow, nil
+}
