@@ -189,12 +189,14 @@ func TestServeRubbish(t *testing.T) {
 	if _, err := over.Read(buf); err == nil || isTimeout(err) {
 		t.Errorf("one connection too many: %v", err)
 	}
-	idle[0].Close()
-	for len(n.connections) == maxConnections {
+	for _, c := range idle[:4] { // Go's resolver makes a connection for each query
+		c.Close()
+	}
+	for len(n.connections) > maxConnections-4 {
 		time.Sleep(time.Millisecond)
 	}
 	if got, err := goResolver("tcp", server).LookupHost(t.Context(), "one.far."); err != nil || len(got) != 1 {
-		t.Errorf("after one has gone: %v, %v", got, err)
+		t.Errorf("after some have gone: %v, %v", got, err)
 	}
 }
 
