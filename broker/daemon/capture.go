@@ -60,10 +60,13 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 	}
 	defer d.detach(s)
 
-	row := control.CaptureRow{Serving: true, Held: true}
+	row := control.CaptureRow{Serving: true, Held: s.manifest.Held}
 	d.mu.Lock()
 	row.Warnings = d.loaded.warnFor(args)
 	d.mu.Unlock()
+	if !s.manifest.Held {
+		row.Warnings = append(row.Warnings, "this kernel has no packet queue (nfnetlink_queue): connect() succeeds before it is known whether the far side answers")
+	}
 	if args.Takeover {
 		row.Warnings = nil // they were told at the start
 	}
@@ -224,6 +227,12 @@ func (d *Daemon) live(s *served) {
 		defer close(answering)
 		_ = s.names.Serve(ctx, s.source.DNSUDP, s.source.DNSTCP)
 	}()
+	relaying := make(chan struct{})
+	go func() {
+		defer close(relaying)
+		// UDP is judged by no rule; what was made up for a name leads nowhere.
+		_ = s.source.ServeUDP(ctx, func(dst netip.AddrPort) bool { return !s.names.IsPool(dst.Addr()) })
+	}()
 	ended := make(chan error, 1)
 	go func() { ended <- d.broker.Run(ctx, s.capture) }()
 	empty := make(chan struct{})
@@ -248,6 +257,7 @@ func (d *Daemon) live(s *served) {
 	}
 	_ = s.source.Close()
 	<-answering
+	<-relaying
 	_ = s.names.Close()
 	if finished { // else another broker may take the capture over
 		_ = os.Remove(d.journal(s.args.ID))

@@ -28,7 +28,10 @@ func (d *Daemon) handle() {
 
 func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
 	d.mu.Lock()
-	l, captures, mode := d.loaded, len(d.captures), control.ModeDaemon
+	l, captures, mode, held := d.loaded, len(d.captures), control.ModeDaemon, true
+	for _, s := range d.captures {
+		held = held && s.manifest.Held
+	}
 	if d.OnDemand {
 		mode = control.ModeOnDemand
 	}
@@ -39,7 +42,7 @@ func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
 	return call.Send(control.StatusRow{
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
-		Captures: captures, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: true,
+		Captures: captures, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit:  control.AuditStatus{Path: d.AuditPath, Written: written.Written, Failed: written.Lost},
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(),
 	})

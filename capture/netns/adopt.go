@@ -11,18 +11,26 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture"
 	"sshbroker/capture/hold"
 	"sshbroker/capture/origin"
 	"sshbroker/capture/queue"
+	"sshbroker/capture/udprelay"
+	"sshbroker/capture/unheld"
 )
 
 // Served is a capture as the broker holds it. Close it once Ended returns.
 type Served struct {
-	*hold.Source
+	capture.Source
 	DNSUDP []net.PacketConn // name queries of the capture; closed by Close
 	DNSTCP []net.Listener
 
+	relay     []*net.UDPConn // where UDP is relayed; closed by Close
+	conntrack *udprelay.Conntrack
+
 	manifest Manifest
+	log      *slog.Logger
+	close    func() error // of Source
 }
 
 // Adopt serves a capture's descriptors from outside its namespace. It owns files
@@ -34,7 +42,7 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 		closeAll(files)
 		return nil, err
 	}
-	s := &Served{manifest: m}
+	s := &Served{manifest: m, log: log}
 	c := hold.Config{
 		Local:     []netip.Addr{netip.MustParseAddr(address4), netip.MustParseAddr(address6)},
 		Processes: s.Processes,
@@ -48,6 +56,7 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 	}
 	if err := errors.Join(errs...); err != nil {
 		s.closeNames()
+		s.closeRelay()
 		for _, l := range c.Listeners {
 			l.Close()
 		}
@@ -59,7 +68,13 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 		}
 		return nil, err
 	}
-	s.Source = hold.New(c, takeover)
+	if !m.Held {
+		u := unheld.New(unheld.Config{Listeners: c.Listeners, Diag: c.Diag, UID: uint32(os.Getuid()), Processes: s.Processes, Log: log})
+		s.Source, s.close = u, u.Close
+		return s, nil
+	}
+	h := hold.New(c, takeover)
+	s.Source, s.close = h, h.Close
 	return s, nil
 }
 
@@ -70,6 +85,9 @@ func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {
 		return err
 	case roleDiag:
 		c.Diag, err = origin.AdoptDiag(f)
+		return err
+	case roleConntrack:
+		s.conntrack, err = udprelay.AdoptConntrack(f)
 		return err
 	}
 	defer f.Close() // the net package duplicates what it takes
@@ -95,6 +113,17 @@ func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {
 			return err
 		}
 		s.DNSUDP = append(s.DNSUDP, p)
+	case roleRelay:
+		p, err := net.FilePacketConn(f)
+		if err != nil {
+			return err
+		}
+		u, ok := p.(*net.UDPConn)
+		if !ok {
+			p.Close()
+			return fmt.Errorf("not a UDP socket")
+		}
+		s.relay = append(s.relay, u)
 	default:
 		return fmt.Errorf("unknown role")
 	}
@@ -104,7 +133,8 @@ func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {
 // Close ends the service and closes every descriptor.
 func (s *Served) Close() error {
 	s.closeNames()
-	return s.Source.Close()
+	s.closeRelay()
+	return s.close()
 }
 
 func (s *Served) closeNames() {

@@ -59,7 +59,7 @@ func prepare(o order) (Manifest, []*os.File, error) {
 	if err := cover(o.AllNames, o.UserNS); err != nil {
 		return Manifest{}, nil, err
 	}
-	return buildNetwork(o.UDPRelay)
+	return buildNetwork(o.UDPRelay, o.Unheld)
 }
 
 // become gives up every capability that the namespace brought and runs the command.
@@ -73,7 +73,7 @@ func become(conn *os.File, o order, path string, argv []string) {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "SSH_CAPTURE=") })
 	env = append(env, "SSH_CAPTURE="+o.ID)
-	err := syscall.Exec(path, argv, env)
+	err := o.Inherit.Exec(path, argv, env)
 	var errno syscall.Errno
 	errors.As(err, &errno)
 	_ = sendMessage(conn, report{Error: path, Errno: errno}, nil)

@@ -14,17 +14,19 @@ type Manifest struct {
 	NetNS    uint64   `json:"netns"` // inode of the network namespace
 	Files    []string `json:"files"` // one role for each descriptor
 	IPv6     bool     `json:"ipv6"`
+	Held     bool     `json:"held"` // SYNs wait in a packet queue; else the kernel has none
 	UDPRelay bool     `json:"udp_relay,omitempty"`
 }
 
 // Roles of descriptors.
 const (
-	roleQueue  = "queue"
-	roleDiag   = "diag"
-	roleTCP    = "tcp"
-	roleDNSUDP = "dns-udp"
-	roleDNSTCP = "dns-tcp"
-	roleRelay  = "udp-relay"
+	roleQueue     = "queue"
+	roleDiag      = "diag"
+	roleTCP       = "tcp"
+	roleDNSUDP    = "dns-udp"
+	roleDNSTCP    = "dns-tcp"
+	roleRelay     = "udp-relay" // this and the next only where UDP is relayed
+	roleConntrack = "conntrack"
 )
 
 // Addresses of the namespace. The IPv4 one is the dummy address of RFC 7600, which
@@ -48,13 +50,24 @@ func (m Manifest) check(files []*os.File) error {
 	for _, role := range m.Files {
 		count[role]++
 	}
-	for _, need := range []string{roleQueue, roleDiag, roleTCP, roleDNSUDP, roleDNSTCP} {
+	for _, need := range []string{roleDiag, roleTCP, roleDNSUDP, roleDNSTCP} {
 		if count[need] == 0 {
 			return fmt.Errorf("capture manifest has no %s descriptor", need)
 		}
 	}
-	if count[roleQueue] != 1 || count[roleDiag] != 1 {
+	if count[roleDiag] != 1 {
 		return fmt.Errorf("capture manifest names a descriptor twice")
+	}
+	if queues := count[roleQueue]; queues > 1 || (queues == 1) != m.Held {
+		return fmt.Errorf("capture manifest says held=%t, with %d queues", m.Held, queues)
+	}
+	conntracks := 0
+	if m.UDPRelay {
+		conntracks = 1
+	}
+	if (count[roleRelay] > 0) != m.UDPRelay || count[roleConntrack] != conntracks {
+		return fmt.Errorf("capture manifest says udp_relay=%t, with %d sockets for it and %d to connection tracking",
+			m.UDPRelay, count[roleRelay], count[roleConntrack])
 	}
 	if m.NetNS == 0 {
 		return fmt.Errorf("capture manifest names no network namespace")

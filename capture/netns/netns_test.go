@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +27,13 @@ func TestMain(m *testing.M) {
 	}
 	if script := os.Getenv(insideScript); script != "" {
 		connectAll(strings.Fields(script))
+		return
+	}
+	if program := os.Getenv(udpProgram); program != "" {
+		if err := udpPrograms[program](); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 		return
 	}
 	os.Exit(m.Run())
@@ -96,15 +104,72 @@ func errnoName(e syscall.Errno) string {
 func run(t *testing.T, script string, decide func(capture.Attempt)) string {
 	t.Helper()
 	t.Setenv(insideScript, script)
-	r, w, err := os.Pipe()
+	p := launch(t, Options{})
+	p.serve(func(ctx context.Context) {
+		for {
+			a, err := p.served.Next(ctx)
+			if err != nil {
+				return
+			}
+			go decide(a)
+		}
+	})
+	return p.finish()
+}
+
+// captured is this test binary in a capture of its own, as its environment says.
+type captured struct {
+	t      *testing.T
+	child  *Child
+	served *Served
+	stdin  *os.File
+	stdout *os.File
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// launch makes the capture and adopts it. The program does not run before finish.
+func launch(t *testing.T, o Options) *captured {
+	t.Helper()
+	p := begin(t, o)
+	p.served = adopt(t, p.child.Manifest, p.child.Files, false)
+	return p
+}
+
+func adopt(t *testing.T, m Manifest, files []*os.File, takeover bool) *Served {
+	t.Helper()
+	s, err := Adopt(m, files, takeover, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdout := os.Stdout
-	os.Stdout = w
-	child, err := Start(Options{Self: exe(t), Path: exe(t), Argv: []string{"captured"}, ID: "t1"})
-	os.Stdout = stdout
-	w.Close()
+	return s
+}
+
+// begin makes the capture, which nobody serves yet.
+func begin(t *testing.T, o Options) *captured {
+	t.Helper()
+	stdin, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, stdout, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &captured{t: t, stdin: w, stdout: r}
+	p.ctx, p.cancel = context.WithCancel(t.Context())
+	t.Cleanup(func() { p.cancel(); r.Close(); w.Close() })
+
+	// Under the race detector every program would otherwise end a second late.
+	t.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
+	o.Self, o.Path, o.Argv, o.ID = exe(t), exe(t), []string{"captured"}, "t1"
+	saved := [2]*os.File{os.Stdin, os.Stdout}
+	os.Stdin, os.Stdout = stdin, stdout
+	p.child, err = Start(o)
+	os.Stdin, os.Stdout = saved[0], saved[1]
+	stdin.Close()
+	stdout.Close()
 	var forbidden *ForbiddenError
 	if errors.As(err, &forbidden) && os.Getenv("CI") != "true" {
 		t.Skipf("%v", err)
@@ -112,40 +177,35 @@ func run(t *testing.T, script string, decide func(capture.Attempt)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served, err := Adopt(child.Manifest, child.Files, false, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return p
+}
+
+// serve runs f until finish ends its context.
+func (p *captured) serve(f func(context.Context)) { p.wg.Go(func() { f(p.ctx) }) }
+
+// finish runs the program to its end, and returns what it printed.
+func (p *captured) finish() string {
+	t := p.t
+	t.Helper()
+	if err := p.child.Release(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(p.stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			a, err := served.Next(ctx)
-			if err != nil {
-				return
-			}
-			go decide(a)
-		}
-	}()
-	if err := child.Release(); err != nil {
-		t.Fatal(err)
-	}
-	out, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st, err := child.Process.Wait(); err != nil || !st.Success() {
+	if st, err := p.child.Process.Wait(); err != nil || !st.Success() {
 		t.Errorf("captured program: %v %v", st, err)
 	}
-	if err := WaitEmpty(ctx, child.Manifest); err != nil {
+	if err := WaitEmpty(p.ctx, p.child.Manifest); err != nil {
 		t.Errorf("wait until empty: %v", err)
 	}
-	cancel()
-	<-done
-	if err := served.Close(); err != nil {
-		t.Error(err)
+	p.cancel()
+	p.wg.Wait()
+	if p.served != nil {
+		if err := p.served.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	return string(out)
 }
@@ -218,11 +278,13 @@ func TestAsOrdinaryUser(t *testing.T) {
 	if err := errors.Join(os.WriteFile(binary, b, 0o755), os.Chmod(t.TempDir()+"/..", 0o755), os.Chmod(binary[:len(binary)-len("/netns.test")], 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "-test.v", "-test.run", "TestConnectReportsTheTruth")
+	cmd := exec.Command(binary, "-test.v", "-test.run", "TestConnectReportsTheTruth|TestUDPRelay")
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestConnectReportsTheTruth") {
-		t.Errorf("%v\n%s", err, out)
+	for _, test := range []string{"TestConnectReportsTheTruth", "TestUDPRelay", "TestUDPRelayTakeover"} {
+		if err != nil || !strings.Contains(string(out), "--- PASS: "+test+" (") {
+			t.Errorf("%s: %v\n%s", test, err, out)
+		}
 	}
 }

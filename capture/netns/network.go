@@ -24,7 +24,7 @@ const (
 
 // buildNetwork makes links, addresses, routes, settings, sockets and rules in the
 // current network namespace, and returns the sockets with their manifest.
-func buildNetwork(udpRelay bool) (Manifest, []*os.File, error) {
+func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 	m := Manifest{IPv6: hasIPv6(), UDPRelay: udpRelay}
 	var err error
 	if m.NetNS, err = inode("/proc/self/ns/net"); err != nil {
@@ -40,7 +40,10 @@ func buildNetwork(udpRelay bool) (Manifest, []*os.File, error) {
 		m.Files = append(m.Files, role)
 		files = append(files, f)
 	}
-	spec := nft.Spec{Queue: queueNumber, NativeQueue: nft.HasNativeQueue()}
+	spec := nft.Spec{Queue: queueNumber}
+	if !unheld {
+		spec.Form = nft.ProbeQueue()
+	}
 	for _, s := range []struct {
 		role string
 		port *uint16
@@ -70,14 +73,25 @@ func buildNetwork(udpRelay bool) (Manifest, []*os.File, error) {
 	}
 	add(roleDiag, diag.File())
 
-	// The queue is bound before the rules send anything there.
-	q, err := queue.Open(queueNumber, queueLength, queueBuffer)
-	if err != nil {
-		return m, nil, err
+	if spec.Form != nft.NoQueue {
+		// Bound before the rules send anything there.
+		q, err := queue.Open(queueNumber, queueLength, queueBuffer)
+		if err != nil {
+			return m, nil, err
+		}
+		add(roleQueue, q.File())
+		m.Held = true
 	}
-	add(roleQueue, q.File())
 	if err := nft.Namespace(spec).Load(); err != nil {
 		return m, nil, err
+	}
+	if udpRelay {
+		// After the rules, by which the kernel has begun to track connections.
+		ct, err := openConntrack()
+		if err != nil {
+			return m, nil, err
+		}
+		add(roleConntrack, ct.File())
 	}
 	return m, files, nil
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/inherit"
 )
 
 // InsideArg is the first argument by which a program knows that it is to call Inside.
@@ -17,12 +19,14 @@ const InsideArg = "--inside-capture"
 
 // Options say what the namespace is for.
 type Options struct {
-	Self     string   // the executable to start; it must call Inside when its first argument is InsideArg
-	Path     string   // of the command's executable
-	Argv     []string // the command's arguments, the first being its own name
-	ID       string   // of the capture; the command's SSH_CAPTURE
-	AllNames bool     // names are resolved at the far end alone: no search list
-	UDPRelay bool     // make the sockets of a UDP relay
+	Self     string        // the executable to start; it must call Inside when its first argument is InsideArg
+	Path     string        // of the command's executable
+	Argv     []string      // the command's arguments, the first being its own name
+	ID       string        // of the capture; the command's SSH_CAPTURE
+	AllNames bool          // names are resolved at the far end alone: no search list
+	UDPRelay bool          // make the sockets of a UDP relay
+	Unheld   bool          // do as on a kernel without a packet queue
+	Inherit  inherit.State // what the command inherits
 }
 
 // order is what the inside half is told, once.
@@ -30,7 +34,10 @@ type order struct {
 	ID       string `json:"id"`
 	AllNames bool   `json:"all_names"`
 	UDPRelay bool   `json:"udp_relay"`
+	Unheld   bool   `json:"unheld"`
 	UserNS   bool   `json:"user_ns"`
+
+	Inherit inherit.State `json:"inherit"`
 }
 
 // report is what it answers, with the descriptors; and again, if the command cannot
@@ -94,11 +101,32 @@ func Start(o Options) (*Child, error) {
 	theirs.Close()
 
 	c := &Child{Process: p, conn: ours}
-	if err := c.setUp(order{o.ID, o.AllNames, o.UDPRelay, userNS}); err != nil {
+	if err = c.setUp(order{o.ID, o.AllNames, o.UDPRelay, o.Unheld, userNS, o.Inherit}); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = c.ended(err)
+		}
 		c.Abort()
 		return nil, forbidden(err, userNS)
 	}
 	return c, nil
+}
+
+// KilledError says that a signal ended the child before it was the command, as
+// Ctrl-C does, which reaches it as well as the caller.
+type KilledError syscall.Signal
+
+func (e KilledError) Error() string { return "ended by signal: " + syscall.Signal(e).String() }
+
+// ended waits for a child that has hung up, and returns why it did, or err.
+func (c *Child) ended(err error) error {
+	state, werr := c.Process.Wait()
+	if werr != nil {
+		return err
+	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return fmt.Errorf("network namespace: %w", KilledError(status.Signal()))
+	}
+	return err
 }
 
 func (c *Child) setUp(o order) error {
@@ -117,12 +145,12 @@ func (c *Child) setUp(o order) error {
 	return c.Manifest.check(files)
 }
 
-// Release lets the child become the command. It returns once that has happened, or
-// an *ExecError; the child then ends by itself.
+// Release lets the child become the command. It returns nil once that has happened,
+// or why the child has ended instead: an *ExecError or a KilledError.
 func (c *Child) Release() error {
 	defer c.conn.Close()
 	if err := sendMessage(c.conn, struct{}{}, nil); err != nil {
-		return fmt.Errorf("release command: %w", err)
+		return c.ended(fmt.Errorf("release command: %w", err))
 	}
 	var r report
 	files, err := receiveMessage(c.conn, &r)
@@ -131,9 +159,9 @@ func (c *Child) Release() error {
 		return nil // the descriptor was closed by the exec
 	}
 	if err != nil {
-		return fmt.Errorf("release command: %w", err)
+		return c.ended(fmt.Errorf("release command: %w", err))
 	}
-	return &ExecError{Path: r.Error, Errno: r.Errno}
+	return c.ended(&ExecError{Path: r.Error, Errno: r.Errno})
 }
 
 // Abort ends a child that was not released, and closes everything.

@@ -63,6 +63,15 @@ func mark(op string, cmp expr.CmpOp, c uint32) term {
 	}}
 }
 
+// setClass writes our bits of the mark and keeps the others.
+func setClass(c uint32) term {
+	return term{fmt.Sprintf("meta mark set meta mark & 0x%08x | 0x%08x", ^capture.MarkMask, c), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(^capture.MarkMask), Xor: host32(c)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}}
+}
+
 // never is a condition that cannot hold.
 func never() term {
 	return term{"meta mark 0xffffffff meta mark 0", []expr.Any{

@@ -27,13 +27,22 @@ const portDNS = 53
 // Spec says what a capture's rules refer to. Ports are those of sockets on
 // 127.0.0.1 and ::1.
 type Spec struct {
-	Queue       uint16
-	NativeQueue bool // use nft's own queue expression
-	TCP         uint16
-	DNSUDP      uint16
-	DNSTCP      uint16
-	UDPRelay    uint16 // 0: UDP that leaves the namespace is refused
+	Queue    uint16
+	Form     QueueForm
+	TCP      uint16
+	DNSUDP   uint16
+	DNSTCP   uint16
+	UDPRelay uint16 // 0: UDP that leaves the namespace is refused
 }
+
+// QueueForm is how a kernel lets rules send packets to a queue.
+type QueueForm uint8
+
+const (
+	NoQueue     QueueForm = iota // it has none: every SYN is diverted undecided
+	TargetQueue                  // the xt target, through nft's compatibility expression
+	NativeQueue                  // nft's own expression
+)
 
 // Ruleset is a table, ready to be loaded or shown.
 type Ruleset struct{ chains []chain }
@@ -48,13 +57,18 @@ type chain struct {
 }
 
 // Namespace returns the rules of a capture that has a network namespace to itself:
-// every SYN waits in the queue, and nothing but loopback gets anywhere.
+// every SYN waits in the queue, and nothing but loopback gets anywhere. Without a
+// queue every SYN that leaves is diverted, and loopback is the namespace's own.
 func Namespace(s Spec) Ruleset {
 	hold := chain{name: "hold", typ: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, hookName: "output", priority: prioHold,
-		rules: [][]term{
-			{tcp(), dport(portDNS), accept()},
-			{tcp(), syn(), toQueue(s.Queue, s.NativeQueue)},
-		}}
+		rules: [][]term{{tcp(), dport(portDNS), accept()}}}
+	if s.Form == NoQueue {
+		hold.rules = append(hold.rules,
+			[]term{tcp(), syn(), outLoopback(true), setClass(capture.MarkPass), accept()},
+			[]term{tcp(), syn(), setClass(capture.MarkTunnel), accept()})
+	} else {
+		hold.rules = append(hold.rules, []term{tcp(), syn(), toQueue(s.Queue, s.Form == NativeQueue)})
+	}
 
 	refuse := chain{name: "refuse", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, hookName: "output", priority: prioRefuse,
 		rules: [][]term{
@@ -143,16 +157,25 @@ func (r Ruleset) addTo(c *nftables.Conn) {
 	}
 }
 
-// HasNativeQueue finds out, with a table that is never committed for long, whether
-// this kernel knows nft's own queue expression.
-func HasNativeQueue() bool {
+// ProbeQueue finds out which form this kernel takes, by a table that nothing refers
+// to and that is gone at once.
+func ProbeQueue() QueueForm {
+	for _, form := range []QueueForm{NativeQueue, TargetQueue} {
+		if takes(toQueue(0, form == NativeQueue)) {
+			return form
+		}
+	}
+	return NoQueue
+}
+
+func takes(t term) bool {
 	c, err := nftables.New()
 	if err != nil {
 		return false
 	}
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: TableName + "_probe"})
 	ch := c.AddChain(&nftables.Chain{Name: "probe", Table: table})
-	c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: toQueue(0, true).exprs})
+	c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: t.exprs})
 	if c.Flush() != nil {
 		return false
 	}

@@ -13,10 +13,11 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestNamespaceGolden(t *testing.T) {
-	base := Spec{Queue: 7, TCP: 4001, DNSUDP: 4002, DNSTCP: 4003}
-	relay := base
+	base := Spec{Queue: 7, Form: TargetQueue, TCP: 4001, DNSUDP: 4002, DNSTCP: 4003}
+	relay, unheld := base, base
 	relay.UDPRelay = 4004
-	for name, spec := range map[string]Spec{"namespace.nft": base, "namespace-udp.nft": relay} {
+	unheld.Form = NoQueue
+	for name, spec := range map[string]Spec{"namespace.nft": base, "namespace-udp.nft": relay, "namespace-unheld.nft": unheld} {
 		file := filepath.Join("testdata", name)
 		got := Namespace(spec).String()
 		if *update {

@@ -148,10 +148,7 @@ func (q *Queue) Receive(each func(Packet)) error {
 		return rerr != unix.EAGAIN && rerr != unix.EINTR
 	})
 	if err != nil {
-		if errors.Is(err, os.ErrClosed) {
-			return os.ErrClosed
-		}
-		return fmt.Errorf("packet queue %d: wait: %w", q.number, err)
+		return os.ErrClosed // no deadline is ever set, so nothing else ends the wait
 	}
 	switch {
 	case rerr == unix.ENOBUFS:
@@ -290,14 +287,13 @@ func (q *Queue) send(typ, flags uint16, attrs []byte) error {
 		serr = unix.Sendto(int(fd), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		return serr != unix.EAGAIN && serr != unix.EINTR
 	})
-	if err == nil {
-		err = serr
-	}
-	if errors.Is(err, unix.EPERM) {
+	switch {
+	case err != nil:
+		return os.ErrClosed
+	case serr == unix.EPERM:
 		return ErrNotPermitted
-	}
-	if err != nil {
-		return fmt.Errorf("packet queue %d: send: %w", q.number, err)
+	case serr != nil:
+		return fmt.Errorf("packet queue %d: send: %w", q.number, serr)
 	}
 	return nil
 }
