@@ -33,7 +33,10 @@ type Recorder interface {
 // Names knows what names a capture's programs have resolved to which addresses.
 type Names interface {
 	Lookup(netip.Addr) []string // most recent first
-	IsPool(netip.Addr) bool     // made up by us, known or not
+	// Asked reports whether name was asked for in this capture and led to the address;
+	// a name may also be known from the hosts file alone.
+	Asked(a netip.Addr, name string) bool
+	IsPool(netip.Addr) bool // made up by us, known or not
 	// Hold keeps a made-up address from standing for another name until release.
 	Hold(netip.Addr) (release func())
 }

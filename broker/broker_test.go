@@ -43,8 +43,11 @@ type knownNames struct {
 }
 
 func (k knownNames) Lookup(a netip.Addr) []string { return k.names[a.String()] }
-func (k knownNames) IsPool(a netip.Addr) bool     { return k.pool.IsValid() && k.pool.Contains(a) }
-func (k knownNames) Hold(netip.Addr) func()       { return func() {} }
+func (k knownNames) Asked(a netip.Addr, name string) bool {
+	return slices.Contains(k.names[a.String()], name)
+}
+func (k knownNames) IsPool(a netip.Addr) bool { return k.pool.IsValid() && k.pool.Contains(a) }
+func (k knownNames) Hold(netip.Addr) func()   { return func() {} }
 
 // opener opens streams to an echo, or fails.
 type opener struct {

@@ -57,6 +57,11 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	d := f.decide()
 	f.enter(StateDecided)
 
+	if d.Action != filter.Block && f.c.Names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
+		// Neither way leads anywhere: such an address means nothing but its name.
+		f.refuse(audit.BadName, fmt.Errorf("%v was made up for a name that is not known any more", f.at.Dst.Addr()))
+		return
+	}
 	switch d.Action {
 	case filter.Direct:
 		f.direct(ctx, audit.Direct)
@@ -132,9 +137,8 @@ func (f *flow) decide() filter.Decision {
 
 // tunnel opens the channel first and lets the program in then.
 func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
-	if f.c.Names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
-		f.refuse(audit.BadName, fmt.Errorf("%v was made up for a name that is not known any more", f.at.Dst.Addr()))
-		return
+	if d.Name != "" && !f.c.Names.Asked(f.at.Dst.Addr(), d.Name) {
+		d.Name = "" // a name of the hosts file: the program gave the address
 	}
 	p, dst, err := f.policy.Way(d, f.at)
 	if err != nil {

@@ -51,7 +51,7 @@ type Profile struct {
 
 	Ciphers, MACs, KEXs, HostKeyAlgorithms []string // empty: the library's choice
 
-	RekeyBytes        uint64        // 0: the library's choice
+	RekeyBytes        uint64        // what the configuration asks for; the kind of tunnel says whether it can
 	ConnectTimeout    time.Duration // 0: the system's
 	KeepaliveInterval time.Duration // 0: none
 	KeepaliveMisses   int           // unanswered ones after which the transport is lost

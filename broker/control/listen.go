@@ -19,6 +19,9 @@ import (
 type Listener struct {
 	*net.UnixListener
 	path string
+
+	private bool // the directory is there for the socket alone
+
 	dir  int // the directory, kept open so that Close removes from the right one
 	lock int
 	id   inode // of the socket
@@ -42,7 +45,23 @@ func (p places) listen(address string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("broker address %q: %w", address, err)
 	}
+	// A broker that ends removes the directory, which may be the one just opened.
+	const tries = 100
+	for try := 1; ; try++ {
+		l, err := p.listenAt(path)
+		if err == nil || try == tries || !errors.Is(err, errDirGone) {
+			return l, err
+		}
+	}
+}
+
+var errDirGone = errors.New("the directory was removed")
+
+func (p places) listenAt(path string) (*Listener, error) {
 	dir, err := p.openDir(filepath.Dir(path), true)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", errDirGone, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("broker address %s: %w", path, err)
 	}
@@ -51,7 +70,7 @@ func (p places) listen(address string) (*Listener, error) {
 		// else it would take the lock file away after some days.
 		_ = unix.Flock(dir, unix.LOCK_SH|unix.LOCK_NB)
 	}
-	l := &Listener{path: path, dir: dir}
+	l := &Listener{path: path, dir: dir, private: p.private(filepath.Dir(path))}
 	if l.lock, err = p.takeLock(dir, filepath.Base(path)+".lock"); err != nil {
 		unix.Close(dir)
 		return nil, fmt.Errorf("broker address %s: %w", path, err)
@@ -72,6 +91,9 @@ func (l *Listener) Address() string { return l.path }
 func (p places) takeLock(dir int, name string) (int, error) {
 	for {
 		fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		if err == unix.ENOENT {
+			return -1, errDirGone
+		}
 		if err != nil {
 			return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 		}
@@ -182,7 +204,7 @@ func (l *Listener) clearPlace(name string) error {
 }
 
 // Close stops listening, removes the socket if it is still ours, and lets the lock
-// go last: whoever takes it finds the place empty.
+// go last: whoever takes it finds the place empty. A private directory goes as well.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
 		name := filepath.Base(l.path)
@@ -195,6 +217,9 @@ func (l *Listener) Close() error {
 		}
 		l.removeLock()
 		unix.Close(l.dir)
+		if l.private {
+			_ = unix.Rmdir(filepath.Dir(l.path)) // unless something is in it: a next broker's lock, or name maps
+		}
 	})
 	return l.err
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,10 +42,29 @@ func TestListenModesAndCleanUp(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	if left, _ := os.ReadDir(p.tmpDir()); len(left) != 0 {
-		t.Errorf("left behind: %v", left)
+	if left, err := os.ReadDir(p.tmpDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left behind: %v %v", left, err)
 	}
 	sameFiles(t, before)
+}
+
+// The directory is removed with what is in it; what somebody else has put there stays.
+func TestListenLeavesFilesOfOthers(t *testing.T) {
+	p := tempPlaces(t)
+	l, err := p.listen(filepath.Join(p.tmpDir(), "ssh-broker"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(p.tmpDir(), "names-x")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestListenStrangeUmask(t *testing.T) {
@@ -97,14 +117,21 @@ func TestLockRace(t *testing.T) {
 
 // Closing and starting at once never leaves two, nor a socket that nobody serves.
 func TestLockHandOver(t *testing.T) {
-	path := socketPath(t)
+	t.Run("directory that stays", func(t *testing.T) { handOver(t, systemPlaces(), socketPath(t)) })
+	t.Run("directory that goes with the socket", func(t *testing.T) {
+		p := tempPlaces(t)
+		handOver(t, p, filepath.Join(p.tmpDir(), "ssh-broker"))
+	})
+}
+
+func handOver(t *testing.T, p places, path string) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	holders := 0
 	for range 8 {
 		wg.Go(func() {
 			for done := 0; done < 50; {
-				l, err := Listen(path)
+				l, err := p.listen(path)
 				if errors.Is(err, ErrRunning) {
 					continue
 				}

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
+	"slices"
 
 	"sshbroker/broker"
 	"sshbroker/broker/control"
@@ -26,6 +26,7 @@ type served struct {
 	source   *netns.Served
 	names    *names.Names
 	capture  *broker.Capture
+	warnings []string // for the person who starts it
 	events   chan control.CaptureEvent
 
 	keepers int           // connected clients that look after it; guarded by Daemon.mu
@@ -61,9 +62,7 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 	defer d.detach(s)
 
 	row := control.CaptureRow{Serving: true, Held: s.manifest.Held}
-	d.mu.Lock()
-	row.Warnings = d.loaded.warnFor(args)
-	d.mu.Unlock()
+	row.Warnings = slices.Clone(s.warnings)
 	if !s.manifest.Held {
 		row.Warnings = append(row.Warnings, "this kernel has no packet queue (nfnetlink_queue): connect() succeeds before it is known whether the far side answers")
 	}
@@ -87,14 +86,6 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 	}
 }
 
-// warnFor is what a person who starts a capture should know of the configuration.
-func (l *loaded) warnFor(args control.CaptureArgs) []string {
-	if args.Via != "" || l.present {
-		return nil
-	}
-	return []string{"no filter rules exist: every connection goes out in clear (--allow-direct)"}
-}
-
 // begin serves a capture that is new to this daemon. It owns files.
 func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.CaptureArgs, files []*os.File) (*served, error) {
 	s := &served{args: args, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
@@ -108,6 +99,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 		closeFiles(files)
 		return nil, err
 	}
+	s.warnings = way.warnings
 	if err := netns.PoolIsFree(way.pool4, way.pool6); err != nil {
 		closeFiles(files)
 		return nil, &control.Error{Code: control.CodeConfig, Message: err.Error(),
@@ -123,7 +115,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	}
 	s.names, err = names.New(names.Config{
 		Policy: namePolicy{d, s}, AllPseudo: args.Via != "",
-		Pool4: way.pool4, Pool6: way.pool6, Logger: d.Log, Journal: d.journal(args.ID),
+		Pool4: way.pool4, Pool6: way.pool6, Logger: d.Log, Journal: d.journal(s),
 		HostsFile: "/etc/hosts", ResolvFile: "/etc/resolv.conf",
 	})
 	if err != nil {
@@ -133,6 +125,12 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	s.capture.Names = s.names
 
 	d.mu.Lock()
+	if s.needsRules() && !d.loaded.present { // a reload came between
+		d.mu.Unlock()
+		_ = s.names.Close()
+		_ = s.source.Close()
+		return nil, noRules("")
+	}
 	d.captures[args.ID] = s
 	d.reconsider()
 	d.mu.Unlock()
@@ -145,6 +143,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 type way struct {
 	policy       *broker.Policy // nil: the daemon's current one
 	pool4, pool6 netip.Prefix
+	warnings     []string
 }
 
 // wayOf finds the rules for a capture, and connects where --via says so.
@@ -160,7 +159,7 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		o.File, o.GlobalFile = args.ConfigFile, ""
 		l, err := d.loadFrom(o)
 		if err != nil {
-			return way{}, &control.Error{Code: control.CodeConfig, Message: err.Error(),
+			return way{}, &control.Error{Code: control.CodeConfig, Message: "the rules cannot be used:\n" + err.Error(),
 				Hint: "see all of it with ssh-broker-ctl check-config " + args.ConfigFile}
 		}
 		if !l.present && !args.AllowDirect {
@@ -169,11 +168,19 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if l.policy.Rules == nil {
 			l.policy.Rules = directOnly()
 		}
-		return way{l.policy, l.pool4, l.pool6}, nil
+		return way{l.policy, l.pool4, l.pool6, l.warnings()}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
-	return way{nil, current.pool4, current.pool6}, nil
+	return way{nil, current.pool4, current.pool6, current.warnings()}, nil
+}
+
+// warnings are what a person should know who starts a capture by these rules.
+func (l *loaded) warnings() []string {
+	if l.present {
+		return nil
+	}
+	return []string{"no filter rules exist: every connection goes out in clear (--allow-direct)"}
 }
 
 func noRules(file string) error {
@@ -194,9 +201,6 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 	if err != nil {
 		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 	}
-	for _, w := range warnings {
-		d.Log.Warn("via", "capture", args.ID, "warning", w)
-	}
 	if !args.Takeover {
 		if err := d.pool.Ready(ctx, p, callPrompter{call}); err != nil {
 			return way{}, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
@@ -206,7 +210,7 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 	if err != nil {
 		return way{}, err
 	}
-	return way{&broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p}, current.pool4, current.pool6}, nil
+	return way{&broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p}, current.pool4, current.pool6, warnings}, nil
 }
 
 // callPrompter asks the person at a client.
@@ -259,8 +263,9 @@ func (d *Daemon) live(s *served) {
 	<-answering
 	<-relaying
 	_ = s.names.Close()
-	if finished { // else another broker may take the capture over
-		_ = os.Remove(d.journal(s.args.ID))
+	// While a process is left, another broker may take the capture over.
+	if finished || len(s.source.Processes()) == 0 {
+		_ = os.Remove(d.journal(s))
 	}
 	d.mu.Lock()
 	delete(d.captures, s.args.ID)
@@ -328,8 +333,6 @@ func (p namePolicy) Pseudo(name string) bool {
 	}
 	return policy.Rules.Pseudo(name)
 }
-
-func (d *Daemon) journal(id string) string { return filepath.Join(d.StateDir, "names-"+id) }
 
 // tell hands an event to whoever watches; one who does not read misses some.
 func (s *served) tell(level int, text string) {

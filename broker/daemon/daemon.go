@@ -106,6 +106,7 @@ func ownAccount() account {
 // lets live ones go on for the time that was asked for, and closes everything.
 func (d *Daemon) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { d.stop(context.Cause(ctx)) })()
+	d.sweep()
 	d.mu.Lock()
 	d.reconsider()
 	d.mu.Unlock()
@@ -148,6 +149,7 @@ func (d *Daemon) reconsider() {
 			idle := d.OnDemand && d.clients == 0 && len(d.captures) == 0
 			d.mu.Unlock()
 			if idle {
+				d.sweep()
 				d.stop(errors.New("nobody needs this broker any more"))
 			}
 		})
@@ -169,5 +171,6 @@ func (d *Daemon) Stop(drain time.Duration) {
 	d.mu.Lock()
 	d.drainTime = drain
 	d.mu.Unlock()
+	d.sweep()
 	d.stop(errAsked)
 }

@@ -37,10 +37,34 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	return l, nil
 }
 
-// install brings a configuration into force.
+// install brings the first configuration into force.
 func (d *Daemon) install(l *loaded) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.put(l)
+}
+
+// replace brings another one into force, unless it has no rules while there are
+// captures that began under some: they would go out in clear unasked.
+func (d *Daemon) replace(l *loaded) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !l.present {
+		for id, s := range d.captures {
+			if s.needsRules() {
+				return fmt.Errorf("there is no filter-engine in any configuration file any more, and capture %s began under one: it would go out in clear", id)
+			}
+		}
+	}
+	d.put(l)
+	return nil
+}
+
+// needsRules says that the capture goes by the common rules and must not be without.
+func (s *served) needsRules() bool { return s.capture.Policy == nil && !s.args.AllowDirect }
+
+// put does it; the caller holds mu.
+func (d *Daemon) put(l *loaded) {
 	l.policy.Generation = 1
 	if d.loaded != nil {
 		l.policy.Generation = d.loaded.policy.Generation + 1
@@ -59,13 +83,15 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	l, err := d.load()
+	if err == nil {
+		err = d.replace(l)
+	}
 	if err != nil {
 		d.Log.Warn("configuration not reloaded, the old one stays", "error", err)
 		return control.ReloadResult{}, &control.Error{Code: control.CodeConfig,
 			Message: fmt.Sprintf("the configuration was not reloaded, the old one stays in force:\n%v", err),
 			Hint:    "mend the file, see it pass ssh-broker-ctl check-config, then reload again"}
 	}
-	d.install(l)
 	d.retire()
 	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
 	return control.ReloadResult{Generation: l.policy.Generation, Changed: true, Warnings: l.warn}, nil

@@ -210,6 +210,26 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// A name of the hosts file counts as asked only once a program has asked for it.
+func TestAsked(t *testing.T) {
+	n := newNames(t, Config{HostsFile: writeFile(t, "192.0.2.1 file.corp alias.corp\n")})
+	want := func(a, name string, asked bool) {
+		t.Helper()
+		if n.Asked(addr(a), name) != asked {
+			t.Errorf("%s, %s: asked is %v", a, name, !asked)
+		}
+	}
+	want("192.0.2.1", "file.corp", false)
+	ask(t, n, "file.corp.", dnsmessage.TypeA)
+	want("192.0.2.1", "file.corp", true)
+	want("::ffff:192.0.2.1", "file.corp", true)
+	want("192.0.2.1", "alias.corp", false)
+	want("198.18.0.1", "x.far", false)
+	ask(t, n, "x.far.", dnsmessage.TypeA)
+	want("198.18.0.1", "x.far", true)
+	want("198.18.0.1", "y.far", false)
+}
+
 // What one capture asked is unknown to another.
 func TestCapturesAreApart(t *testing.T) {
 	one, two := newNames(t, Config{}), newNames(t, Config{})

@@ -182,6 +182,17 @@ func (n *Names) Lookup(addr netip.Addr) []string {
 	return list
 }
 
+// Asked reports whether the capture's programs asked for name and were told addr. The
+// hosts file alone makes a name known to rules; who never asked gave the address.
+func (n *Names) Asked(addr netip.Addr, name string) bool {
+	addr = addr.Unmap()
+	if n.pool.contains(addr) {
+		known, ok := n.pool.name(addr)
+		return ok && known == name
+	}
+	return slices.Contains(n.memory.lookup(addr), name)
+}
+
 // IsPool reports whether addr is one of the pool's range, whether or not it stands
 // for a name. A flow to one that does not is refused.
 func (n *Names) IsPool(addr netip.Addr) bool { return n.pool.contains(addr.Unmap()) }

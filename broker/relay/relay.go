@@ -81,7 +81,9 @@ func (r *Relay) Pipe(ctx context.Context, prog *net.TCPConn, far Stream, count *
 	f := &flow{relay: r, prog: prog, far: far, count: count, cutDone: make(chan struct{})}
 	if t, ok := far.(TCP); ok {
 		f.farTCP = t.TCPConn
+		arm(f.farTCP)
 	}
+	arm(prog)
 	if c, ok := far.(interface{ Closed() <-chan struct{} }); ok {
 		f.farClosed = c.Closed()
 	}
@@ -98,6 +100,12 @@ func (r *Relay) Pipe(ctx context.Context, prog *net.TCPConn, far Stream, count *
 
 	if !stop() {
 		<-cancelled
+	}
+	if f.first.Load() == nil {
+		disarm(prog)
+		if f.farTCP != nil {
+			disarm(f.farTCP)
+		}
 	}
 	prog.Close()
 	far.Close()

@@ -23,6 +23,12 @@ func resetTCP(c *net.TCPConn) error {
 	return c.Close()
 }
 
+// arm has the kernel reset c if this process dies: the peer must not take that for
+// the end of the data. disarm, before an orderly close, takes it back.
+func arm(c *net.TCPConn) { c.SetLinger(0) }
+
+func disarm(c *net.TCPConn) { c.SetLinger(-1) }
+
 // wakeReader ends waitDead.
 func wakeReader(c *net.TCPConn) { c.SetReadDeadline(time.Unix(1, 0)) }
 

@@ -36,6 +36,8 @@ func Open(addr netip.AddrPort) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "capture listener")
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1),
+		// Inherited by what is accepted, which a process that dies then resets.
+		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
 		unix.Bind(fd, sa),
 		unix.Listen(fd, backlog),
 	)

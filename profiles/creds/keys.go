@@ -3,7 +3,6 @@ package creds
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -104,11 +103,10 @@ type identity struct {
 	file    string
 	text    []byte
 	public  ssh.PublicKey // nil where an old format hides it
-	private crypto.Signer // nil where a passphrase guards it, or the file has the public half only
 	locked  bool
 	cert    *ssh.Certificate
 	certErr error
-	ready   ssh.Signer
+	ready   ssh.Signer // nil where a passphrase guards it, or the file has the public half only
 }
 
 func readIdentity(file string) (*identity, error) {

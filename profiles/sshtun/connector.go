@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"strconv"
 	"syscall"
@@ -152,7 +153,7 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 			KeyExchanges:   algos.kex,
 			Ciphers:        algos.ciphers,
 			MACs:           algos.macs,
-			RekeyThreshold: h.profile.RekeyBytes,
+			RekeyThreshold: math.MaxInt64, // never by us; see the package's comment
 		},
 		User:              h.profile.User,
 		ClientVersion:     "SSH-2.0-" + version,

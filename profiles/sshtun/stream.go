@@ -16,11 +16,6 @@ import (
 	"sshbroker/profiles"
 )
 
-// eofGrace is how long after the end of the far direction a CLOSE still counts as
-// its cause. The library's steps between the two signals of a CLOSE take less than a
-// microsecond.
-const eofGrace = 250 * time.Microsecond
-
 // stream is one direct-tcpip channel.
 //
 // The library's channel can block in Read and Write for as long as the server
@@ -73,7 +68,6 @@ type half struct {
 
 type result struct {
 	buf []byte
-	n   int64
 	err error
 }
 
@@ -137,16 +131,15 @@ func (s *stream) watchEOF() {
 			break
 		}
 	}
-	timer := time.NewTimer(eofGrace)
-	defer timer.Stop()
-	select {
-	case <-s.gone:
-	case <-timer.C:
-		select {
-		case <-s.gone:
-		default:
-			close(s.sawEOF)
-		}
+	// EOF or CLOSE? For a CLOSE the library first answers, and from then on it turns
+	// down whatever else is sent on the channel. So send something that the server
+	// ignores, RFC 4254 section 5.4. That a transport is lost the library may not yet
+	// know here, but its reader has gone for good.
+	if isDone(s.gone) {
+		return
+	}
+	if _, err := s.ch.SendRequest("keepalive@openssh.com", false, nil); err == nil && s.t.wire.awaitReader(s.t.done) {
+		close(s.sawEOF)
 	}
 }
 

@@ -79,13 +79,15 @@ func (s *stream) put(piece []byte) error {
 	}
 	n, err := s.ch.Write(piece)
 	s.sent.Add(uint64(n))
-	if err != nil {
-		if s.isClosed() {
-			return net.ErrClosed
-		}
-		return s.writeFailure()
+	switch {
+	case err == nil && !isDone(s.t.done): // the library reports a failed send only to the next one
+		return nil
+	case s.isClosed():
+		return net.ErrClosed
+	case err == nil:
+		return s.t.Err()
 	}
-	return nil
+	return s.writeFailure()
 }
 
 // pickup is a ReadFrom under way.

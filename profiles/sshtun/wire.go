@@ -6,12 +6,16 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
 	// readAhead is what one system call may take from the server. The library asks
 	// for 4 KiB at a time.
 	readAhead = 256 << 10
+	// smallFill is what one system call brings when little is under way.
+	smallFill = 16 << 10
 	// busyAt is how many bytes may wait to be sent before streams hold their data
 	// back. It is room for several packets of 32 KiB, so that encryption and system
 	// calls overlap, and small enough that an interactive stream waits behind little.
@@ -19,19 +23,23 @@ const (
 	// fullAt is where even the library's own messages wait. Streams keep below it,
 	// give or take one packet each.
 	fullAt = 8 << 20
+	// directAt is what Write tries to send by itself where nothing else is under way:
+	// more would keep other streams from encrypting meanwhile.
+	directAt = 4 << 10
 	// flushTime is how long the rest may take to be sent at the end.
 	flushTime = time.Second
 )
 
 // wire is the connection under a transport. It reads ahead, and it sends in a
 // goroutine of its own what Write was given meanwhile: while one system call runs
-// the packets that come up are gathered for the next, and with nothing under way a
-// packet leaves at once. A failure to send fails the connection for reading too, so
-// that no success of Write is left standing.
+// the packets that come up are gathered for the next. With nothing under way a small
+// packet is sent by Write itself, which spares the wake-up. A failure to send fails
+// the connection for reading too, so that no success of Write is left standing.
 type wire struct {
 	net.Conn
 
-	quickACK func() // nil where the connection is no socket
+	quickACK func()           // nil where the connection is no socket
+	direct   func([]byte) int // sends what the kernel takes at once; nil likewise
 
 	// Reading; only the library's reader goroutine comes here.
 	ahead      []byte
@@ -47,6 +55,7 @@ type wire struct {
 	room    sync.Cond // less waits
 	waiting []byte
 	spare   []byte
+	sending bool // the sender is in its system call
 	closing bool
 	err     error
 	sent    atomic.Uint64
@@ -59,6 +68,7 @@ func newWire(c net.Conn) *wire {
 	w.room.L = &w.sendMu
 	if socket, ok := c.(syscall.Conn); ok {
 		w.quickACK = acknowledger(socket)
+		w.direct = directSender(socket)
 	}
 	go w.send()
 	return w
@@ -87,7 +97,8 @@ func (w *wire) fill() (int, error) {
 	w.life = nil
 	w.lifeMu.Unlock()
 
-	if w.quickACK != nil {
+	// In bulk the kernel acknowledges by itself soon enough.
+	if w.quickACK != nil && w.end < smallFill {
 		w.quickACK()
 	}
 	n, err := w.Conn.Read(w.ahead)
@@ -132,11 +143,38 @@ func (w *wire) Write(p []byte) (int, error) {
 	case w.closing:
 		return 0, net.ErrClosed
 	}
+	rest := p
+	if len(w.waiting) == 0 && !w.sending && w.direct != nil && len(p) <= directAt {
+		// What is wrong with the connection is found out with the rest.
+		n := w.direct(p)
+		w.sent.Add(uint64(n))
+		if rest = p[n:]; len(rest) == 0 {
+			return len(p), nil
+		}
+	}
 	if len(w.waiting) == 0 {
 		w.work.Signal()
 	}
-	w.waiting = append(w.waiting, p...)
+	w.waiting = append(w.waiting, rest...)
 	return len(p), nil
+}
+
+// directSender returns a function that sends what the kernel takes without waiting,
+// and tells how much that was.
+func directSender(c syscall.Conn) func([]byte) int {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return func(p []byte) (n int) {
+		_ = raw.Control(func(fd uintptr) {
+			sent, err := unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if err == nil {
+				n = sent
+			}
+		})
+		return n
+	}
 }
 
 // awaitRoom holds a stream's data back while much waits to be sent.
@@ -161,6 +199,7 @@ func (w *wire) send() {
 		}
 		out := w.waiting
 		w.waiting = w.spare[:0]
+		w.sending = true
 		w.room.Broadcast()
 		w.sendMu.Unlock()
 
@@ -168,6 +207,7 @@ func (w *wire) send() {
 		w.sent.Add(uint64(n))
 
 		w.sendMu.Lock()
+		w.sending = false
 		if cap(out) > 2*busyAt {
 			out = nil // of a rush; do not keep it
 		}

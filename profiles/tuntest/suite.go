@@ -741,7 +741,9 @@ func testOpenCancelled(t *testing.T, r *rig) {
 // with an end in order.
 func testCut(t *testing.T, r *rig) {
 	tr, l := r.connect(t)
+	start := make(chan struct{}) // opening among floods takes long
 	flood := listen(t, func(c *net.TCPConn) {
+		<-start
 		for {
 			if _, err := c.Write(make([]byte, 4<<10)); err != nil {
 				return
@@ -757,6 +759,7 @@ func testCut(t *testing.T, r *rig) {
 			dst = quiet
 		}
 		s := open(t, tr, dst)
+		s.SetDeadline(time.Time{})
 		if i%4 >= 2 { // our own end must not make a loss look like theirs
 			if err := s.CloseWrite(); err != nil {
 				t.Fatal(err)
@@ -775,7 +778,10 @@ func testCut(t *testing.T, r *rig) {
 			ends <- err
 		}()
 	}
+	close(start)
+	s := open(t, tr, quiet) // by now data is on its way
 	l.Conn.Close()
+	s.Close()
 	for range flows * 3 / 4 {
 		select {
 		case err := <-ends:
