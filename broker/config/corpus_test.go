@@ -205,6 +205,7 @@ func TestCorpus(t *testing.T) {
 				"5:18: warning: known-hosts: directory: not built yet: read, but without effect",
 				"7:7: warning: key-store: not built yet: read, but without effect",
 				"8:7: warning: user-keys: not built yet: read, but without effect",
+				"16:7: warning: rekey: not built yet: read, but without effect",
 				"25:39: warning: forward: state: read, but not acted on",
 				"26:7: warning: tunnels: not built yet: read, but without effect",
 				"29:27: warning: environment: read, but not acted on",
