@@ -1,0 +1,256 @@
+package docs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"sshbroker/profiles/tuntest"
+	"sshbroker/test/sut"
+)
+
+// block is one fenced block of a document.
+type block struct {
+	heading string
+	line    int
+	lang    string
+	mark    string // of the comment above it
+	text    string
+}
+
+// blocks reads the fenced blocks of a document.
+func blocks(t testing.TB, path string) []block {
+	t.Helper()
+	var list []block
+	heading, mark := "", ""
+	var open *block
+	for number, line := range strings.Split(read(t, path), "\n") {
+		switch {
+		case strings.HasPrefix(line, "```") && open == nil:
+			open = &block{heading: heading, line: number + 1, lang: line[3:], mark: mark}
+		case strings.HasPrefix(line, "```"):
+			list = append(list, *open)
+			open, mark = nil, ""
+		case open != nil:
+			open.text += line + "\n"
+		case strings.HasPrefix(line, "## "):
+			heading = line[3:]
+		case strings.HasPrefix(line, "<!-- ") && strings.HasSuffix(line, " -->"):
+			mark = strings.TrimSuffix(line[5:], " -->")
+		}
+	}
+	return list
+}
+
+// whole makes a file of XML that a document shows in part.
+func whole(xml string) string {
+	if strings.HasPrefix(xml, "<?xml") {
+		return xml
+	}
+	return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<secsh-broker version=\"1.0\">\n" + xml + "</secsh-broker>\n"
+}
+
+// TestGuide runs the recipes, each under a home directory of its own.
+func TestGuide(t *testing.T) {
+	sections := map[string][]block{}
+	var order []string
+	for _, b := range blocks(t, "docs/guide.md") {
+		if b.lang == "console" && b.mark != "tested" && !strings.HasPrefix(b.mark, "not tested: ") {
+			t.Errorf("docs/guide.md:%d: it is not said whether this is tested", b.line)
+		}
+		if len(sections[b.heading]) == 0 {
+			order = append(order, b.heading)
+		}
+		sections[b.heading] = append(sections[b.heading], b)
+	}
+	for _, program := range []string{"bash", "curl", "git", "jq"} {
+		if _, err := exec.LookPath(program); err != nil {
+			skip(t, "needs "+program+" (Debian package "+program+")")
+		}
+	}
+	for _, heading := range order {
+		t.Run(heading, func(t *testing.T) {
+			h := newHome(t)
+			for _, b := range sections[heading] {
+				switch {
+				case b.lang == "xml":
+					h.write(t, ".ssh2/ssh-broker-config.xml", whole(b.text))
+				case b.mark == "tested":
+					h.run(t, b)
+				}
+			}
+		})
+	}
+}
+
+// home is where one recipe is followed.
+type home struct {
+	dir string
+	env []string
+}
+
+func newHome(t *testing.T) *home {
+	t.Helper()
+	programs := sut.Build(t)
+	// Not t.TempDir: the path of a socket has little room.
+	dir, err := os.MkdirTemp("", "guide")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &home{dir: dir, env: append(os.Environ(), "HOME="+dir, "SSH_SECSH_BROKER="+filepath.Join(dir, "broker"), "SSH_AUTH_SOCK=",
+		"SSH_CAPTURE=", "LC_ALL=C.UTF-8", "GIT_CONFIG_NOSYSTEM=1", "http_proxy=", "https_proxy=", "all_proxy=", "ALL_PROXY=",
+		"PATH="+programs.Dir+":"+os.Getenv("PATH"))}
+	t.Cleanup(func() {
+		for _, broker := range []string{"broker", "strict"} {
+			out, err := h.command("ssh-broker-ctl -a ~/" + broker + " stop").CombinedOutput()
+			var exit *exec.ExitError
+			if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 3) {
+				t.Errorf("stop the broker: %v\n%s", err, out)
+			}
+		}
+		os.RemoveAll(dir)
+	})
+	h.bastion(t)
+	return h
+}
+
+func (h *home) write(t *testing.T, name, text string) {
+	t.Helper()
+	path := filepath.Join(h.dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bastion starts the SSH server of the guide, with a wiki and a git server behind it,
+// and makes it known as its reader would have it.
+func (h *home) bastion(t *testing.T) {
+	t.Helper()
+	hostKey, err := tuntest.NewKeyPair("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := tuntest.NewKeyPair("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind := h.inside(t)
+	server := &tuntest.Server{HostKey: hostKey.Private, Authorized: []string{key.Public},
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address != "wiki.internal:80" && address != "git.internal:80" {
+				return nil, errors.New("connection refused")
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, network, behind)
+		}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(l)
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		l.Close()
+		<-served
+	})
+	known, err := server.HostKeyLine(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	h.write(t, ".ssh/id_ed25519", string(key.Private))
+	h.write(t, ".ssh/known_hosts", known+"\n")
+	h.write(t, ".ssh/config", "Host bastion\n  HostName 127.0.0.1\n  Port "+port+"\n")
+}
+
+// inside serves what is behind the bastion and returns its address.
+func (h *home) inside(t *testing.T) string {
+	t.Helper()
+	site := filepath.Join(h.dir, "site")
+	h.write(t, "site/wiki", "Welcome to the wiki.\n")
+	script := `set -e; cd ~/site; git -c init.defaultBranch=main init -q work; echo hello > work/README
+cd work; git add README; git -c user.name=x -c user.email=x@example.com commit -q -m x; cd ..
+git clone -q --bare work x.git; git -C x.git update-server-info`
+	if out, err := h.command(script).CombinedOutput(); err != nil {
+		t.Fatalf("git: %v\n%s", err, out)
+	}
+	files := http.FileServer(http.Dir(site))
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host == "wiki.internal" {
+			http.ServeFile(w, r, filepath.Join(site, "wiki"))
+			return
+		}
+		files.ServeHTTP(w, r)
+	})}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(l)
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-served
+	})
+	return l.Addr().String()
+}
+
+func (h *home) command(line string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	cmd := exec.CommandContext(ctx, "bash", "-c", line)
+	cmd.Cancel = func() error { defer cancel(); return cmd.Process.Kill() }
+	cmd.WaitDelay = time.Second
+	cmd.Dir, cmd.Env = h.dir, h.env
+	return cmd
+}
+
+// run gives each command of a block and expects what stands below it.
+func (h *home) run(t *testing.T, b block) {
+	t.Helper()
+	for part := range strings.SplitSeq("\n"+b.text, "\n$ ") {
+		line, want, _ := strings.Cut(strings.TrimPrefix(part, "\n"), "\n")
+		if line == "" {
+			continue
+		}
+		want = strings.TrimSuffix(want, "\n")
+		// A record is written after the program has its answer, and a file has no
+		// event that says it is complete.
+		reads := strings.HasPrefix(line, "jq ")
+		for end := time.Now().Add(10 * time.Second); ; {
+			out, _ := h.command(line).CombinedOutput() // what it says tells whether it is as it should
+			got := strings.TrimSuffix(strings.ReplaceAll(string(out), h.dir, "~"), "\n")
+			if bytes.Contains(out, []byte("namespaces are forbidden")) {
+				skip(t, got)
+			}
+			if like(got, want) {
+				break
+			}
+			if !reads || time.Now().After(end) {
+				t.Fatalf("docs/guide.md:%d: %s\n--- prints\n%s\n--- the guide says\n%s", b.line, line, got, want)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	}
+}
+
+// like reports whether got is want, where "..." stands for anything in a line.
+func like(got, want string) bool {
+	pattern := strings.ReplaceAll(regexp.QuoteMeta(want), `\.\.\.`, `.*`)
+	return regexp.MustCompile(`\A` + pattern + `\z`).MatchString(got)
+}
