@@ -47,6 +47,9 @@ type Config struct {
 	Audit   Recorder     // required
 	Log     *slog.Logger // required
 
+	// MaxFlows is how many flows may live at once; more are refused. 0: no limit.
+	MaxFlows int
+
 	// Dial opens a connection in clear; nil: the net package's dialer.
 	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
 

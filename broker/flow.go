@@ -29,13 +29,16 @@ type flow struct {
 	policy *Policy
 	count  relay.Counters
 
-	release func()         // of the made-up address
-	origin  sync.WaitGroup // of the search for the process behind it
+	release func()        // of the made-up address
+	origin  chan struct{} // closed when the process behind it was looked for
 
 	mu    sync.Mutex // guards rec and state, which lists read
 	rec   audit.Record
 	state string
 }
+
+// originPatience is how long a refusal waits for the process to be found.
+const originPatience = 5 * time.Millisecond
 
 // serve is the life of one flow.
 func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
@@ -43,6 +46,9 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	defer f.record()
 
 	switch {
+	case f.MaxFlows > 0 && f.Totals().Live > int64(f.MaxFlows):
+		f.refuse(audit.Limit, fmt.Errorf("%d flows are open already", f.MaxFlows))
+		return
 	case f.Audit.Ready() != nil:
 		f.refuse(audit.AuditRequired, f.Audit.Ready())
 		return
@@ -54,7 +60,11 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 		return
 	}
 
-	d := f.decide()
+	d, err := f.decide()
+	if err != nil {
+		f.refuse(audit.NoDescriptors, err)
+		return
+	}
 	f.enter(StateDecided)
 
 	if d.Action != filter.Block && f.c.Names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
@@ -76,7 +86,7 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 
 // arrive begins the record.
 func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
-	f := &flow{Broker: b, c: c, a: a, at: a.Flow(), id: b.serial.Add(1)}
+	f := &flow{Broker: b, c: c, a: a, at: a.Flow(), id: b.serial.Add(1), origin: make(chan struct{})}
 	f.release = c.Names.Hold(f.at.Dst.Addr())
 	f.policy = c.Policy
 	if f.policy == nil {
@@ -93,7 +103,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	b.mu.Lock()
 	b.flows[f.id] = f
 	b.mu.Unlock()
-	f.origin.Go(f.findOrigin)
+	go f.findOrigin()
 	f.enter(StateArrived)
 	return f
 }
@@ -101,6 +111,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 // findOrigin looks for the process beside everything else, as it may take longer
 // than opening the way. Few searches run at once: they cost CPU that flows need.
 func (f *flow) findOrigin() {
+	defer close(f.origin)
 	f.searches <- struct{}{}
 	o := f.at.Origin()
 	<-f.searches
@@ -109,11 +120,17 @@ func (f *flow) findOrigin() {
 	f.rec.PID, f.rec.Program = o.PID, o.Exe
 }
 
-// decide asks the rules. No rules at all block.
-func (f *flow) decide() filter.Decision {
+// decide asks the rules. No rules at all block. An error means that a rule asked for
+// the program and that we could not look.
+func (f *flow) decide() (filter.Decision, error) {
+	var blind error
 	q := filter.Flow{
 		Names: f.rec.Names, Addr: f.at.Dst.Addr(), Port: f.at.Dst.Port(), User: f.c.User, Groups: f.c.Groups,
-		Program: func() string { return f.at.Origin().Exe },
+		Program: func() string {
+			o := f.at.Origin()
+			blind = o.Err
+			return o.Exe
+		},
 	}
 	var d filter.Decision
 	if f.policy != nil {
@@ -125,6 +142,9 @@ func (f *flow) decide() filter.Decision {
 			d = common
 		}
 	}
+	if blind != nil {
+		return filter.Decision{}, fmt.Errorf("program behind the flow: %w", blind)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rec.Action, f.rec.Name = d.Action.String(), d.Name
@@ -132,7 +152,7 @@ func (f *flow) decide() filter.Decision {
 	if d.Rule != nil {
 		f.rec.Rule, f.rec.RuleSource = d.Rule.Number, d.Rule.Source
 	}
-	return d
+	return d, nil
 }
 
 // tunnel opens the channel first and lets the program in then.
@@ -267,6 +287,10 @@ func (f *flow) refuse(reason audit.Reason, err error) {
 }
 
 func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
+	select {
+	case <-f.origin: // a program that is refused may end at once, and is unknown then
+	case <-time.After(originPatience):
+	}
 	f.a.Refuse(r)
 	f.mu.Lock()
 	if f.rec.Action != "" {
@@ -280,6 +304,8 @@ func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
 // gaveUp ends a flow whose far end was open and whose program did not come.
 func (f *flow) gaveUp(err error) {
 	switch {
+	case errors.Is(err, capture.ErrNoDescriptors):
+		f.refuse(audit.NoDescriptors, err)
 	case errors.Is(err, capture.ErrAbandoned):
 		f.finish(audit.Abandoned, nil)
 	case errors.Is(context.Cause(f.life), ErrStopped), errors.Is(err, capture.ErrClosed):
@@ -325,7 +351,7 @@ func (f *flow) finish(reason audit.Reason, err error) {
 
 // record writes the flow's one record and forgets it.
 func (f *flow) record() {
-	f.origin.Wait()
+	<-f.origin
 	f.release()
 	f.mu.Lock()
 	f.rec.Duration = time.Since(f.at.Arrived)
@@ -370,13 +396,13 @@ func tunnelReason(err error) audit.Reason {
 		reason audit.Reason
 	}{
 		{profiles.ErrHostKey, audit.HostKey}, // before all others: it must never be hidden
+		{syscall.EMFILE, audit.NoDescriptors},
+		{syscall.ENFILE, audit.NoDescriptors},
 		{profiles.ErrAuth, audit.AuthFailed},
 		{profiles.ErrSetup, audit.ProfileError},
 		{profiles.ErrRefused, audit.RefusedByDestination},
 		{profiles.ErrProhibited, audit.Prohibited},
 		{profiles.ErrNameNotFound, audit.NameNotFound},
-		{syscall.EMFILE, audit.NoDescriptors},
-		{syscall.ENFILE, audit.NoDescriptors},
 		{profiles.ErrConnect, audit.ServerUnreachable},
 		{profiles.ErrLost, audit.TransportLost},
 		{profiles.ErrOpen, audit.Unreachable},
@@ -392,10 +418,13 @@ func tunnelReason(err error) audit.Reason {
 }
 
 // mayFallBack says whether a rule's fallback-to-plain covers a failure. It never
-// covers a host key that was refused, nor a destination that was reached and said no.
+// covers a host key that was refused, nor a destination that was reached and said no,
+// nor what we are short of ourselves: a program could see to that.
 func mayFallBack(err error) bool {
-	if errors.Is(err, profiles.ErrHostKey) || errors.Is(err, profiles.ErrRefused) {
-		return false
+	for _, never := range []error{profiles.ErrHostKey, profiles.ErrRefused, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, never) {
+			return false
+		}
 	}
 	for _, class := range []error{profiles.ErrConnect, profiles.ErrAuth, profiles.ErrLost,
 		profiles.ErrProhibited, profiles.ErrNameNotFound, profiles.ErrOpen} {

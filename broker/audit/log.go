@@ -54,6 +54,7 @@ type Stats struct {
 	Pending  int    // waiting
 	Failures uint64 // failed writes
 	Unset    uint64 // came without a reason
+	Failing  error  // of the last write, nil after a success
 }
 
 // Log writes records to a file. Record never waits for the disk: a goroutine writes,
@@ -172,7 +173,7 @@ func (l *Log) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := l.stats
-	s.Pending = l.count
+	s.Pending, s.Failing = l.count, l.failing
 	return s
 }
 

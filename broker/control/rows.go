@@ -38,6 +38,7 @@ type StatusRow struct {
 	Generation  int         `json:"generation"` // 1 for the configuration of the start, one more with each reload
 	Warnings    []string    `json:"warnings"`
 	Captures    int         `json:"captures"`
+	Strangers   uint64      `json:"strangers"` // connections made straight to a listener of a live capture; they were reset
 	FlowsLive   int64       `json:"flows_live"`
 	FlowsTotal  int64       `json:"flows_total"`
 	Audit       AuditStatus `json:"audit"`
@@ -50,8 +51,10 @@ type StatusRow struct {
 // AuditStatus says whether the audit record keeps up.
 type AuditStatus struct {
 	Path    string `json:"path"`
-	Written uint64 `json:"written"` // records
-	Failed  uint64 `json:"failed"`  // records that could not be written
+	Written uint64 `json:"written"`         // records
+	Pending int    `json:"pending"`         // records that wait to be written
+	Failed  uint64 `json:"failed"`          // records that could not be written
+	Error   string `json:"error,omitempty"` // why they wait
 }
 
 // ConnectionRow is one transport.
@@ -134,6 +137,7 @@ type CaptureArgs struct {
 	ID          string   `json:"id"`
 	Takeover    bool     `json:"takeover,omitempty"` // an earlier broker served it
 	Via         string   `json:"via,omitempty"`
+	Agent       string   `json:"agent,omitempty"` // the caller's SSH_AUTH_SOCK, for Via
 	ConfigFile  string   `json:"config_file,omitempty"`
 	Localhost   bool     `json:"localhost,omitempty"`
 	UDPDirect   bool     `json:"udp_direct,omitempty"`

@@ -64,6 +64,8 @@ func Start(ctx context.Context, o StartOptions) (pid int, err error) {
 	case ctx.Err() != nil:
 		_ = b.process.Signal(unix.SIGTERM)
 		return 0, fmt.Errorf("start %s: %w", program, context.Cause(ctx))
+	case strings.HasPrefix(text, configWord+"\n"):
+		return 0, &Error{Code: CodeConfig, Message: strings.TrimPrefix(text, configWord+"\n")}
 	case text != "":
 		return 0, fmt.Errorf("start %s: %s", program, text)
 	case rerr != nil:
@@ -162,6 +164,7 @@ func (b *launched) lastWords() string {
 const (
 	readyWord   = "ready"
 	runningWord = "running"
+	configWord  = "configuration:" // the text of what is wrong with it follows
 )
 
 // CloseInherited closes every descriptor above 2 that this process was started
@@ -209,8 +212,12 @@ func NotifyReady(fd int) error {
 // NotifyFailed tells the Start that started this process why it cannot serve. It
 // closes fd; the process is to end. Not to be called after NotifyReady.
 func NotifyFailed(fd int, err error) error {
-	if errors.Is(err, ErrRunning) {
+	var answer *Error
+	switch {
+	case errors.Is(err, ErrRunning):
 		return notify(fd, runningWord)
+	case errors.As(err, &answer) && answer.Code == CodeConfig:
+		return notify(fd, configWord+"\n"+answer.Message)
 	}
 	return notify(fd, err.Error())
 }

@@ -113,10 +113,14 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	if args.Debug >= 5 {
 		s.capture.Event = func(text string) { s.tell(5, text) }
 	}
+	var trace func(string)
+	if args.Debug >= 7 {
+		trace = func(text string) { s.tell(7, text) }
+	}
 	s.names, err = names.New(names.Config{
 		Policy: namePolicy{d, s}, AllPseudo: args.Via != "",
 		Pool4: way.pool4, Pool6: way.pool6, Logger: d.Log, Journal: d.journal(s),
-		HostsFile: "/etc/hosts", ResolvFile: "/etc/resolv.conf",
+		HostsFile: "/etc/hosts", ResolvFile: "/etc/resolv.conf", Trace: trace,
 	})
 	if err != nil {
 		s.source.Close()
@@ -197,7 +201,13 @@ func noRules(file string) error {
 // viaWay makes the rule set of a capture that sends everything through one server,
 // and connects there while the person at the terminal can still be asked.
 func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (way, error) {
-	p, warnings, err := sshconf.Load(args.Via, sshconf.Options{Home: d.Home, User: d.account.name, Getenv: os.Getenv})
+	p, warnings, err := sshconf.Load(args.Via, sshconf.Options{Home: d.Home, User: d.account.name, UID: os.Getuid(),
+		Getenv: func(name string) string {
+			if name == "SSH_AUTH_SOCK" {
+				return args.Agent // of whoever asks, not of whoever started this broker
+			}
+			return os.Getenv(name)
+		}})
 	if err != nil {
 		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 	}
@@ -264,7 +274,7 @@ func (d *Daemon) live(s *served) {
 	<-relaying
 	_ = s.names.Close()
 	// While a process is left, another broker may take the capture over.
-	if finished || len(s.source.Processes()) == 0 {
+	if left, lerr := s.source.Processes(); finished || lerr == nil && len(left) == 0 {
 		_ = os.Remove(d.journal(s))
 	}
 	d.mu.Lock()

@@ -28,6 +28,7 @@ type Options struct {
 	Listener  *control.Listener // required; the daemon closes it
 	Config    config.Options    // where the configuration is
 	OnDemand  bool              // end when nobody needs us any more
+	MaxFlows  int               // live at once; 0: no limit
 	Audit     *audit.Log        // required; the daemon closes it
 	AuditPath string
 	Tunnels   profiles.Connector
@@ -75,10 +76,11 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain}
 	first, err := d.load()
 	if err != nil {
-		return nil, err
+		return nil, &control.Error{Code: control.CodeConfig, Message: err.Error(),
+			Hint: "see what is wrong with ssh-broker-ctl check-config"}
 	}
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
-	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Failpoint: o.Failure})
+	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, Failpoint: o.Failure})
 	d.install(first)
 	d.server = control.NewServer(o.Log)
 	d.server.OnClients = d.countClients

@@ -33,7 +33,10 @@ func (d *Daemon) sweep() {
 			continue
 		}
 		inode, err := strconv.ParseUint(match[1], 10, 64)
-		if err != nil || len(netns.Processes(netns.Manifest{NetNS: inode})) > 0 {
+		if err != nil {
+			continue
+		}
+		if left, err := netns.Processes(netns.Manifest{NetNS: inode}); err != nil || len(left) > 0 {
 			continue
 		}
 		file := filepath.Join(d.StateDir, entry.Name())

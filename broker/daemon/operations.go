@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"sshbroker/broker/audit"
 	"sshbroker/broker/control"
 	"sshbroker/broker/explain"
 	"sshbroker/profiles"
@@ -27,10 +28,12 @@ func (d *Daemon) handle() {
 }
 
 func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
+	var strangers uint64
 	d.mu.Lock()
 	l, captures, mode, held := d.loaded, len(d.captures), control.ModeDaemon, true
 	for _, s := range d.captures {
 		held = held && s.manifest.Held
+		strangers += s.source.Strangers()
 	}
 	if d.OnDemand {
 		mode = control.ModeOnDemand
@@ -42,10 +45,18 @@ func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
 	return call.Send(control.StatusRow{
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
-		Captures: captures, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
-		Audit:  control.AuditStatus{Path: d.AuditPath, Written: written.Written, Failed: written.Lost},
+		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
+		Audit:  auditStatus(d.AuditPath, written),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(),
 	})
+}
+
+func auditStatus(path string, s audit.Stats) control.AuditStatus {
+	row := control.AuditStatus{Path: path, Written: s.Written, Pending: s.Pending, Failed: s.Lost}
+	if s.Failing != nil {
+		row.Error = s.Failing.Error()
+	}
+	return row
 }
 
 func countDescriptors() int {

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"sshbroker/broker"
 	"sshbroker/broker/config"
@@ -17,6 +19,7 @@ type loaded struct {
 	pool4   netip.Prefix
 	pool6   netip.Prefix
 	files   []string
+	digest  [sha256.Size]byte // of the files' content
 	warn    []string
 }
 
@@ -31,6 +34,15 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults},
 		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files,
 	}
+	sum := sha256.New()
+	for _, name := range c.Files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("configuration: %w", err)
+		}
+		fmt.Fprintf(sum, "%q %d\n%s", name, len(text), text)
+	}
+	sum.Sum(l.digest[:0])
 	for _, w := range c.Warnings.OfKind(config.General) {
 		l.warn = append(l.warn, w.String())
 	}
@@ -82,6 +94,9 @@ func (d *Daemon) put(l *loaded) {
 func (d *Daemon) Reload() (control.ReloadResult, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
+	d.mu.Lock()
+	before := d.loaded.digest
+	d.mu.Unlock()
 	l, err := d.load()
 	if err == nil {
 		err = d.replace(l)
@@ -94,7 +109,7 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	}
 	d.retire()
 	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
-	return control.ReloadResult{Generation: l.policy.Generation, Changed: true, Warnings: l.warn}, nil
+	return control.ReloadResult{Generation: l.policy.Generation, Changed: l.digest != before, Warnings: l.warn}, nil
 }
 
 // retire lets go of transports whose way out no configuration has any more. Those to

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 
@@ -41,10 +42,16 @@ func (n *Names) handle(ctx context.Context, msg []byte, tcp bool) []byte {
 	if q == nil {
 		return answer
 	}
-	if answer := n.answerLocally(q); answer != nil {
-		return answer
+	how := "answered by the broker"
+	if answer = n.answerLocally(q); answer == nil {
+		how = "answered by a resolver of the host"
+		answer = n.forward(ctx, q)
 	}
-	return n.forward(ctx, q)
+	if n.cfg.Trace != nil && len(answer) > headerSize {
+		n.cfg.Trace(fmt.Sprintf("name query: %s %s, %s (%s)", strings.TrimPrefix(q.question.Type.String(), "Type"),
+			q.name, how, strings.TrimPrefix(dnsmessage.RCode(answer[3]&15).String(), "RCode")))
+	}
+	return answer
 }
 
 // parse reads a query. Where it returns none, it has the answer, or nil for nothing.

@@ -58,6 +58,10 @@ type Config struct {
 
 	Dialer Dialer       // nil: a plain net.Dialer
 	Logger *slog.Logger // required
+
+	// Trace is told of every query that could be read, with names as they were
+	// normalized; nil: nobody watches. It must not block.
+	Trace func(text string)
 }
 
 // Stats count since New.

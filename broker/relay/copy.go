@@ -42,9 +42,12 @@ func (p *bufferPool) put(b *buffer) { p.pool.Put(b) }
 
 func (f *flow) copyUp() (srcErr, dstErr error) {
 	watch := newStallWatch(f.stalled)
-	defer watch.disarm()
+	defer watch.end()
 	if f.farTCP != nil {
 		return f.splice(f.farTCP, f.prog, &f.count.Up, watch)
+	}
+	if c, ok := f.far.(carrier); ok {
+		return f.handOver(c, watch)
 	}
 	return f.copySocket(f.far, f.prog, &f.count.Up, watch)
 }
@@ -56,39 +59,129 @@ func (f *flow) copyDown() (srcErr, dstErr error) {
 	return f.copyStream()
 }
 
-// copySocket reads a socket into a buffer that it has only while there is data.
-func (f *flow) copySocket(dst io.Writer, src *net.TCPConn, count *atomic.Int64, watch *stallWatch) (srcErr, dstErr error) {
-	raw, err := src.SyscallConn()
+// carrier is a Stream that moves data in goroutines of its own.
+type carrier interface {
+	// TakeFrom carries what next gives until next fails, and returns that error, or
+	// nil for io.EOF. When next is called, the piece before has been taken.
+	TakeFrom(next func() ([]byte, error)) error
+	// DeliverTo writes to w what comes and calls done once, with nil for EOF.
+	DeliverTo(w io.Writer, done func(error))
+}
+
+// reader reads a socket into a buffer that it has only while there is data.
+type reader struct {
+	raw     syscall.RawConn
+	buffers *bufferPool
+	attempt func(fd uintptr) bool
+
+	buf *buffer // with data in it, until release
+	n   int
+	err error
+}
+
+func newReader(c *net.TCPConn, buffers *bufferPool) (*reader, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{raw: raw, buffers: buffers}
+	r.attempt = r.tryRead
+	return r, nil
+}
+
+// tryRead lends itself to the poller: false has it wait, without a buffer.
+func (r *reader) tryRead(fd uintptr) bool {
+	r.buf = r.buffers.get()
+	for {
+		r.n, r.err = syscall.Read(int(fd), r.buf[:])
+		if r.err != syscall.EINTR {
+			break
+		}
+	}
+	if r.err == syscall.EAGAIN {
+		r.release()
+		return false
+	}
+	return true
+}
+
+// next waits for data; io.EOF at its end. The caller calls release when done with it.
+func (r *reader) next() ([]byte, error) {
+	err := r.raw.Read(r.attempt)
+	switch {
+	case err == nil && r.err != nil:
+		err = os.NewSyscallError("read", r.err)
+	case err == nil && r.n == 0:
+		err = io.EOF
+	}
+	if err != nil {
+		r.release()
+		return nil, err
+	}
+	return r.buf[:r.n], nil
+}
+
+func (r *reader) release() {
+	if r.buf != nil {
+		r.buffers.put(r.buf)
+		r.buf = nil
+	}
+}
+
+// handOver has a carrier fetch what the program sends.
+func (f *flow) handOver(far carrier, watch *stallWatch) (srcErr, dstErr error) {
+	src, err := newReader(f.prog, &f.relay.buffers)
 	if err != nil {
 		return err, nil
 	}
-	var buf *buffer
-	var n int
-	var errno error
-	read := func(fd uintptr) bool {
-		buf = f.relay.buffers.get()
-		for {
-			n, errno = syscall.Read(int(fd), buf[:])
-			if errno != syscall.EINTR {
-				break
-			}
+	var given int // with the carrier
+	ended := false
+	err = far.TakeFrom(func() ([]byte, error) {
+		if given > 0 {
+			watch.disarm()
+			f.count.Up.Add(int64(given))
+			given = 0
+			src.release()
 		}
-		if errno == syscall.EAGAIN {
-			f.relay.buffers.put(buf)
-			buf = nil
-			return false // wait without a buffer
+		data, err := src.next()
+		if err != nil {
+			ended, srcErr = true, err
+			return nil, io.EOF
 		}
-		return true
+		select {
+		case <-f.farClosed:
+			src.release()
+			return nil, errFarClosed
+		default:
+		}
+		watch.arm()
+		given = len(data)
+		return data, nil
+	})
+	watch.disarm()
+	switch {
+	case err != nil:
+		return nil, err // the buffer of the last piece may be in use: it is not given back
+	case !ended:
+		return nil, io.ErrUnexpectedEOF // cannot be
+	case srcErr == io.EOF:
+		return nil, nil
+	}
+	return srcErr, nil
+}
+
+// copySocket reads a socket and writes to dst.
+func (f *flow) copySocket(dst io.Writer, from *net.TCPConn, count *atomic.Int64, watch *stallWatch) (srcErr, dstErr error) {
+	src, err := newReader(from, &f.relay.buffers)
+	if err != nil {
+		return err, nil
 	}
 	for {
-		err := raw.Read(read)
-		if err == nil && errno != nil {
-			err = os.NewSyscallError("read", errno)
+		data, err := src.next()
+		if err == io.EOF {
+			return nil, nil
 		}
-		if err != nil || n == 0 {
-			if buf != nil {
-				f.relay.buffers.put(buf)
-			}
+		if err != nil {
 			return err, nil
 		}
 		written := 0
@@ -97,13 +190,12 @@ func (f *flow) copySocket(dst io.Writer, src *net.TCPConn, count *atomic.Int64, 
 			err = errFarClosed
 		default:
 			watch.arm()
-			written, err = dst.Write(buf[:n])
+			written, err = dst.Write(data)
 			watch.disarm()
 		}
 		count.Add(int64(written))
-		f.relay.buffers.put(buf)
-		buf = nil
-		if err == nil && written < n {
+		src.release()
+		if err == nil && written < len(data) {
 			err = io.ErrShortWrite
 		}
 		if err != nil {
@@ -207,11 +299,16 @@ func (w *programWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// stallWatch calls check each second for as long as it is armed. A nil one does nothing.
+// stallWatch calls check each second for as long as one write lasts, from its second
+// second on. Its timer runs on from write to write, which is cheaper than setting it
+// for each. A nil one does nothing.
 type stallWatch struct {
-	timer *time.Timer
-	armed atomic.Bool
-	check func()
+	check   func()
+	timer   *time.Timer
+	running atomic.Bool
+	state   atomic.Uint64 // odd while a write is under way; another number for each
+	seen    uint64        // state when the timer fired last; the timer's own
+	ended   atomic.Bool
 }
 
 func newStallWatch(check func()) *stallWatch {
@@ -221,26 +318,44 @@ func newStallWatch(check func()) *stallWatch {
 	return w
 }
 
-func (w *stallWatch) fire() {
-	if !w.armed.Load() {
+func (w *stallWatch) arm() {
+	if w == nil {
 		return
 	}
-	w.check()
-	if w.armed.Load() {
-		w.timer.Reset(stallCheck) // a disarm just now leaves one call that does nothing
-	}
-}
-
-func (w *stallWatch) arm() {
-	if w != nil {
-		w.armed.Store(true)
+	w.state.Add(1)
+	if !w.running.Load() && w.running.CompareAndSwap(false, true) {
 		w.timer.Reset(stallCheck)
 	}
 }
 
 func (w *stallWatch) disarm() {
-	if w != nil {
-		w.armed.Store(false)
+	if w != nil && w.state.Load()%2 == 1 {
+		w.state.Add(1)
+	}
+}
+
+func (w *stallWatch) fire() {
+	state := w.state.Load()
+	switch {
+	case state%2 == 1 && state == w.seen:
+		w.check()
+	case state == w.seen: // no write for a while
+		w.running.Store(false)
+		// One that came in between found the watch running.
+		if w.state.Load() == state || !w.running.CompareAndSwap(false, true) {
+			return
+		}
+	}
+	w.seen = state
+	w.timer.Reset(stallCheck)
+	if w.ended.Load() {
 		w.timer.Stop()
 	}
+}
+
+// end stops the watch for good.
+func (w *stallWatch) end() {
+	w.disarm()
+	w.ended.Store(true)
+	w.timer.Stop()
 }

@@ -94,7 +94,7 @@ func (r *Relay) Pipe(ctx context.Context, prog *net.TCPConn, far Stream, count *
 	})
 
 	down := make(chan Direction, 1)
-	go f.runDown(down)
+	f.startDown(down)
 	res := Result{Up: f.up()}
 	res.Down = <-down
 
@@ -193,10 +193,23 @@ func (f *flow) up() Direction {
 	return end
 }
 
-func (f *flow) runDown(out chan<- Direction) { out <- f.down() }
+// startDown begins the down direction and has its end sent to out.
+func (f *flow) startDown(out chan<- Direction) {
+	c, ok := f.far.(carrier)
+	if !ok {
+		go func() { out <- f.endDown(f.copyDown()) }()
+		return
+	}
+	w := &programWriter{flow: f}
+	c.DeliverTo(w, func(err error) {
+		if w.err != nil {
+			err = nil
+		}
+		out <- f.endDown(err, w.err)
+	})
+}
 
-func (f *flow) down() Direction {
-	srcErr, dstErr := f.copyDown()
+func (f *flow) endDown(srcErr, dstErr error) Direction {
 	switch {
 	case f.first.Load() != nil:
 		return f.ended()
