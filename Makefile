@@ -6,9 +6,13 @@ PREFIX   ?= /usr/local
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
+# Options of `make bench`.
+BENCH    ?=
 
 PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION)
+# ssh-capture notes down what its command is to inherit before the Go runtime changes it.
+ENTRY    := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E sshbroker/capture/inherit.start)
 SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh)
 
 # The recipes and scripts call go by name.
@@ -20,7 +24,8 @@ export PATH := $(PATH):$(dir $(GO))
 build: ## static programs into bin/
 	@mkdir -p bin
 	for p in $(PROGRAMS); do \
-		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; \
+		case $$p in ssh-capture) entry='$(ENTRY)';; *) entry=;; esac; \
+		CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS) $$entry" -o bin/$$p ./cmd/$$p || exit 1; \
 	done
 	ln -sf ssh-broker bin/ssh-broker-g3
 
@@ -38,8 +43,8 @@ test-long: packages ## what takes long: volume, repetition, every fuzz target
 	SSHBROKER_LONG=1 $(GO) test -count=1 -timeout 120m -p 1 ./test/...
 	.ci/fuzz
 
-bench: build packages ## compares ssh-capture with ssh -L; needs root
-	$(GO) run ./test/bench -bin bin
+bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
+	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 20m -args $(BENCH)
 
 lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \

@@ -180,6 +180,7 @@ type FlowInfo struct {
 	Capture  string
 	Record   audit.Record // as far as it is known
 	State    string
+	Way      uint64 // the pool's ID of the way out; 0 for none
 	Since    time.Time
 	Up, Down int64 // bytes
 }

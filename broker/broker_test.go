@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -261,6 +263,43 @@ func TestAbandonedLeavesNoChannel(t *testing.T) {
 	a.Outcome()
 	if rec := <-b.records.ch; rec.Reason != audit.Abandoned {
 		t.Errorf("recorded %v", rec.Reason)
+	}
+}
+
+// Without a descriptor nobody is admitted, and no rule about programs is passed over.
+func TestNoDescriptors(t *testing.T) {
+	b := newBench(t, set(t, filter.Direct,
+		filter.Rule{Application: pattern(t, ".*/telnet"), Action: filter.Tunnel, Profile: "gw", FallbackToPlain: true}))
+	blind := capturetest.NewAttempt("203.0.113.7:23")
+	blind.At.Origin = func() capture.Origin {
+		return capture.Origin{Err: &fs.PathError{Op: "open", Path: "/proc", Err: syscall.EMFILE}}
+	}
+	full := capturetest.NewAttempt("203.0.113.7:23")
+	full.At.Origin = func() capture.Origin { return capture.Origin{Known: true, PID: 1, Exe: "/usr/bin/telnet"} }
+	full.Exhausted = true
+	for _, a := range []*capturetest.Attempt{blind, full} {
+		b.source.Offer(a)
+		if got := a.Outcome(); got != (capturetest.Outcome{Refusal: capture.Unreachable}) {
+			t.Errorf("outcome %+v", got)
+		}
+		if rec := <-b.records.ch; rec.Reason != audit.NoDescriptors || !strings.Contains(rec.Error, "too many open files") {
+			t.Errorf("recorded %v, %q", rec.Reason, rec.Error)
+		}
+	}
+	if len(b.opener.opened) != 1 {
+		t.Errorf("opened %q, want one stream, for the flow that was not admitted", b.opener.opened)
+	}
+
+	// Our own shortage is nothing that fallback-to-plain is for.
+	b.opener.err = fmt.Errorf("dial: %w: %w", profiles.ErrConnect, syscall.EMFILE)
+	a := capturetest.NewAttempt("203.0.113.7:23")
+	a.At.Origin = full.At.Origin
+	b.source.Offer(a)
+	if got := a.Outcome(); got != (capturetest.Outcome{Refusal: capture.Unreachable}) {
+		t.Errorf("outcome %+v", got)
+	}
+	if rec := <-b.records.ch; rec.Reason != audit.NoDescriptors {
+		t.Errorf("recorded %v, %q", rec.Reason, rec.Error)
 	}
 }
 

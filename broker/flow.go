@@ -32,9 +32,10 @@ type flow struct {
 	release func()        // of the made-up address
 	origin  chan struct{} // closed when the process behind it was looked for
 
-	mu    sync.Mutex // guards rec and state, which lists read
+	mu    sync.Mutex // guards rec, state and way, which lists read
 	rec   audit.Record
 	state string
+	way   uint64
 }
 
 // originPatience is how long a refusal waits for the process to be found.
@@ -62,7 +63,7 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 
 	d, err := f.decide()
 	if err != nil {
-		f.refuse(audit.NoDescriptors, err)
+		f.refuse(tunnelReason(err), err)
 		return
 	}
 	f.enter(StateDecided)
@@ -180,6 +181,11 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 		}
 		f.refuse(reason, err)
 		return
+	}
+	if s, ok := stream.(interface{ Way() uint64 }); ok {
+		f.mu.Lock()
+		f.way = s.Way()
+		f.mu.Unlock()
 	}
 	f.opened()
 	conn, err := f.a.Admit(ctx)
@@ -385,7 +391,7 @@ func (f *flow) event(what string) {
 func (f *flow) info() FlowInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return FlowInfo{ID: f.id, Capture: f.c.ID, Record: f.rec, State: f.state, Since: f.at.Arrived,
+	return FlowInfo{ID: f.id, Capture: f.c.ID, Record: f.rec, State: f.state, Way: f.way, Since: f.at.Arrived,
 		Up: f.count.Up.Load(), Down: f.count.Down.Load()}
 }
 

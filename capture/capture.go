@@ -31,6 +31,10 @@ type Origin struct {
 	Known bool
 	PID   int
 	Exe   string // path of the executable, as /proc/PID/exe names it
+
+	// Err says that looking was not possible, for want of a descriptor say: a rule
+	// about programs must then not be passed over as if it did not match.
+	Err error
 }
 
 // Refusal is how a refused connect() is to fail.
@@ -61,6 +65,9 @@ var (
 	ErrNoWayOut = errors.New("the capture has no way out of its own")
 	// ErrAbandoned is what Admit returns when the program gave up while its SYN was held.
 	ErrAbandoned = errors.New("the program gave up connecting")
+	// ErrNoDescriptors is what Admit returns where this process has no descriptor for
+	// the connection. The attempt is then still undecided: Refuse it.
+	ErrNoDescriptors = errors.New("no descriptor for the connection")
 	// ErrClosed is what Source.Next returns once the source is closed.
 	ErrClosed = errors.New("capture closed")
 )
@@ -71,7 +78,8 @@ type Attempt interface {
 	Flow() Flow
 
 	// Admit lets the handshake finish and returns the connection, which the caller
-	// closes. It returns ErrAbandoned when the program does not take it in time.
+	// closes. It returns ErrAbandoned when the program does not take it in time, and
+	// ErrNoDescriptors, with the attempt undecided, when we cannot.
 	Admit(ctx context.Context) (*Conn, error)
 
 	// Refuse makes connect() fail as r says. It does not block.
@@ -90,6 +98,16 @@ type Source interface {
 
 // Conn is an admitted connection. It embeds the concrete type so that the
 // kernel's splice path and half-close survive every wrapper.
+//
+// It is set to be reset by the kernel should this process die (SO_LINGER with no
+// time), as the program must not take that for the end of the data. Close takes that
+// back; the Close of the embedded type does not.
 type Conn struct {
 	*net.TCPConn
+}
+
+// Close ends both directions in order.
+func (c *Conn) Close() error {
+	_ = c.SetLinger(-1) // fails only when it is closed already
+	return c.TCPConn.Close()
 }

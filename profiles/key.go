@@ -17,7 +17,9 @@ const MaxGateways = 16
 
 // Key returns the profile's key. ID and Name do not count.
 func (p *Profile) Key() Key {
-	b := make([]byte, 0, 1024)
+	// Of a variable size, so that it is not on the stack: flows call this, and what a
+	// stack has grown to a flow keeps.
+	b := make([]byte, 0, 256+len(p.Identities)*64)
 	for hops := 0; p != nil && hops <= MaxGateways; hops++ {
 		b = p.appendSettings(b)
 		p = p.Gateway

@@ -24,6 +24,7 @@ type pooled struct {
 var (
 	_ io.ReaderFrom = (*pooled)(nil)
 	_ io.WriterTo   = (*pooled)(nil)
+	_ Carrier       = (*pooled)(nil)
 	_ FarCloser     = (*pooled)(nil)
 	_ Counter       = (*pooled)(nil)
 )
@@ -70,6 +71,37 @@ func (p *pooled) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{p.Stream})
 }
 
+// TakeFrom is Carrier's; where the stream is none, it is a loop around Write.
+func (p *pooled) TakeFrom(next func(patient bool) ([]byte, error)) error {
+	if c, ok := p.Stream.(Carrier); ok {
+		return c.TakeFrom(next)
+	}
+	for {
+		piece, err := next(true)
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			_, err = p.Stream.Write(piece)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// DeliverTo is Carrier's; where the stream is none, it is WriteTo in a goroutine.
+func (p *pooled) DeliverTo(w io.Writer, done func(error)) {
+	if c, ok := p.Stream.(Carrier); ok {
+		c.DeliverTo(w, done)
+		return
+	}
+	go func() {
+		_, err := p.WriteTo(w)
+		done(err)
+	}()
+}
+
 // Closed is FarCloser's; where the stream does not know, it is closed with the
 // transport.
 func (p *pooled) Closed() <-chan struct{} {
@@ -78,6 +110,9 @@ func (p *pooled) Closed() <-chan struct{} {
 	}
 	return p.link.Done()
 }
+
+// Way is the ID, in List, of the way out that carries the stream.
+func (p *pooled) Way() uint64 { return p.link.way.id }
 
 func (p *pooled) Counts() (sent, received uint64) {
 	if c, ok := p.Stream.(Counter); ok {

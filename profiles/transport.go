@@ -3,6 +3,7 @@ package profiles
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 )
@@ -22,8 +23,8 @@ type Destination struct {
 // ErrLost where the transport went, ErrReset where the far end closed the flow
 // without ending its direction. Data that arrived before is delivered first.
 //
-// A stream may also implement io.ReaderFrom, io.WriterTo, FarCloser and Counter.
-// The streams of a Pool always do.
+// A stream may also implement io.ReaderFrom, io.WriterTo, Carrier, FarCloser and
+// Counter. The streams of a Pool always do.
 type Stream interface {
 	net.Conn
 	// CloseWrite ends our direction; the other stays open.
@@ -38,6 +39,22 @@ type FarCloser interface {
 	// transport is lost: what is written from then on reaches nobody. What came
 	// before may still be read.
 	Closed() <-chan struct{}
+}
+
+// Carrier is a stream that moves data in goroutines of its own, which spares those
+// of the caller and the hand-over of each piece. Deadlines need not count meanwhile.
+type Carrier interface {
+	// TakeFrom carries what next gives, one piece after the other, until next fails;
+	// it returns that error, or nil for io.EOF. When next is called again, the piece
+	// before has been accepted and is the caller's again. Not patient, next may return
+	// nothing when there has been none for a while. Where the stream ends first
+	// TakeFrom returns its error, but not out of a call of next: the caller ends that.
+	// The last piece may then be in use for a while, and must not be changed.
+	TakeFrom(next func(patient bool) ([]byte, error)) error
+	// DeliverTo writes to w what comes, until the far end's EOF or an error, and calls
+	// done once, with nil for EOF; that may be before DeliverTo returns. A write to w
+	// that blocks is waited for.
+	DeliverTo(w io.Writer, done func(error))
 }
 
 // Counter is a stream that counts what it carried.

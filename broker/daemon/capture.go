@@ -66,6 +66,9 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 	if !s.manifest.Held {
 		row.Warnings = append(row.Warnings, "this kernel has no packet queue (nfnetlink_queue): connect() succeeds before it is known whether the far side answers")
 	}
+	if err := d.Audit.Stats().Failing; err != nil {
+		row.Warnings = append(row.Warnings, fmt.Sprintf("the audit record cannot be written, connections go unrecorded: %v", err))
+	}
 	if args.Takeover {
 		row.Warnings = nil // they were told at the start
 	}

@@ -133,7 +133,7 @@ func (d *Daemon) handleChannels(_ context.Context, call *control.Call) error {
 		if r.Rule > 0 {
 			rule = strconv.Itoa(r.Rule) + " (" + r.RuleSource + ")"
 		}
-		row := control.ChannelRow{ID: f.ID, Capture: f.Capture, Program: r.Program, PID: r.PID,
+		row := control.ChannelRow{ID: f.ID, Connection: f.Way, Capture: f.Capture, Program: r.Program, PID: r.PID,
 			Src: r.Src.String(), Dst: r.Dst.String(), Name: r.Name, Rule: rule, Action: r.Action, Profile: r.Profile,
 			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State}
 		if err := call.Send(row); err != nil {

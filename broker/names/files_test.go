@@ -40,7 +40,6 @@ func FuzzFiles(f *testing.F) {
 		if len(c.servers) < 1 || len(c.servers) > maxServers || c.timeout <= 0 || c.timeout > maxTimeout || c.attempts < 1 || c.attempts > maxAttempts {
 			t.Fatalf("resolv.conf gave %+v", c)
 		}
-		PrivateResolvConf(text, false)
 	})
 }
 
@@ -57,18 +56,6 @@ func TestParseResolvConf(t *testing.T) {
 		c := parseResolvConf([]byte(tc.text))
 		if got := fmt.Sprint(c.servers, c.timeout, c.attempts); got != tc.want {
 			t.Errorf("%q: %s, want %s", tc.text, got, tc.want)
-		}
-	}
-}
-
-func TestPrivateResolvConf(t *testing.T) {
-	host := []byte("# x\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch  corp.example example\noptions ndots:2 edns0\n")
-	for all, want := range map[bool]string{
-		false: "nameserver 127.0.0.1\nsearch corp.example example\noptions ndots:2 edns0\n",
-		true:  "nameserver 127.0.0.1\nsearch .\noptions ndots:1\n",
-	} {
-		if got := string(PrivateResolvConf(host, all)); got != want {
-			t.Errorf("%v: %q, want %q", all, got, want)
 		}
 	}
 }

@@ -69,26 +69,3 @@ func parseServer(text string) (netip.AddrPort, bool) {
 	s, err := netip.ParseAddrPort(text)
 	return s, err == nil && s.Port() != 0
 }
-
-// PrivateResolvConf returns the resolv.conf for programs inside a namespace, made
-// from the host's: their queries are redirected wherever they go, but a scoped server
-// of the host cannot even be asked there. For AllPseudo nothing of the host's remains:
-// no search list, and none derived from the host's own name, as each name asked is
-// taken as it stands.
-func PrivateResolvConf(host []byte, allPseudo bool) []byte {
-	out := []byte("nameserver 127.0.0.1\n")
-	if allPseudo {
-		return append(out, "search .\noptions ndots:1\n"...)
-	}
-	for line := range bytes.Lines(host) {
-		fields := bytes.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		switch string(fields[0]) {
-		case "search", "domain", "options", "sortlist":
-			out = append(append(out, bytes.Join(fields, []byte{' '})...), '\n')
-		}
-	}
-	return out
-}

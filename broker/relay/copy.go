@@ -18,7 +18,8 @@ const bufferSize = 32 << 10
 // smallRead is what a flow keeps to wait with on a stream that cannot be polled.
 const smallRead = 1 << 10
 
-// quiet is how long such a stream may be silent before its large buffer is given up.
+// quiet is how long a direction may be silent before what it needs while data moves
+// is given up.
 const quiet = time.Second
 
 // stallCheck is how long a write may block before the other end is looked at.
@@ -62,8 +63,9 @@ func (f *flow) copyDown() (srcErr, dstErr error) {
 // carrier is a Stream that moves data in goroutines of its own.
 type carrier interface {
 	// TakeFrom carries what next gives until next fails, and returns that error, or
-	// nil for io.EOF. When next is called, the piece before has been taken.
-	TakeFrom(next func() ([]byte, error)) error
+	// nil for io.EOF. When next is called, the piece before has been taken. Not
+	// patient, next returns nothing where there has been none for a while.
+	TakeFrom(next func(patient bool) ([]byte, error)) error
 	// DeliverTo writes to w what comes and calls done once, with nil for EOF.
 	DeliverTo(w io.Writer, done func(error))
 }
@@ -71,8 +73,10 @@ type carrier interface {
 // reader reads a socket into a buffer that it has only while there is data.
 type reader struct {
 	raw     syscall.RawConn
+	conn    *net.TCPConn
 	buffers *bufferPool
 	attempt func(fd uintptr) bool
+	patient bool // else next fails with os.ErrDeadlineExceeded after quiet without data
 
 	buf *buffer // with data in it, until release
 	n   int
@@ -84,7 +88,7 @@ func newReader(c *net.TCPConn, buffers *bufferPool) (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{raw: raw, buffers: buffers}
+	r := &reader{raw: raw, conn: c, buffers: buffers, patient: true}
 	r.attempt = r.tryRead
 	return r, nil
 }
@@ -100,6 +104,9 @@ func (r *reader) tryRead(fd uintptr) bool {
 	}
 	if r.err == syscall.EAGAIN {
 		r.release()
+		if !r.patient {
+			r.conn.SetReadDeadline(time.Now().Add(quiet))
+		}
 		return false
 	}
 	return true
@@ -136,14 +143,18 @@ func (f *flow) handOver(far carrier, watch *stallWatch) (srcErr, dstErr error) {
 	}
 	var given int // with the carrier
 	ended := false
-	err = far.TakeFrom(func() ([]byte, error) {
+	err = far.TakeFrom(func(patient bool) ([]byte, error) {
 		if given > 0 {
 			watch.disarm()
 			f.count.Up.Add(int64(given))
 			given = 0
 			src.release()
 		}
+		src.patient = patient
 		data, err := src.next()
+		if !patient && errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, f.prog.SetReadDeadline(time.Time{})
+		}
 		if err != nil {
 			ended, srcErr = true, err
 			return nil, io.EOF
@@ -159,6 +170,7 @@ func (f *flow) handOver(far carrier, watch *stallWatch) (srcErr, dstErr error) {
 		return data, nil
 	})
 	watch.disarm()
+	f.prog.SetReadDeadline(time.Time{}) // who waits for the program's reset has time
 	switch {
 	case err != nil:
 		return nil, err // the buffer of the last piece may be in use: it is not given back

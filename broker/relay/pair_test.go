@@ -73,8 +73,34 @@ func (p pusher) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
+// porter is a stream that moves data in goroutines of its own, as those of tunnels do.
+type porter struct{ pusher }
+
+func (p porter) TakeFrom(next func(patient bool) ([]byte, error)) error {
+	for patient := true; ; {
+		piece, err := next(patient)
+		if err == io.EOF {
+			return nil
+		}
+		if err == nil {
+			_, err = p.c.Write(piece)
+		}
+		if err != nil {
+			return err
+		}
+		patient = len(piece) == 0
+	}
+}
+
+func (p porter) DeliverTo(w io.Writer, done func(error)) {
+	go func() {
+		_, err := p.WriteTo(w)
+		done(err)
+	}()
+}
+
 // farKinds are the kinds of far end that every behaviour is tested with.
-var farKinds = []string{"tcp", "stream", "writer-to"}
+var farKinds = []string{"tcp", "stream", "writer-to", "carrier"}
 
 func newFar(kind string, c *net.TCPConn) Stream {
 	s := &stream{c: c, closed: make(chan struct{})}
@@ -83,6 +109,8 @@ func newFar(kind string, c *net.TCPConn) Stream {
 		return TCP{c}
 	case "writer-to":
 		return pusher{s}
+	case "carrier":
+		return porter{pusher{s}}
 	}
 	return s
 }

@@ -217,6 +217,7 @@ func (f *flow) endDown(srcErr, dstErr error) Direction {
 		f.cut(programEnd(dstErr), dstErr)
 		return f.ended()
 	case srcErr != nil:
+		f.awaitTaken()
 		f.cut(ResetByFar, srcErr)
 		return f.ended()
 	}
@@ -288,6 +289,24 @@ func (f *flow) awaitDelivered() {
 		}
 		timer.Reset(pause)
 		pause = min(2*pause, 100*time.Millisecond)
+	}
+}
+
+// lastData is how long a program has to take what came before a reset.
+const lastData = time.Second
+
+// awaitTaken waits until the program's kernel has what was written to it: our reset
+// throws away what is still in our own, and a reset that overtakes data makes of a
+// complete answer a short one. A program that does not read has no claim to more than
+// lastData, as the reset of a peer's kernel would not wait for it at all.
+func (f *flow) awaitTaken() {
+	limit := time.Now().Add(lastData)
+	for pause := time.Millisecond; unacknowledged(f.prog) && time.Now().Before(limit); pause = min(2*pause, 50*time.Millisecond) {
+		select {
+		case <-f.cutDone:
+			return
+		case <-time.After(pause): // the kernel has no event for it
+		}
 	}
 }
 

@@ -167,6 +167,36 @@ func TestFarReset(t *testing.T) {
 	}
 }
 
+// What came before the reset reaches a program that reads, also what its kernel had
+// no room for when the reset came. One that does not read keeps no flow alive.
+func TestFarResetDeliversFirst(t *testing.T) {
+	eachFar(t, func(t *testing.T, r *Relay, kind string) {
+		const size = 1 << 20 // no more than our socket's buffer takes
+		fill := func() *joined {
+			j := join(t, r, kind)
+			if err := j.app.SetReadBuffer(128 << 10); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := j.server.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			for j.count.Down.Load() < size { // all is in the sockets of the program
+				time.Sleep(time.Millisecond)
+			}
+			resetTCP(j.server)
+			return j
+		}
+		j := fill()
+		n, err := io.Copy(io.Discard, struct{ io.Reader }{j.app})
+		if n != size || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the program got %d bytes of %d, then %v", n, size, err)
+		}
+		j.want(ResetByFar, ResetByFar)
+
+		fill().want(ResetByFar, ResetByFar)
+	})
+}
+
 // A plain far end that sent everything and closed answers late data with RST; so
 // does the program's side, once it has all the data.
 func TestFarGoneInBothDirections(t *testing.T) {
@@ -189,7 +219,7 @@ func TestFarGoneInBothDirections(t *testing.T) {
 
 // The reset must not overtake data that the program has not read yet.
 func TestFarClosedDeliversFirst(t *testing.T) {
-	for _, kind := range []string{"stream", "writer-to"} {
+	for _, kind := range []string{"stream", "writer-to", "carrier"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			const size = 24 << 20 // more than the socket buffers hold
@@ -222,7 +252,7 @@ func TestFarClosedDeliversFirst(t *testing.T) {
 
 // A program that never writes again keeps its half-open connection.
 func TestFarClosedIdleProgram(t *testing.T) {
-	for _, kind := range []string{"stream", "writer-to"} {
+	for _, kind := range []string{"stream", "writer-to", "carrier"} {
 		t.Run(kind, func(t *testing.T) {
 			j := join(t, new(Relay), kind)
 			shut(t, j.server)

@@ -56,6 +56,17 @@ func finAcknowledged(c *net.TCPConn) bool {
 	return true
 }
 
+// unacknowledged reports whether the peer's kernel lacks some of what was written to c.
+func unacknowledged(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return err == nil && n > 0
+}
+
 // stateOf returns 0 for a closed descriptor.
 func stateOf(c *net.TCPConn) (s uint8) {
 	raw, err := c.SyscallConn()

@@ -2,9 +2,11 @@ package capturetest
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"sshbroker/capture"
@@ -55,6 +57,7 @@ type Attempt struct {
 	At        capture.Flow
 	CanPass   bool // the kernel has a way of its own
 	Abandoned bool // the program is gone when it is admitted
+	Exhausted bool // there is no descriptor for it
 
 	outcome chan Outcome
 	program chan *net.TCPConn
@@ -83,6 +86,9 @@ func (a *Attempt) Flow() capture.Flow { return a.At }
 
 // Admit implements capture.Attempt.
 func (a *Attempt) Admit(context.Context) (*capture.Conn, error) {
+	if a.Exhausted {
+		return nil, fmt.Errorf("%w: %w", capture.ErrNoDescriptors, syscall.EMFILE)
+	}
 	if a.Abandoned {
 		a.outcome <- Outcome{}
 		return nil, capture.ErrAbandoned

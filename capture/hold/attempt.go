@@ -28,9 +28,10 @@ func (a *attempt) Flow() capture.Flow { return a.flow }
 func (a *attempt) Admit(ctx context.Context) (*capture.Conn, error) {
 	s := a.source
 	k := accepted{a.key.dst, a.key.seq}
-	s.mu.Lock()
-	s.awaiting[k] = a // before the verdict: the connection may be there at once
-	s.mu.Unlock()
+	if err := s.reserve(k, a); err != nil { // before the verdict: the connection may be there at once
+		return nil, err
+	}
+	defer s.unreserve()
 	a.decide(verdict{queue.Accept, capture.MarkTunnel})
 
 	limit := time.NewTimer(admitTimeout)
@@ -112,7 +113,11 @@ func (a *attempt) origin() capture.Origin {
 			return o
 		}
 	}
-	o := origin.Holder(a.source.Processes(), sock.Inode)
+	pids, err := a.source.Processes()
+	if err != nil {
+		return capture.Origin{Err: err}
+	}
+	o := origin.Holder(pids, sock.Inode)
 	a.source.last.Store(int64(o.PID))
 	return o
 }

@@ -3,6 +3,7 @@ package hold
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
 	"sshbroker/capture/listen"
@@ -25,6 +28,9 @@ const (
 	remember = 40 * time.Second
 	// admitTimeout is how long an admitted program may take to finish its handshake.
 	admitTimeout = time.Second
+	// acceptPause is how long accept rests when it cannot, and how long nobody is
+	// admitted after it has run out of descriptors.
+	acceptPause = 20 * time.Millisecond
 	// settle is how old a SYN must be before an ICMP answer to it reaches connect():
 	// earlier, the thread in connect() still owns the socket and hears of it a second late.
 	settle = 2 * time.Millisecond
@@ -38,8 +44,8 @@ type Config struct {
 	Local     []netip.Addr       // the capture's own addresses beside loopback
 
 	// Processes lists those that may hold a captured socket.
-	Processes func() []int // required
-	Log       *slog.Logger // required
+	Processes func() ([]int, error) // required
+	Log       *slog.Logger          // required
 }
 
 // Source implements capture.Source over one packet queue.
@@ -58,6 +64,8 @@ type Source struct {
 	awaiting map[accepted]*attempt // admitted, not accepted yet
 	decided  [2]map[key]verdict    // this period's and the last one's
 	turned   time.Time
+	spares   []int     // descriptors kept free for connections in awaiting
+	starved  time.Time // when accept last had none of its own
 
 	strangers atomic.Uint64
 	bounded   atomic.Uint64
@@ -264,11 +272,14 @@ func (s *Source) accept(l *net.TCPListener) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			s.Log.Warn("accept", "error", err) // no descriptors left, say: wait and go on
+			if s.exhausted(err) {
+				continue
+			}
+			s.Log.Warn("accept", "error", err) // wait and go on
 			select {
 			case <-s.done:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(acceptPause):
 			}
 			continue
 		}
@@ -278,6 +289,60 @@ func (s *Source) accept(l *net.TCPListener) {
 			c.Close()
 		}
 	}
+}
+
+// reserve registers an attempt that is about to be admitted, and takes a descriptor
+// that accept can have in place of one for the connection: a program must not be told
+// that it is connected when nobody can serve it.
+func (s *Source) reserve(k accepted, a *attempt) error {
+	s.mu.Lock()
+	starved := time.Since(s.starved) < acceptPause
+	s.mu.Unlock()
+	if starved { // what was freed is for accept
+		return fmt.Errorf("%w: %w", capture.ErrNoDescriptors, unix.EMFILE)
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC) // any will do
+	if err != nil {
+		return fmt.Errorf("%w: %w", capture.ErrNoDescriptors, os.NewSyscallError("eventfd", err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.awaiting[k] = a
+	s.spares = append(s.spares, fd)
+	return nil
+}
+
+// unreserve gives back the descriptor of an attempt that has left awaiting, unless
+// accept has had it.
+func (s *Source) unreserve() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spares) > len(s.awaiting) {
+		s.freeSpare()
+	}
+}
+
+// freeSpare makes one descriptor free, if one was reserved. The caller holds mu.
+func (s *Source) freeSpare() bool {
+	last := len(s.spares) - 1
+	if last < 0 {
+		return false
+	}
+	unix.Close(s.spares[last])
+	s.spares = s.spares[:last]
+	return true
+}
+
+// exhausted makes room for one connection after accept has failed with err, if it
+// was for want of a descriptor.
+func (s *Source) exhausted(err error) bool {
+	if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.starved = time.Now()
+	return s.freeSpare()
 }
 
 // deliver hands c to the attempt that waits for it, under the lock by which the

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -147,26 +148,47 @@ func (s *Served) closeNames() {
 }
 
 // Processes lists the processes in the capture.
-func (s *Served) Processes() []int { return Processes(s.manifest) }
+func (s *Served) Processes() ([]int, error) { return Processes(s.manifest) }
+
+// Strangers counts the connections to a listener of the capture that no program was
+// admitted to make. They were reset.
+func (s *Served) Strangers() uint64 {
+	if h, ok := s.Source.(*hold.Source); ok {
+		return h.Counters().Strangers
+	}
+	return 0
+}
 
 // Processes lists the processes in the capture that m describes, as far as the
-// caller may look at them: its own user's.
-func Processes(m Manifest) []int { return origin.InNamespace(m.NetNS) }
+// caller may look at them: its own user's. An error says nothing about whether there
+// are any.
+func Processes(m Manifest) ([]int, error) { return origin.InNamespace(m.NetNS) }
 
 // WaitEmpty returns once no process is left in the capture, or with ctx's error. It
-// sleeps on pidfds, not on a clock.
+// sleeps on pidfds, not on a clock, but where it cannot look for want of a descriptor.
 func WaitEmpty(ctx context.Context, m Manifest) error {
+	const again = time.Second
 	for {
-		pids := Processes(m)
-		if len(pids) == 0 {
+		pids, err := Processes(m)
+		if err == nil && len(pids) == 0 {
 			// A process that forks and ends during one look may be missed by it.
-			if pids = Processes(m); len(pids) == 0 {
+			if pids, err = Processes(m); err == nil && len(pids) == 0 {
 				return nil
 			}
 		}
 		for _, pid := range pids {
-			if err := waitExit(ctx, pid); err != nil {
-				return err
+			if err = errors.Join(err, waitExit(ctx, pid)); err != nil {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(again):
 			}
 		}
 	}
@@ -175,8 +197,11 @@ func WaitEmpty(ctx context.Context, m Manifest) error {
 // waitExit waits for the end of any process, child or not.
 func waitExit(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
+	if err == unix.ESRCH {
 		return ctx.Err() // gone already
+	}
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
 	defer f.Close()

@@ -150,7 +150,8 @@ func coverSSHConfig(scratch string) error {
 func resolvConf(allNames bool) string {
 	const server = "nameserver 127.0.0.53\n"
 	if allNames {
-		return server + "options ndots:1\n"
+		// The root as search list: without one it comes from the host's own name.
+		return server + "search .\noptions ndots:1\n"
 	}
 	b, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
@@ -159,9 +160,13 @@ func resolvConf(allNames bool) string {
 	var out strings.Builder
 	out.WriteString(server)
 	for line := range strings.Lines(string(b)) {
-		switch field, _, _ := strings.Cut(strings.TrimSpace(line), " "); field {
+		fields := strings.Fields(line) // spaces or tabs, resolv.conf(5)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
 		case "search", "domain", "options", "sortlist":
-			out.WriteString(strings.TrimSpace(line) + "\n")
+			out.WriteString(strings.Join(fields, " ") + "\n")
 		}
 	}
 	return out.String()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,9 @@ func (m machine) culprit(err error, userNS bool) (sw, cure string) {
 			"as root: sysctl user.max_user_namespaces user.max_net_namespaces, and raise the one that is used up"
 	}
 	switch {
+	case userNS && m.rootWithoutSetfcap():
+		return "the kernel, as root lacks CAP_SETFCAP here and may not stand for itself in a user namespace",
+			"run ssh-capture as an ordinary user, or start the container with --cap-add SETFCAP"
 	case m.sysctl("kernel/unprivileged_userns_clone") == "0":
 		return "the sysctl kernel.unprivileged_userns_clone=0", "as root: sysctl -w kernel.unprivileged_userns_clone=1"
 	case m.sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
@@ -84,6 +88,28 @@ func (m machine) container() string {
 		return strings.TrimSpace(string(b))
 	}
 	return ""
+}
+
+// rootWithoutSetfcap: since Linux 5.12 only who has that capability may map uid 0.
+func (m machine) rootWithoutSetfcap() bool {
+	b, err := os.ReadFile(m.root + "proc/self/status")
+	if err != nil {
+		return false
+	}
+	root, capabilities := false, ^uint64(0)
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) < 2:
+		case fields[0] == "Uid:" && len(fields) > 2:
+			root = fields[2] == "0" // the effective one
+		case fields[0] == "CapEff:":
+			if n, err := strconv.ParseUint(fields[1], 16, 64); err == nil {
+				capabilities = n
+			}
+		}
+	}
+	return root && capabilities&(1<<unix.CAP_SETFCAP) == 0
 }
 
 func (m machine) seccomp() bool {

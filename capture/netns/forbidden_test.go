@@ -31,6 +31,10 @@ func TestForbiddenNamesTheSwitch(t *testing.T) {
 		{"Docker", map[string]string{".dockerenv": ""}, unix.EPERM, "Docker container", "--cap-add", false},
 		{"other container", map[string]string{"run/systemd/container": "lxc\n"}, unix.EPERM, "lxc container", "--cap-add", false},
 		{"seccomp", map[string]string{"proc/self/status": "Name:\tx\nSeccomp:\t2\n"}, unix.EPERM, "seccomp", "outside", false},
+		{"root without CAP_SETFCAP", map[string]string{".dockerenv": "", "proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t0000000000000000\n"}, unix.EPERM,
+			"CAP_SETFCAP", "--cap-add SETFCAP", false},
+		{"root with it", map[string]string{".dockerenv": "", "proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"}, unix.EPERM,
+			"Docker container", "--cap-add", false},
 		{"unknown", nil, unix.EPERM, "", "", true},
 		{"other error", map[string]string{".dockerenv": ""}, unix.ENOMEM, "", "", true},
 	} {

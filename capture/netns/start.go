@@ -102,7 +102,7 @@ func Start(o Options) (*Child, error) {
 
 	c := &Child{Process: p, conn: ours}
 	if err = c.setUp(order{o.ID, o.AllNames, o.UDPRelay, o.Unheld, userNS, o.Inherit}); err != nil {
-		if errors.Is(err, io.EOF) {
+		if hungUp(err) {
 			err = c.ended(err)
 		}
 		c.Abort()
@@ -116,6 +116,12 @@ func Start(o Options) (*Child, error) {
 type KilledError syscall.Signal
 
 func (e KilledError) Error() string { return "ended by signal: " + syscall.Signal(e).String() }
+
+// hungUp tells from an error of the socket that the other side is gone, with or without
+// having read what it was told.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}
 
 // ended waits for a child that has hung up, and returns why it did, or err.
 func (c *Child) ended(err error) error {

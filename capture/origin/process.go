@@ -1,23 +1,32 @@
 package origin
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
 )
 
 // Holder finds, among pids, the process that holds the socket with that inode. It
-// reads /proc, about 50 µs a process; the zero Origin means that none was found.
+// reads /proc, about 50 µs a process; the zero Origin means that none was found, one
+// with an error that not everywhere could be looked.
 func Holder(pids []int, inode uint32) capture.Origin {
 	if inode == 0 {
 		return capture.Origin{}
 	}
 	want := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
 	// The newest process and its newest descriptor are the likeliest.
+	var failed error
 	for i := len(pids) - 1; i >= 0; i-- {
-		if holds(pids[i], want) {
+		found, err := holds(pids[i], want)
+		if err != nil {
+			failed = err
+		}
+		if found {
 			exe, err := os.Readlink(proc(pids[i], "exe"))
 			if err != nil {
 				return capture.Origin{}
@@ -26,38 +35,44 @@ func Holder(pids []int, inode uint32) capture.Origin {
 			return capture.Origin{Known: true, PID: pids[i], Exe: strings.TrimSuffix(exe, " (deleted)")}
 		}
 	}
-	return capture.Origin{}
+	return capture.Origin{Err: failed}
 }
 
-func holds(pid int, want string) bool {
+// holds returns an error only for a failure that is ours: a process may end, or be
+// another user's.
+func holds(pid int, want string) (bool, error) {
 	dir, err := os.Open(proc(pid, "fd"))
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return false, err
+	}
 	if err != nil {
-		return false
+		return false, nil
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		return false
+		return false, nil
 	}
 	for i := len(names) - 1; i >= 0; i-- {
 		if link, err := os.Readlink(proc(pid, "fd/"+names[i])); err == nil && link == want {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // InNamespace lists the processes whose network namespace has that inode, in
-// ascending order, as far as this process may look at them.
-func InNamespace(netns uint64) []int {
+// ascending order, as far as this process may look at them. An error says nothing
+// about whether there are any.
+func InNamespace(netns uint64) ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	want := "net:[" + strconv.FormatUint(netns, 10) + "]"
 	var pids []int
@@ -70,7 +85,7 @@ func InNamespace(netns uint64) []int {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, nil
 }
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -245,12 +245,17 @@ func (a *app) status(r control.StatusRow) {
 	field("connections", "%d live, %d in all", r.FlowsLive, r.FlowsTotal)
 	audit := fmt.Sprintf("%s, %d records", r.Audit.Path, r.Audit.Written)
 	switch {
-	case r.Audit.Failed > 0:
-		audit += fmt.Sprintf(", %d COULD NOT BE WRITTEN", r.Audit.Failed)
 	case r.Audit.Path == "":
 		audit = "none"
+	case r.Audit.Error != "":
+		audit += fmt.Sprintf(", %d WAIT, %d COULD NOT BE WRITTEN: %s", r.Audit.Pending, r.Audit.Failed, r.Audit.Error)
+	case r.Audit.Failed > 0:
+		audit += fmt.Sprintf(", %d COULD NOT BE WRITTEN", r.Audit.Failed)
 	}
 	field("audit", "%s", audit)
+	if r.Strangers > 0 {
+		field("strangers", "%d connections straight to a capture's listener, reset", r.Strangers)
+	}
 	if a.verbose {
 		field("memory", "%s", size(r.Memory))
 		field("goroutines", "%d", r.Goroutines)

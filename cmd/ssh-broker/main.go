@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/daemon"
+	"sshbroker/broker/heap"
 	"sshbroker/profiles/sshtun"
 )
 
@@ -83,11 +85,15 @@ demand, which ends ten seconds after its last client.`,
   ssh-broker --reconfig           have the running broker read its configuration again
   ssh-broker --exit               stop the running broker and cut its connections`,
 		Args:          cobra.NoArgs,
+		PreRunE:       func(*cobra.Command, []string) error { return o.check() },
 		Run:           func(cmd *cobra.Command, _ []string) { do(cmd.Context()) },
 		SilenceErrors: true, SilenceUsage: true,
 		Version: control.Version(),
 	}
 	cmd.SetVersionTemplate("ssh-broker {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see ssh-broker --help", err)
+	})
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVarP(&o.address, "broker-address", "a", "", "listen at this socket `PATH` (also "+control.EnvAddress+")")
@@ -108,6 +114,18 @@ demand, which ends ten seconds after its last client.`,
 	return cmd
 }
 
+// check refuses options that contradict each other or cannot be served.
+func (o *options) check() error {
+	if o.exit && o.reconfig {
+		return errors.New("--exit and --reconfig: use one of the two")
+	}
+	if o.debug != "" {
+		_, err := daemon.ParseLevel(o.debug)
+		return err
+	}
+	return nil
+}
+
 func (o *options) run(ctx context.Context, stderr io.Writer) int {
 	address, err := control.Address(o.address, os.Getenv)
 	if err != nil {
@@ -116,9 +134,9 @@ func (o *options) run(ctx context.Context, stderr io.Writer) int {
 	}
 	switch {
 	case o.exit:
-		return tell(ctx, stderr, address, o.address != "", control.OpStop, control.StopArgs{})
+		return o.exitBroker(ctx, address, stderr)
 	case o.reconfig:
-		return tell(ctx, stderr, address, o.address != "", control.OpReload, nil)
+		return o.tell(ctx, address, stderr, reload)
 	case o.readyFD >= 0:
 		err := control.CloseInherited(o.readyFD)
 		if err == nil {
@@ -156,13 +174,13 @@ func (o *options) background(ctx context.Context, address string, stderr io.Writ
 	pid, err := control.Start(ctx, control.StartOptions{Program: self, Address: address, ConfigFile: o.config, Daemon: true, Extra: extra})
 	switch {
 	case errors.Is(err, control.ErrRunning):
-		return tell(ctx, stderr, address, o.address != "", control.OpStay, nil)
+		return o.tell(ctx, address, stderr, o.stay)
 	case err != nil:
 		complain(stderr, err)
 		return exitFailed
 	}
 	fmt.Fprintf(stderr, "ssh-broker: runs as process %d\n", pid)
-	return exitDone
+	return o.tell(ctx, address, stderr, warn)
 }
 
 // passedOn are the options that the broker in the background gets as well.
@@ -186,26 +204,14 @@ func (o *options) passedOn() ([]string, error) {
 	return extra, nil
 }
 
-// tell has a running broker do one thing.
-func tell(ctx context.Context, stderr io.Writer, address string, anyOwner bool, op string, args any) int {
-	c, err := control.Dialer{Address: address, AnyOwner: anyOwner}.Dial(ctx)
-	if err != nil {
-		complain(stderr, err)
-		if errors.Is(err, control.ErrNoBroker) {
-			return exitNone
-		}
-		return exitFailed
-	}
-	defer c.Close()
-	if err := c.Call(ctx, op, args, nil, nil, nil); err != nil {
-		complain(stderr, err)
-		return exitFailed
-	}
-	return exitDone
-}
-
 // serve is the broker itself. It returns nil after it was asked to stop.
 func (o *options) serve(ctx context.Context, address string, stderr io.Writer) error {
+	// Before there is anything to leave behind: whoever started us may lose interest
+	// and tell us to end while we are coming up.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+	unix.Umask(0o077) // not that of whoever happened to start it; 0137 makes unusable directories
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelWarn)
 	if o.debug != "" {
@@ -228,29 +234,41 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
+	if o.auditFile == "" {
+		// Nobody has made it yet where --via does without a configuration. Where it
+		// cannot be made, the audit log says so.
+		_ = os.MkdirAll(env.UserDir(), 0o700)
+	}
 	auditLog, err := audit.Open(audit.Options{Path: o.auditPath(env.UserDir()), Keep: auditKeep, Logger: log})
 	if err != nil {
 		l.Close()
 		return err
 	}
+	if err := auditLog.Stats().Failing; err != nil {
+		log.Warn("the audit record cannot be written, connections go unrecorded", "error", err)
+	}
 	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
+	go heap.Keep(ctx)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
 		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
 		StateDir: filepath.Dir(l.Address()), Home: env.Home})
 	if err != nil {
 		l.Close()
 		auditLog.Close()
+		if answer := (*control.Error)(nil); errors.As(err, &answer) { // a line each, for editors to jump to
+			answer.Message = "the configuration cannot be used:\n" + answer.Message
+		}
 		return err
 	}
 	if o.pidFile != "" {
-		if err := os.WriteFile(o.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		if err := writePIDFile(o.pidFile); err != nil {
 			l.Close()
 			auditLog.Close()
 			return fmt.Errorf("pid file: %w", err)
 		}
 		defer os.Remove(o.pidFile)
 	}
-	defer onSignals(d, log)()
+	defer onSignals(signals, d, log)()
 	if o.readyFD >= 0 {
 		o.notified = true
 		if err := control.NotifyReady(o.readyFD); err != nil {
@@ -260,10 +278,18 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	return d.Run(ctx)
 }
 
+// writePIDFile makes a file that everybody may read, whatever the umask.
+func writePIDFile(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, os.Getpid())
+	return errors.Join(err, f.Chmod(0o644), f.Close())
+}
+
 // onSignals has SIGHUP reload, SIGTERM and SIGINT drain and stop.
-func onSignals(d *daemon.Daemon, log *slog.Logger) (stop func()) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
+func onSignals(signals chan os.Signal, d *daemon.Daemon, log *slog.Logger) (stop func()) {
 	go func() {
 		for s := range signals {
 			if s != unix.SIGHUP {
@@ -309,15 +335,20 @@ const auditKeep = 4
 
 // environment is what values of the configuration may refer to.
 func environment() (config.Env, error) {
-	u, err := user.Current()
-	if err != nil {
-		return config.Env{}, fmt.Errorf("whose broker this is: %w", err)
+	env := config.Env{Home: os.Getenv("HOME"), UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ()}
+	// An account need not be in /etc/passwd, nor USER be set: then its number will do.
+	if u, err := user.Current(); err == nil {
+		env.User = u.Username
+		if !filepath.IsAbs(env.Home) {
+			env.Home = u.HomeDir
+		}
+	} else {
+		env.User = cmp.Or(os.Getenv("LOGNAME"), strconv.Itoa(env.UID))
 	}
-	env := config.Env{Home: u.HomeDir, User: u.Username, UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ()}
-	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
-		env.Home = home
+	if !filepath.IsAbs(env.Home) {
+		return config.Env{}, fmt.Errorf("uid %d has no home directory: set HOME", env.UID)
 	}
-	if g, err := user.LookupGroupId(u.Gid); err == nil {
+	if g, err := user.LookupGroupId(strconv.Itoa(env.GID)); err == nil {
 		env.Group = g.Name
 	}
 	return env, nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sshbroker/broker/control"
+	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
 )
 
@@ -24,15 +25,17 @@ type session struct {
 	child  *netns.Child
 	args   control.CaptureArgs
 	ensure control.EnsureOptions
+	person *person // nil where nobody can be asked
 	stderr io.Writer
 
+	told   chan struct{} // has a token after each event
 	cancel context.CancelFunc
 	done   chan struct{} // closed when nobody looks after the broker any more
 }
 
 // openCapture makes the namespace and waits until a broker serves it, with every
 // question answered that has to be asked first.
-func openCapture(ctx context.Context, o options, path string, stderr io.Writer) (*session, error) {
+func openCapture(ctx context.Context, o options, path string, started inherit.State, asked *person, stderr io.Writer) (*session, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -42,6 +45,9 @@ func openCapture(ctx context.Context, o options, path string, stderr io.Writer) 
 		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
 	}
 	client, err := connect(ctx, ensure)
+	if answer := (*control.Error)(nil); errors.As(err, &answer) && answer.Code == control.CodeConfig {
+		return nil, err // a broker could be had: -F is not for rules that are wrong
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
 	}
@@ -50,13 +56,14 @@ func openCapture(ctx context.Context, o options, path string, stderr io.Writer) 
 	id := newID()
 	child, err := netns.Start(netns.Options{
 		Self: self, Path: path, Argv: o.command, ID: id,
-		AllNames: o.via != "", UDPRelay: o.udp == "direct",
+		AllNames: o.via != "", UDPRelay: o.udp == "direct", Inherit: started,
 	})
 	if err != nil {
 		client.Close()
 		return nil, err
 	}
-	s := &session{child: child, ensure: ensure, stderr: stderr, done: make(chan struct{})}
+	s := &session{child: child, ensure: ensure, person: asked, stderr: stderr,
+		told: make(chan struct{}, 1), done: make(chan struct{})}
 	if s.args, err = captureArgs(o, id, child.Manifest); err == nil {
 		err = s.serve(ctx, client)
 	}
@@ -110,7 +117,8 @@ func captureArgs(o options, id string, m netns.Manifest) (control.CaptureArgs, e
 	}
 	return control.CaptureArgs{
 		ID: id, Via: o.via, ConfigFile: config, Localhost: o.localhost, UDPDirect: o.udp == "direct",
-		AllowDirect: o.allowDirect, Debug: o.debug, Command: command, Manifest: manifest,
+		AllowDirect: o.allowDirect, Debug: int(o.debug), Command: command, Manifest: manifest,
+		Agent: os.Getenv("SSH_AUTH_SOCK"),
 	}, nil
 }
 
@@ -142,8 +150,18 @@ func (s *session) serve(ctx context.Context, client *control.Client) error {
 // lookAfter reports on serving once: nil when the first broker serves, or why it
 // does not.
 func (s *session) lookAfter(ctx context.Context, client *control.Client, serving chan<- error) {
-	err := s.offer(ctx, client, prompter(s.stderr), func() { serving <- nil })
+	err := s.offer(ctx, client, s.person.ask, func() { serving <- nil })
 	client.Close()
+	// A broker that ends while we come is no reason to fail: the next one will do.
+	for range 3 {
+		if s.args.Takeover || ctx.Err() != nil || !isGone(err) {
+			break
+		}
+		if client, err = connect(ctx, s.ensure); err == nil {
+			err = s.offer(ctx, client, s.person.ask, func() { serving <- nil })
+			client.Close()
+		}
+	}
 	if !s.args.Takeover {
 		serving <- err // it never served
 		return
@@ -175,6 +193,12 @@ func (s *session) lookAfter(ctx context.Context, client *control.Client, serving
 	}
 }
 
+// isGone says that a broker has ended, or is about to, before it did what it was asked.
+func isGone(err error) bool {
+	var answer *control.Error
+	return errors.Is(err, control.ErrBrokerGone) || errors.As(err, &answer) && answer.Code == control.CodeStopping
+}
+
 // offer gives the capture to a broker and returns when the broker is gone.
 func (s *session) offer(ctx context.Context, client *control.Client, ask control.Prompter, serving func()) error {
 	return client.Call(ctx, control.OpCapture, s.args, s.child.Files, func(b json.RawMessage) error {
@@ -187,6 +211,10 @@ func (s *session) offer(ctx context.Context, client *control.Client, ask control
 		}
 		if row.Event != nil {
 			fmt.Fprintf(s.stderr, "ssh-capture: %s\n", row.Event.Text)
+			select {
+			case s.told <- struct{}{}:
+			default:
+			}
 		}
 		if row.Serving && ctx.Err() == nil {
 			s.args.Takeover = true // what comes after this broker takes over
@@ -196,10 +224,29 @@ func (s *session) offer(ctx context.Context, client *control.Client, ask control
 	}, ask)
 }
 
+// settle waits for the last events where they were asked for: what they tell of may
+// have ended the command before they are here.
+func (s *session) settle() {
+	const quiet, most = 100 * time.Millisecond, time.Second
+	if s.args.Debug < 5 {
+		return
+	}
+	limit := time.After(most)
+	for {
+		select {
+		case <-s.told:
+		case <-time.After(quiet):
+			return
+		case <-limit:
+			return
+		}
+	}
+}
+
 // handOver leaves the capture to a keeper if the command left processes behind: they
 // stay captured, and need somebody who starts a new broker when theirs is gone.
 func (s *session) handOver() error {
-	if len(netns.Processes(s.child.Manifest)) == 0 {
+	if left, err := netns.Processes(s.child.Manifest); err == nil && len(left) == 0 {
 		return nil
 	}
 	return startKeeper(s)

@@ -1,28 +1,28 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 var errNotFound = errors.New("command not found")
 
+// defaultPath is where commands are looked for without a PATH, as execvp(3) does.
+const defaultPath = "/bin:/usr/bin"
+
 // findCommand finds the executable as a shell would, and refuses one that would run
 // as another user: in the capture's user namespace it could not.
 func findCommand(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	switch {
-	case errors.Is(err, exec.ErrDot): // PATH has "."; a shell runs it
-	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("%s: %w", name, errNotFound)
-	case err != nil:
-		return "", err
+	path, err := search(name)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if path, err = filepath.Abs(path); err != nil {
 		return "", err
@@ -31,6 +31,49 @@ func findCommand(name string) (string, error) {
 		return path, nil
 	}
 	return path, refuseSetID(path)
+}
+
+// search is what os/exec does not do quite as shells and execvp(3) do: a file that is
+// there but may not be run is told from one that is not.
+func search(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		err := mayRun(name)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return "", errNotFound
+		}
+		return name, err
+	}
+	dirs, given := os.LookupEnv("PATH")
+	if !given {
+		dirs = defaultPath
+	}
+	failure := errNotFound
+	for _, dir := range filepath.SplitList(dirs) {
+		if name == "" {
+			break
+		}
+		path := filepath.Join(cmp.Or(dir, "."), name)
+		switch err := mayRun(path); {
+		case err == nil:
+			return path, nil
+		case errors.Is(err, fs.ErrPermission):
+			failure = err
+		}
+	}
+	return "", failure
+}
+
+func mayRun(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return errors.Unwrap(err) // the path is named already
+	case info.IsDir():
+		return unix.EISDIR
+	case info.Mode()&0o111 == 0: // root may access it, and not run it
+		return unix.EACCES
+	}
+	return unix.Access(path, unix.X_OK)
 }
 
 func refuseSetID(path string) error {

@@ -4,83 +4,42 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
-	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// discarded reach the command as well, as both share the terminal's foreground
-// group. They are caught, not ignored: an ignored signal is inherited.
-var discarded = []os.Signal{unix.SIGINT, unix.SIGQUIT}
-
-// forwarded hit this process only.
-var forwarded = []os.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2}
-
-// signalGate passes signals on: to abort while the capture is being made, to the
-// command once it runs.
-type signalGate struct {
-	command atomic.Int64 // its process id; 0 before it runs
-}
-
-// interrupted is the cause by which a signal ends the making of a capture.
-type interrupted syscall.Signal
-
-func (i interrupted) Error() string { return syscall.Signal(i).String() }
-
-// newSignalGate starts catching signals, but for those that whoever started us had
-// us ignore: the command inherits that.
-func newSignalGate(abort func(syscall.Signal)) *signalGate {
-	signals := make(chan os.Signal, 16)
-	for _, s := range append(discarded[:len(discarded):len(discarded)], forwarded...) {
-		if !signal.Ignored(s) {
-			signal.Notify(signals, s)
-		}
-	}
-	g := &signalGate{}
-	go g.pass(signals, abort)
-	return g
-}
-
-func (g *signalGate) pass(signals <-chan os.Signal, abort func(syscall.Signal)) {
-	for s := range signals {
-		sig := s.(syscall.Signal)
-		pid := int(g.command.Load())
-		switch {
-		case pid == 0:
-			abort(sig)
-		case sig == unix.SIGINT || sig == unix.SIGQUIT: // the terminal told the command itself
-		default:
-			_ = unix.Kill(pid, sig)
-		}
-	}
-}
-
 // superviseJob waits for the command and keeps the terminal's job control working
 // for whoever started us: what stops the command stops us, what continues us
 // continues it. It returns the exit code, 128+n for an end by signal n.
-func (g *signalGate) superviseJob(pid int) int {
-	g.command.Store(int64(pid))
+func superviseJob(pid int) int {
 	continued := make(chan os.Signal, 1)
 	signal.Notify(continued, unix.SIGCONT)
+	hang := 0 // WNOHANG when we have just been continued
 	for {
 		var st unix.WaitStatus
-		_, err := unix.Wait4(pid, &st, unix.WUNTRACED|unix.WCONTINUED, nil)
+		n, err := unix.Wait4(pid, &st, unix.WUNTRACED|unix.WCONTINUED|hang, nil)
+		hang = 0
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
 			return exitFailed
+		case n == 0:
+			// The stop that we followed is still the last that happened to it. Had it
+			// been continued, and stopped anew, this would undo the new stop.
+			resume(pid)
 		case st.Exited():
 			return st.ExitStatus()
 		case st.Signaled():
 			return 128 + int(st.Signal())
 		case st.Stopped():
-			// Ctrl-Z stopped us as well, and this may be read only after fg: acting
-			// on old news would stop the job a second time.
-			if isStopped(pid) {
+			// This may be old news, read only after fg: acting on it would stop the
+			// job a second time. Without a terminal there is no job control, and
+			// nobody who would continue us when the command goes on.
+			if hasTerminal() && isStopped(pid) {
 				stopSelf(continued)
-				resume(pid)
+				hang = unix.WNOHANG
 			}
 		}
 	}
@@ -106,12 +65,24 @@ func resume(pid int) {
 		foreground, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
 		group, gerr := unix.Getpgid(pid)
 		if err == nil && gerr == nil && foreground == unix.Getpgrp() && group != foreground {
-			signal.Ignore(unix.SIGTTOU)
-			_ = unix.IoctlSetPointerInt(fd, unix.TIOCSPGRP, group)
-			signal.Reset(unix.SIGTTOU)
+			giveTerminal(fd, group)
 		}
 	}
 	_ = unix.Kill(pid, unix.SIGCONT)
+}
+
+// giveTerminal works in a thread that blocks SIGTTOU: should we be in the background
+// by now, the kernel would stop us for it.
+func giveTerminal(tty, group int) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var block, saved unix.Sigset_t
+	block.Val[0] = 1 << (unix.SIGTTOU - 1)
+	if unix.PthreadSigmask(unix.SIG_BLOCK, &block, &saved) != nil {
+		return
+	}
+	_ = unix.IoctlSetPointerInt(tty, unix.TIOCSPGRP, group)
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &saved, nil)
 }
 
 // isStopped reads the state behind the name in /proc/PID/stat, which may itself

@@ -68,13 +68,14 @@ func keep([]string) int {
 		fmt.Fprintf(os.Stderr, "%s is for ssh-capture's own use\n", keepArg)
 		return exitFailed
 	}
-	os.Stdin.Close()
 	var files []*os.File
 	for i := range b.Manifest.Files {
 		syscall.CloseOnExec(4 + i)
 		files = append(files, os.NewFile(uintptr(4+i), "capture"))
 	}
-	syscall.CloseOnExec(3)
+	// What else the command's starter had open is not for us to hold open: a pipe's
+	// reader would wait for its end.
+	_ = control.CloseInherited(3)
 	ready := os.NewFile(3, "ready")
 
 	s := &session{

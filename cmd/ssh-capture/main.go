@@ -9,13 +9,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"sshbroker/broker/control"
+	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
 )
 
@@ -47,9 +48,25 @@ type options struct {
 	fallback    bool
 	allowDirect bool
 	udp         string
-	debug       int
+	debug       debugLevel
 	backend     string
 	command     []string
+}
+
+// debugLevel says how much is told; see control.CaptureEvent.
+type debugLevel int
+
+func (l *debugLevel) String() string { return strconv.Itoa(int(*l)) }
+func (l *debugLevel) Type() string   { return "LEVEL" }
+
+// Set takes any digit: between two levels, the lower one counts.
+func (l *debugLevel) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > 9 {
+		return errors.New("it is 1, 3, 5 or 7")
+	}
+	*l = debugLevel(n)
+	return nil
 }
 
 // run does everything and returns the exit code.
@@ -92,6 +109,9 @@ Options end at the first word that is none.`,
 		Version: control.Version(),
 	}
 	cmd.SetVersionTemplate("ssh-capture {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see ssh-capture --help", err)
+	})
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.SortFlags = false
@@ -102,7 +122,7 @@ Options end at the first word that is none.`,
 	f.BoolVarP(&o.fallback, "fallback", "F", false, "run COMMAND uncaptured, with a warning, if no broker can be reached or started")
 	f.BoolVar(&o.allowDirect, "allow-direct", false, "run COMMAND even if no filter rules exist: everything goes out in clear")
 	f.StringVar(&o.udp, "udp", "refuse", "what becomes of UDP other than name queries: `refuse|direct`")
-	f.IntVarP(&o.debug, "debug", "D", 0, "tell on standard error: `LEVEL` 1 fatal errors, 3 start-up, 5 connections, 7 name queries")
+	f.VarP(&o.debug, "debug", "D", "tell on standard error: `LEVEL` 1 fatal errors, 3 start-up, 5 connections, 7 name queries")
 	f.StringVar(&o.backend, "backend", "auto", "how to capture: `auto|namespace`")
 	f.BoolP("version", "V", false, "print the version")
 	f.BoolP("help", "h", false, "print this help")
@@ -122,8 +142,6 @@ func (o *options) check() error {
 		return fmt.Errorf("--backend %q: it is auto or namespace", o.backend)
 	case o.udp != "refuse" && o.udp != "direct":
 		return fmt.Errorf("--udp %q: it is refuse or direct", o.udp)
-	case o.debug < 0 || o.debug > 9:
-		return fmt.Errorf("-D %d: it is 1, 3, 5 or 7", o.debug)
 	}
 	return nil
 }
@@ -157,37 +175,37 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	}
 	o.trace(stderr, 3, "command is %s", path)
 
+	started := inherit.Started()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	gate := newSignalGate(func(s syscall.Signal) { cancel(interrupted(s)) })
+	gate := newSignalGate(started, func(s syscall.Signal) { cancel(interrupted(s)) })
+	person := newPerson(ctx)
+	defer person.leave()
 
-	c, err := openCapture(ctx, o, path, stderr)
-	switch {
+	c, err := openCapture(ctx, o, path, started, person, stderr)
+	switch by, byUs := context.Cause(ctx).(interrupted); {
 	case err == nil:
-	case errors.As(context.Cause(ctx), new(interrupted)):
-		return 128 + int(context.Cause(ctx).(interrupted))
+	case byUs:
+		return 128 + int(by)
 	case errors.Is(err, errNoBroker) && o.fallback:
-		fmt.Fprintf(stderr, "ssh-capture: warning: %v\n", err)
-		fmt.Fprintf(stderr, "ssh-capture: warning: %s runs UNCAPTURED, its connections are not protected (-F)\n", o.command[0])
-		signal.Reset()
-		err := syscall.Exec(path, o.command, os.Environ())
-		complain(stderr, fmt.Errorf("%s: %w", path, err))
-		return exitCannotRun
+		return runUncaptured(o, path, started, err, stderr)
 	default:
-		complain(stderr, err)
-		return exitFailed
+		return failed(stderr, err)
+	}
+	person.leave()
+	child := c.child.Process
+	if before := gate.toCommand(child); before != 0 {
+		c.child.Abort()
+		c.close()
+		return 128 + int(before)
 	}
 	if err := c.child.Release(); err != nil {
-		complain(stderr, err)
 		c.close()
-		_, _ = c.child.Process.Wait()
-		if errors.Is(err, syscall.ENOENT) {
-			return exitNotFound
-		}
-		return exitCannotRun
+		return failed(stderr, err)
 	}
-	o.trace(stderr, 3, "command runs as process %d in capture %s", c.child.Process.Pid, c.args.ID)
-	code := gate.superviseJob(c.child.Process.Pid)
+	o.trace(stderr, 3, "command runs as process %d in capture %s", child.Pid, c.args.ID)
+	code := superviseJob(child.Pid)
+	c.settle()
 	if err := c.handOver(); err != nil {
 		complain(stderr, fmt.Errorf("processes in the background lose their keeper: %w", err))
 	}
@@ -195,7 +213,34 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	return code
 }
 
-func (o *options) trace(w io.Writer, level int, format string, args ...any) {
+// failed says why the command did not come to run, and returns the exit code.
+func failed(stderr io.Writer, err error) int {
+	var killed netns.KilledError
+	var exec *netns.ExecError
+	switch {
+	case errors.As(err, &killed): // Ctrl-C reaches the child as well, and sooner at times
+		return 128 + int(killed)
+	case errors.As(err, &exec) && errors.Is(err, syscall.ENOENT):
+		complain(stderr, fmt.Errorf("%w: it, or the interpreter that it names, is missing", err))
+		return exitNotFound
+	case errors.As(err, &exec):
+		complain(stderr, err)
+		return exitCannotRun
+	}
+	complain(stderr, err)
+	return exitFailed
+}
+
+// runUncaptured becomes the command, as -F allows where there is no broker.
+func runUncaptured(o options, path string, started inherit.State, why error, stderr io.Writer) int {
+	complain(stderr, fmt.Errorf("warning: %w", why))
+	complain(stderr, fmt.Errorf("warning: %s runs UNCAPTURED, its connections are not protected (-F)", o.command[0]))
+	var errno syscall.Errno
+	errors.As(started.Exec(path, o.command, os.Environ()), &errno)
+	return failed(stderr, &netns.ExecError{Path: path, Errno: errno})
+}
+
+func (o *options) trace(w io.Writer, level debugLevel, format string, args ...any) {
 	if o.debug >= level {
 		fmt.Fprintf(w, "ssh-capture: "+format+"\n", args...)
 	}

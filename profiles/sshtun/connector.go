@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -219,5 +220,12 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 	if cause := h.wire.failure(); cause != nil {
 		err = cause
 	}
-	return fmt.Errorf("connect to %s: %w: %s", h.address, profiles.ErrConnect, profiles.RemoteText(err.Error(), 300, false))
+	said := profiles.RemoteText(err.Error(), 300, false)
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		said = "the connection was closed during the handshake"
+	case h.hostKey == "":
+		said += " (no SSH server, or one that does not want us)"
+	}
+	return fmt.Errorf("connect to %s: %w: %s", h.address, profiles.ErrConnect, said)
 }

@@ -40,6 +40,8 @@ type stream struct {
 	closed    chan struct{} // we closed or reset it
 	eofSent   bool          // guarded by endMu
 	eofByGone bool          // eofSent when the channel went; guarded by endMu
+
+	leaveDelivery func() // of a DeliverTo under way; guarded by endMu
 }
 
 var (
@@ -48,6 +50,7 @@ var (
 	_ profiles.Counter   = (*stream)(nil)
 	_ io.ReaderFrom      = (*stream)(nil)
 	_ io.WriterTo        = (*stream)(nil)
+	_ profiles.Carrier   = (*stream)(nil)
 )
 
 // half is one direction: a turn that its callers take, and at most one call of the
@@ -274,11 +277,15 @@ func (s *stream) end(orderly bool) error {
 	s.endMu.Lock()
 	first := !s.ended
 	s.ended = true
+	leave := s.leaveDelivery
 	s.endMu.Unlock()
 	if !first {
 		return nil
 	}
 	close(s.closed)
+	if leave != nil {
+		go leave() // it waits for a write to the destination
+	}
 	s.read.deadline.set(time.Time{})
 	s.write.deadline.set(time.Time{})
 	go func() {

@@ -11,7 +11,7 @@ import (
 var errTimeout = os.ErrDeadlineExceeded
 
 // smallRead is the buffer of a stream that says little; see readBuffer.
-const smallRead = 1 << 10
+const smallRead = 512
 
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.readSome(p)
@@ -94,7 +94,7 @@ func (s *stream) readBuffer() []byte {
 }
 
 // enough tells whether a read brought so much that more is likely to come.
-func enough(buf []byte, n int) bool { return n == len(buf) || n > 4*smallRead }
+func enough(buf []byte, n int) bool { return n == len(buf) || n > 8*smallRead }
 
 // delivery is a WriteTo under way. Its goroutine reads the channel and writes to
 // the destination by itself, which spares a wake-up and a copy for each packet; the

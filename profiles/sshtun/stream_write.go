@@ -78,6 +78,7 @@ func (s *stream) put(piece []byte) error {
 		s.t.wire.awaitRoom()
 	}
 	n, err := s.ch.Write(piece)
+	s.t.wire.flush()
 	s.sent.Add(uint64(n))
 	switch {
 	case err == nil && !isDone(s.t.done): // the library reports a failed send only to the next one
@@ -103,6 +104,12 @@ type pickup struct {
 // caller ends that, as with io.Copy. From a *net.TCPConn or *net.UnixConn it reads
 // without holding a buffer while nothing comes.
 func (s *stream) ReadFrom(src io.Reader) (int64, error) {
+	return s.pickUp(s.source(src), s.t.buffers.put)
+}
+
+// pickUp is ReadFrom with a function that gives one piece after the other, each of
+// which is handed to release once it is not needed.
+func (s *stream) pickUp(next func() ([]byte, int, error), release func([]byte)) (int64, error) {
 	h := &s.write
 	if err := s.takeToWrite(); err != nil {
 		return 0, s.fault("write", err)
@@ -110,7 +117,7 @@ func (s *stream) ReadFrom(src io.Reader) (int64, error) {
 	defer h.give()
 	k := &pickup{}
 	h.busy = true
-	go func() { h.results <- result{err: s.pickUpAll(k, src)} }()
+	go func() { h.results <- result{err: s.pickUpAll(k, next, release)} }()
 	var err error
 	select {
 	case r := <-h.results:
@@ -148,22 +155,21 @@ func (s *stream) pickupError(err error) error {
 	return s.fault("write", err)
 }
 
-func (s *stream) pickUpAll(k *pickup, src io.Reader) error {
-	next := s.source(src)
+func (s *stream) pickUpAll(k *pickup, next func() ([]byte, int, error), release func([]byte)) error {
 	for {
 		buf, n, err := next()
 		if n > 0 {
 			k.mu.Lock()
 			if k.left {
 				k.mu.Unlock()
-				s.t.buffers.put(buf)
+				release(buf)
 				return net.ErrClosed
 			}
 			k.putting = true
 			k.mu.Unlock()
 
 			perr := s.put(buf[:n])
-			s.t.buffers.put(buf)
+			release(buf)
 
 			k.mu.Lock()
 			k.putting = false

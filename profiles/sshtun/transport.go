@@ -48,6 +48,7 @@ func newTransport(conn ssh.Conn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.R
 		opens:       make(chan struct{}, maxOpens),
 		done:        make(chan struct{}),
 	}
+	w.settle()
 	go func() {
 		for r := range reqs {
 			r.Reply(false, nil)

@@ -23,23 +23,24 @@ const (
 	// fullAt is where even the library's own messages wait. Streams keep below it,
 	// give or take one packet each.
 	fullAt = 8 << 20
-	// directAt is what Write tries to send by itself where nothing else is under way:
-	// more would keep other streams from encrypting meanwhile.
-	directAt = 4 << 10
+	// libraryBuffer is what the library gathers before it calls Write: the first piece
+	// of a larger packet has this size, and the rest follows at once.
+	libraryBuffer = 4 << 10
 	// flushTime is how long the rest may take to be sent at the end.
 	flushTime = time.Second
 )
 
-// wire is the connection under a transport. It reads ahead, and it sends in a
-// goroutine of its own what Write was given meanwhile: while one system call runs
-// the packets that come up are gathered for the next. With nothing under way a small
-// packet is sent by Write itself, which spares the wake-up. A failure to send fails
-// the connection for reading too, so that no success of Write is left standing.
+// wire is the connection under a transport. It reads ahead. With nothing under way a
+// packet is sent by Write itself, as far as the kernel takes it without waiting: that
+// spares the wake-up of another goroutine, which costs more than it gains. What is
+// left, and what comes up meanwhile, a goroutine of its own sends, gathered while one
+// system call runs for the next. A failure to send fails the connection for reading
+// too, so that no success of Write is left standing.
 type wire struct {
 	net.Conn
 
-	quickACK func()           // nil where the connection is no socket
-	direct   func([]byte) int // sends what the kernel takes at once; nil likewise
+	quickACK func()              // nil where the connection is no socket
+	direct   func(...[]byte) int // sends what the kernel takes at once; nil likewise
 
 	// Reading; only the library's reader goroutine comes here.
 	ahead      []byte
@@ -55,7 +56,8 @@ type wire struct {
 	room    sync.Cond // less waits
 	waiting []byte
 	spare   []byte
-	sending bool // the sender is in its system call
+	sending bool // somebody is in the system call
+	settled bool // the handshake is over
 	closing bool
 	err     error
 	sent    atomic.Uint64
@@ -143,32 +145,79 @@ func (w *wire) Write(p []byte) (int, error) {
 	case w.closing:
 		return 0, net.ErrClosed
 	}
-	rest := p
-	if len(w.waiting) == 0 && !w.sending && w.direct != nil && len(p) <= directAt {
-		// What is wrong with the connection is found out with the rest.
-		n := w.direct(p)
-		w.sent.Add(uint64(n))
-		if rest = p[n:]; len(rest) == 0 {
-			return len(p), nil
-		}
+	if w.sending || !w.settled || w.direct == nil {
+		w.leave(p)
+		return len(p), nil
 	}
-	if len(w.waiting) == 0 {
+	if len(p) == libraryBuffer { // flush sees to it where nothing follows
+		w.waiting = append(w.waiting, p...)
+		return len(p), nil
+	}
+	w.sendNow(p)
+	return len(p), nil
+}
+
+// leave leaves p to the sender. The caller holds sendMu.
+func (w *wire) leave(p []byte) {
+	w.waiting = append(w.waiting, p...)
+	if !w.sending {
 		w.work.Signal()
 	}
-	w.waiting = append(w.waiting, rest...)
-	return len(p), nil
+}
+
+// sendNow sends what waits and p without waiting for the kernel, and leaves the rest
+// to the sender. The caller holds sendMu, and that nobody is sending.
+func (w *wire) sendNow(p []byte) {
+	first := w.waiting
+	w.waiting = w.spare[:0]
+	w.sending = true
+	w.room.Broadcast()
+	w.sendMu.Unlock()
+
+	n := w.direct(first, p) // what may be wrong the sender finds out
+	w.sent.Add(uint64(n))
+
+	w.sendMu.Lock()
+	w.sending = false
+	later := w.waiting
+	w.waiting, w.spare = first[:0], later[:0]
+	if n < len(first) {
+		w.waiting = append(w.waiting, first[n:]...)
+		n = len(first)
+	}
+	w.waiting = append(append(w.waiting, p[n-len(first):]...), later...)
+	if len(w.waiting) > 0 || w.closing {
+		w.work.Signal()
+	}
+}
+
+// settle says that the handshake is over. Until then the sender sends everything, so
+// that nothing depends on a flush.
+func (w *wire) settle() {
+	w.sendMu.Lock()
+	w.settled = true
+	w.sendMu.Unlock()
+}
+
+// flush sends what Write has put off.
+func (w *wire) flush() {
+	w.sendMu.Lock()
+	if w.direct != nil && len(w.waiting) > 0 && !w.sending && w.err == nil && !w.closing {
+		w.sendNow(nil)
+	}
+	w.sendMu.Unlock()
 }
 
 // directSender returns a function that sends what the kernel takes without waiting,
 // and tells how much that was.
-func directSender(c syscall.Conn) func([]byte) int {
+func directSender(c syscall.Conn) func(...[]byte) int {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil
 	}
-	return func(p []byte) (n int) {
+	return func(pieces ...[]byte) (n int) {
 		_ = raw.Control(func(fd uintptr) {
-			sent, err := unix.SendmsgN(int(fd), p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			sent, err := unix.SendmsgBuffers(int(fd), pieces, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			if err == nil {
 				n = sent
 			}
@@ -190,7 +239,7 @@ func (w *wire) send() {
 	defer close(w.ended)
 	for {
 		w.sendMu.Lock()
-		for len(w.waiting) == 0 && !w.closing && w.err == nil {
+		for (len(w.waiting) == 0 && !w.closing || w.sending) && w.err == nil {
 			w.work.Wait()
 		}
 		if len(w.waiting) == 0 || w.err != nil {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"sshbroker/capture/inherit"
 )
 
 // Programs are the paths of everything built. All are in Dir.
@@ -111,7 +113,11 @@ func build(name, path string) error {
 	if err != nil {
 		return fmt.Errorf("build %s: go env GOMOD: %w", name, err)
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-X sshbroker/broker/control.version=test", "-o", path, pkg)
+	flags := "-X sshbroker/broker/control.version=test"
+	if name == "ssh-capture" && inherit.Entry != "" {
+		flags += " -E " + inherit.Entry // as the Makefile does
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", path, pkg)
 	cmd.Dir = filepath.Dir(strings.TrimSpace(string(gomod)))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

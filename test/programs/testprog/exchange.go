@@ -18,13 +18,24 @@ import (
 //
 //	testprog exchange [-greet] [-n BYTES] [-ms MS] MODE ADDRESS
 //
-// Modes are those of serve. It prints "ok MODE" and what it measured.
-func runExchange(ctx context.Context, args []string, _ io.Reader, stdout io.Writer) error {
+// Modes are those of serve. It prints "ok MODE" and what it measured. Three more
+// are about how a connection ends:
+//
+//	await   asks what -ask says (with echo, sees one byte come back), prints
+//	        "established", reads to the end and prints "ended after N bytes: HOW",
+//	        HOW being EOF or the name of the errno. With -write it then writes until
+//	        that fails and prints "write: HOW"
+//	abort   asks for the pattern without an end, reads BYTES of it and resets
+//	unread  asks for the pattern without an end, prints "established" and reads
+//	        nothing until standard input ends
+func runExchange(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	flags := flag.NewFlagSet("exchange", flag.ContinueOnError)
 	greet := flags.Bool("greet", false, "expect the server to speak first")
 	n := flags.Int64("n", 1<<20, "bytes of the pattern in each direction that has any")
 	ms := flags.Int("ms", 0, "milliseconds, for the modes that wait")
 	limit := flags.Duration("timeout", time.Minute, "give up after")
+	wish := flags.String("ask", "echo", "with await: what to ask for")
+	write := flags.Bool("write", false, "with await: write after the end")
 	if err := flags.Parse(args); err != nil || flags.NArg() != 2 {
 		return errors.Join(errUsage, err)
 	}
@@ -44,7 +55,17 @@ func runExchange(ctx context.Context, args []string, _ io.Reader, stdout io.Writ
 			return fmt.Errorf("greeting %q: %w", line, errors.Join(errDiffers, err))
 		}
 	}
-	if err := c.exchange(mode); err != nil {
+	switch mode {
+	case "await":
+		err = c.await(*wish, *write, stdout)
+	case "abort":
+		err = c.abort()
+	case "unread":
+		err = c.unread(stdin, stdout)
+	default:
+		err = c.exchange(mode)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", mode, err)
 	}
 	_, err = fmt.Fprintf(stdout, "ok %s %d bytes %.3f s\n", mode, *n, time.Since(started).Seconds())
@@ -137,6 +158,60 @@ func (c *client) exchange(mode string) error {
 		return c.SetLinger(0)
 	}
 	return errUsage
+}
+
+// endless is more than any test reads.
+const endless = 1 << 50
+
+// await tells how the connection ends, which is never an error of its own.
+func (c *client) await(wish string, write bool, stdout io.Writer) error {
+	if err := c.ask(wish); err != nil {
+		return err
+	}
+	if wish == "echo" {
+		if _, err := c.Write([]byte{'.'}); err != nil {
+			return err
+		}
+		if _, err := c.in.ReadByte(); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(stdout, "established")
+	n, err := io.Copy(io.Discard, c.in)
+	how := "EOF"
+	if err != nil {
+		how = outcomeOf(err)
+	}
+	fmt.Fprintf(stdout, "ended after %d bytes: %s\n", n, how)
+	if !write {
+		return nil
+	}
+	for {
+		if _, err := c.Write([]byte{'.'}); err != nil {
+			_, err = fmt.Fprintln(stdout, "write:", outcomeOf(err))
+			return err
+		}
+		time.Sleep(time.Millisecond) // not a flood: the answer to one byte is enough
+	}
+}
+
+func (c *client) abort() error {
+	if err := c.ask("source", endless); err != nil {
+		return err
+	}
+	if _, err := io.CopyN(io.Discard, c.in, c.n); err != nil {
+		return err
+	}
+	return c.SetLinger(0)
+}
+
+func (c *client) unread(stdin io.Reader, stdout io.Writer) error {
+	if err := c.ask("source", endless); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "established")
+	_, err := io.Copy(io.Discard, stdin)
+	return err
 }
 
 func (c *client) ask(mode string, args ...int64) error {

@@ -5,6 +5,8 @@
 //	testprog serve     a server whose behaviour the client chooses
 //	testprog exchange  the client's side of those behaviours, checked
 //	testprog flood     bulk data one way or both, with checksums
+//	testprog load      jobs for measurements, read from standard input
+//	testprog target    the server that load wants
 //
 // Results go to standard output, one line each; the exit status is 0 when every
 // expectation held, 1 when one did not, 2 for wrong usage.
@@ -36,7 +38,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: testprog connect|serve|exchange|flood [options] ADDRESS...; -h after the word lists the options")
+var errUsage = errors.New("usage: testprog connect|serve|exchange|flood|load|target [options] ADDRESS...; -h after the word lists the options")
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) == 0 {
@@ -52,6 +54,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		command = runExchange
 	case "flood":
 		command = runFlood
+	case "load":
+		command = runLoad
+	case "target":
+		command = runTarget
 	default:
 		return errUsage
 	}

@@ -14,14 +14,19 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// startServe returns the address of a server that lives as long as the test.
 func startServe(t *testing.T, args ...string) string {
+	t.Helper()
+	return startServer(t, "serve", args...)
+}
+
+// startServer returns the address of a server that lives as long as the test.
+func startServer(t *testing.T, word string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := run(ctx, append(append([]string{"serve"}, args...), "127.0.0.1:0"), nil, w)
+		err := run(ctx, append(append([]string{word}, args...), "127.0.0.1:0"), nil, w)
 		w.CloseWithError(err)
 		ended <- err
 	}()
@@ -37,7 +42,7 @@ func startServe(t *testing.T, args ...string) string {
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Errorf("serve: %v", err)
+			t.Errorf("%s: %v", word, err)
 		}
 		<-drained
 	})

@@ -1,0 +1,117 @@
+package bench
+
+import (
+	"testing"
+	"time"
+)
+
+// Names of metrics that code asks for; the others stand in metrics alone.
+const memory = "memory per idle flow"
+
+// metric is a row of the table.
+type metric struct {
+	Name   string `json:"name"`
+	Unit   string `json:"unit"`
+	Higher bool   `json:"higher_is_better"`
+
+	process bool // of the client process, which no tunnel has not
+	digits  int
+}
+
+// metrics lists them in the order of the table.
+func metrics() []metric {
+	return []metric{
+		{Name: "1 stream up", Unit: "MB/s", Higher: true},
+		{Name: "1 stream down", Unit: "MB/s", Higher: true},
+		{Name: "8 streams up", Unit: "MB/s", Higher: true},
+		{Name: "8 streams down", Unit: "MB/s", Higher: true},
+		{Name: "echo p50", Unit: "ms", digits: 3},
+		{Name: "echo p99", Unit: "ms", digits: 3},
+		{Name: "connect to first byte p50", Unit: "ms", digits: 3},
+		{Name: "connect to first byte p99", Unit: "ms", digits: 3},
+		{Name: "connect to greeting p50", Unit: "ms", digits: 3},
+		{Name: "connect to greeting p99", Unit: "ms", digits: 3},
+		{Name: "new connections, serial", Unit: "/s", Higher: true},
+		{Name: "new connections, 8 parallel", Unit: "/s", Higher: true},
+		{Name: memory, Unit: "KiB", process: true, digits: 1},
+		{Name: "client CPU up", Unit: "s/GB", process: true, digits: 2},
+		{Name: "client CPU down", Unit: "s/GB", process: true, digits: 2},
+	}
+}
+
+// part measures one thing on one way.
+type part func(t testing.TB, w *way, f *figures)
+
+// parts are one round, but for memory.
+func parts(l lengths) []part {
+	return []part{
+		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 1, l.bulk, "1 stream up") },
+		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 1, l.bulk, "1 stream down") },
+		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 8, l.bulk, "8 streams up") },
+		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 8, l.bulk, "8 streams down") },
+		func(t testing.TB, w *way, f *figures) { echo(t, w, f, l.echo) },
+		func(t testing.TB, w *way, f *figures) { serial(t, w, f, l.connect) },
+		func(t testing.TB, w *way, f *figures) { greeted(t, w, f, l.connect/2) },
+		func(t testing.TB, w *way, f *figures) {
+			r := w.do(t, "connect 8 %d", l.connect.Milliseconds())
+			f.add("new connections, 8 parallel", w, float64(r.Count)/r.Seconds)
+		},
+	}
+}
+
+// idle opens flows on every way, which say one byte each, and looks at what they cost
+// while nothing moves. What the first one costs is the connection's, not the flows'.
+// It comes first in a round, while the processes are fresh: what is freed later they
+// may keep for themselves. Nothing here is timed, so the ways wait together.
+func idle(t testing.TB, ways []*way, f *figures, l lengths) {
+	before := map[*way]int64{}
+	for _, w := range ways {
+		w.do(t, "hold 1")
+		w.do(t, "release")
+	}
+	time.Sleep(l.settle)
+	for _, w := range ways {
+		if w.carrier != 0 {
+			before[w] = w.memory(t)
+			w.do(t, "hold %d", l.idle)
+		}
+	}
+	time.Sleep(l.settle)
+	for w := range before {
+		f.add(memory, w, float64(w.memory(t)-before[w])/float64(l.idle)/1024)
+		w.do(t, "release")
+	}
+}
+
+// bulk takes the CPU time along where one stream has the process to itself.
+func bulk(t testing.TB, w *way, f *figures, direction string, streams int, length time.Duration, name string) {
+	var before time.Duration
+	if w.carrier != 0 {
+		before = w.cpu(t)
+	}
+	r := w.do(t, "%s %d %d", direction, streams, length.Milliseconds())
+	f.add(name, w, float64(r.Bytes)/r.Seconds/1e6)
+	if w.carrier != 0 && streams == 1 {
+		f.add("client CPU "+direction, w, (w.cpu(t)-before).Seconds()/(float64(r.Bytes)/1e9))
+	}
+}
+
+func echo(t testing.TB, w *way, f *figures, length time.Duration) {
+	r := w.do(t, "echo %d", length.Milliseconds())
+	f.add("echo p50", w, r.P50/1e3)
+	f.add("echo p99", w, r.P99/1e3)
+}
+
+func serial(t testing.TB, w *way, f *figures, length time.Duration) {
+	r := w.do(t, "connect 1 %d", length.Milliseconds())
+	f.add("connect to first byte p50", w, r.P50/1e3)
+	f.add("connect to first byte p99", w, r.P99/1e3)
+	f.add("new connections, serial", w, float64(r.Count)/r.Seconds)
+}
+
+// greeted is for programs whose server speaks first, as telnet's and mail's do.
+func greeted(t testing.TB, w *way, f *figures, length time.Duration) {
+	r := w.do(t, "greeted 1 %d", length.Milliseconds())
+	f.add("connect to greeting p50", w, r.P50/1e3)
+	f.add("connect to greeting p99", w, r.P99/1e3)
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// runLoad makes load for measurements. It reads jobs from standard input, a line
+// each, does one after the other against the target at ADDRESS, and answers each
+// with a line of JSON and the line "end NUMBER", jobs being counted from 1. GREETER
+// is where the same target speaks first.
+//
+//	testprog load ADDRESS GREETER
+//
+//	up STREAMS MS        sends for MS milliseconds on each of STREAMS connections, until
+//	                     the target has told how much of it came: bytes, seconds
+//	down STREAMS MS      the other direction: bytes, seconds
+//	echo MS              one byte there and back on one connection, again and again:
+//	                     count, p50, p99
+//	connect WORKERS MS   connects, has a byte echoed, closes, again and again by each
+//	                     worker: count, seconds, p50 and p99 up to the byte
+//	greeted WORKERS MS   the same with a target that speaks first
+//	hold N               opens N connections, has a byte echoed on each, and keeps them
+//	release              closes what hold opened
+//
+// Percentiles are in microseconds. A job that fails answers with error alone.
+func runLoad(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	flags := flag.NewFlagSet("load", flag.ContinueOnError)
+	if err := flags.Parse(args); err != nil || flags.NArg() != 2 {
+		return errors.Join(errUsage, err)
+	}
+	l := &loader{address: flags.Arg(0), greeter: flags.Arg(1)}
+	defer l.release()
+	jobs := bufio.NewScanner(stdin)
+	for number := 1; jobs.Scan(); number++ {
+		r, err := l.do(ctx, jobs.Text())
+		if err != nil {
+			r = loadResult{Error: fmt.Sprintf("%s: %v", jobs.Text(), err)}
+		}
+		line, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(stdout, "%s\nend %d\n", line, number); err != nil {
+			return err
+		}
+	}
+	return jobs.Err()
+}
+
+type loadResult struct {
+	Count   int64   `json:"count,omitempty"`
+	Bytes   int64   `json:"bytes,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"`
+	P50     float64 `json:"p50,omitempty"`
+	P99     float64 `json:"p99,omitempty"`
+	Error   string  `json:"error,omitempty"`
+}
+
+type loader struct {
+	address, greeter string
+	held             []net.Conn
+}
+
+func (l *loader) do(ctx context.Context, job string) (loadResult, error) {
+	var kind string
+	var a, b int
+	n, _ := fmt.Sscan(job, &kind, &a, &b)
+	limit := func(ms int) time.Duration { return time.Duration(ms) * time.Millisecond }
+	switch {
+	case kind == "up" && n == 3 && a > 0:
+		return l.bulk(ctx, a, func(c *net.TCPConn) (int64, error) { return l.up(c, limit(b)) })
+	case kind == "down" && n == 3 && a > 0:
+		return l.bulk(ctx, a, func(c *net.TCPConn) (int64, error) { return l.down(c, limit(b)) })
+	case kind == "echo" && n == 2:
+		return l.echo(ctx, limit(a))
+	case kind == "connect" && n == 3 && a > 0:
+		return connect(a, limit(b), func() (net.Conn, error) { return l.echoed(ctx) })
+	case kind == "greeted" && n == 3 && a > 0:
+		return connect(a, limit(b), func() (net.Conn, error) { return l.greeted(ctx) })
+	case kind == "hold" && n == 2:
+		return l.hold(ctx, a)
+	case kind == "release" && n == 1:
+		return l.release(), nil
+	}
+	return loadResult{}, errUsage
+}
+
+func dial(ctx context.Context, address string) (*net.TCPConn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// echoed returns a connection on which a byte went there and back.
+func (l *loader) echoed(ctx context.Context) (net.Conn, error) {
+	c, err := dial(ctx, l.address)
+	if err != nil {
+		return nil, err
+	}
+	// In one write: ssh(1) leaves Nagle's algorithm on, by which a second one right
+	// behind the first waits for 40 ms.
+	if _, err = c.Write(append(request{kind: requestEcho}.bytes(), '.')); err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// greeted returns a connection from which the greeting was read.
+func (l *loader) greeted(ctx context.Context) (net.Conn, error) {
+	c, err := dial(ctx, l.greeter)
+	if err != nil {
+		return nil, err
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil || b[0] != greeting {
+		c.Close()
+		return nil, fmt.Errorf("greeting %q: %w", b, cmp.Or(err, errDiffers))
+	}
+	return c, nil
+}
+
+// bulk runs one way on several connections. The clock starts when all are open.
+func (l *loader) bulk(ctx context.Context, streams int, move func(*net.TCPConn) (int64, error)) (loadResult, error) {
+	conns := make([]*net.TCPConn, streams)
+	for i := range conns {
+		c, err := dial(ctx, l.address)
+		if err != nil {
+			return loadResult{}, err
+		}
+		defer c.Close()
+		conns[i] = c
+	}
+	var wg sync.WaitGroup
+	moved := make([]int64, streams)
+	errs := make([]error, streams)
+	begin := time.Now()
+	for i, c := range conns {
+		wg.Go(func() { moved[i], errs[i] = move(c) })
+	}
+	wg.Wait()
+	r := loadResult{Seconds: time.Since(begin).Seconds()}
+	for _, n := range moved {
+		r.Bytes += n
+	}
+	return r, errors.Join(errs...)
+}
+
+func (l *loader) up(c *net.TCPConn, limit time.Duration) (int64, error) {
+	if _, err := c.Write(request{kind: requestUp}.bytes()); err != nil {
+		return 0, err
+	}
+	n, err := pour(c, limit)
+	if err != nil {
+		return n, err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return n, err
+	}
+	var count [8]byte
+	if _, err := io.ReadFull(c, count[:]); err != nil {
+		return n, err
+	}
+	if got := binary.BigEndian.Uint64(count[:]); got != uint64(n) {
+		return n, fmt.Errorf("the target got %d bytes of %d: %w", got, n, errDiffers)
+	}
+	return n, nil
+}
+
+func (l *loader) down(c *net.TCPConn, limit time.Duration) (int64, error) {
+	if _, err := c.Write(request{requestDown, uint64(limit.Milliseconds())}.bytes()); err != nil {
+		return 0, err
+	}
+	return discard(c)
+}
+
+func (l *loader) echo(ctx context.Context, limit time.Duration) (loadResult, error) {
+	c, err := l.echoed(ctx)
+	if err != nil {
+		return loadResult{}, err
+	}
+	defer c.Close()
+	var took []time.Duration
+	for end := time.Now().Add(limit); ; {
+		begin := time.Now()
+		if begin.After(end) {
+			return summary(took), nil
+		}
+		if err := roundTrip(c); err != nil {
+			return loadResult{}, err
+		}
+		took = append(took, time.Since(begin))
+	}
+}
+
+func roundTrip(c net.Conn) error {
+	b := [1]byte{'.'}
+	if _, err := c.Write(b[:]); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, b[:])
+	return err
+}
+
+// connect has workers open one connection after the other.
+func connect(workers int, limit time.Duration, open func() (net.Conn, error)) (loadResult, error) {
+	var wg sync.WaitGroup
+	all := make([][]time.Duration, workers)
+	errs := make([]error, workers)
+	begin := time.Now()
+	end := begin.Add(limit)
+	for i := range workers {
+		wg.Go(func() {
+			for {
+				start := time.Now()
+				if start.After(end) {
+					return
+				}
+				c, err := open()
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				all[i] = append(all[i], time.Since(start))
+				c.Close()
+			}
+		})
+	}
+	wg.Wait()
+	r := summary(slices.Concat(all...))
+	r.Seconds = time.Since(begin).Seconds()
+	return r, errors.Join(errs...)
+}
+
+// summary counts and gives the percentiles.
+func summary(took []time.Duration) loadResult {
+	if len(took) == 0 {
+		return loadResult{}
+	}
+	slices.Sort(took)
+	at := func(percent int) float64 {
+		return float64(took[min(len(took)*percent/100, len(took)-1)].Nanoseconds()) / 1e3
+	}
+	return loadResult{Count: int64(len(took)), P50: at(50), P99: at(99)}
+}
+
+func (l *loader) hold(ctx context.Context, n int) (loadResult, error) {
+	for range n {
+		c, err := l.echoed(ctx)
+		if err != nil {
+			return loadResult{}, fmt.Errorf("connection %d: %w", len(l.held)+1, err)
+		}
+		l.held = append(l.held, c)
+	}
+	return loadResult{Count: int64(len(l.held))}, nil
+}
+
+func (l *loader) release() loadResult {
+	r := loadResult{Count: int64(len(l.held))}
+	for _, c := range l.held {
+		c.Close()
+	}
+	l.held = nil
+	return r
+}
