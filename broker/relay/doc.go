@@ -17,6 +17,7 @@
 //	  once it has all of the far data and its FIN
 //	RST                      <- ctx -> Reset
 //
-// An idle flow costs two goroutines and no buffer: buffers, and the pipes of the
-// kernel's splice path, are taken when there is data and given back when it is moved.
+// An idle flow costs the caller's goroutine and one more, which a stream that carries
+// by itself brings along, and no buffer: buffers, and the pipes of the kernel's splice
+// path, are taken when there is data and given back when it is moved.
 package relay

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"log/syslog"
 	"os"
 	"os/signal"
 	"os/user"
@@ -53,8 +54,10 @@ type options struct {
 	foreground bool
 	onDemand   bool
 	auditFile  string
-	readyFD    int
-	notified   bool // readiness was told, or could not be
+
+	auditRequired bool
+	readyFD       int
+	notified      bool // readiness was told, or could not be
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -90,6 +93,7 @@ demand, which ends ten seconds after its last client.`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: control.Version(),
 	}
+	cmd.DisableFlagsInUseLine = true
 	cmd.SetVersionTemplate("ssh-broker {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see ssh-broker --help", err)
@@ -101,6 +105,7 @@ demand, which ends ten seconds after its last client.`,
 	f.StringVarP(&o.debug, "debug", "D", "", "log at this `LEVEL`: 0-99, or MODULE=LEVEL,...")
 	f.StringVarP(&o.logFile, "debug-log-file", "l", "", "log to this `FILE`")
 	f.StringVar(&o.auditFile, "audit-file", "", "write the audit record to this `FILE` (default ~/.ssh2/ssh-broker-audit.jsonl)")
+	f.BoolVar(&o.auditRequired, "audit-required", false, "refuse connections while the audit record cannot be written")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process id to this `FILE`")
 	f.BoolVar(&o.exit, "exit", false, "stop the running broker, closing all connections")
 	f.BoolVar(&o.reconfig, "reconfig", false, "have the running broker read its configuration again")
@@ -189,6 +194,9 @@ func (o *options) passedOn() ([]string, error) {
 	if o.debug != "" {
 		extra = append(extra, "-D", o.debug)
 	}
+	if o.auditRequired {
+		extra = append(extra, "--audit-required")
+	}
 	for _, file := range []struct{ option, path string }{
 		{"-l", o.logFile}, {"--pid-file", o.pidFile}, {"--audit-file", o.auditFile},
 	} {
@@ -239,7 +247,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		// cannot be made, the audit log says so.
 		_ = os.MkdirAll(env.UserDir(), 0o700)
 	}
-	auditLog, err := audit.Open(audit.Options{Path: o.auditPath(env.UserDir()), Keep: auditKeep, Logger: log})
+	auditLog, err := audit.Open(audit.Options{Path: o.auditPath(env.UserDir()), Keep: auditKeep, Required: o.auditRequired, Logger: log})
 	if err != nil {
 		l.Close()
 		return err
@@ -249,7 +257,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	}
 	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
 	go heap.Keep(ctx)
-	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
+	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
 		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
 		StateDir: filepath.Dir(l.Address()), Home: env.Home})
 	if err != nil {
@@ -311,16 +319,42 @@ func onSignals(signals chan os.Signal, d *daemon.Daemon, log *slog.Logger) (stop
 // after 90 s.
 const drainOnSignal = 10 * time.Second
 
+// openLog opens the log: a file where one is named, else standard error, and for a
+// broker in the background, which has none, the system's log.
 func (o *options) openLog(stderr io.Writer, level *slog.LevelVar) (*slog.Logger, func(), error) {
-	w, closeLog := stderr, func() {}
+	options := &slog.HandlerOptions{Level: level}
 	if o.logFile != "" {
 		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return nil, nil, fmt.Errorf("log file: %w", err)
 		}
-		w, closeLog = f, func() { f.Close() }
+		return slog.New(slog.NewTextHandler(f, options)), func() { f.Close() }, nil
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), closeLog, nil
+	if o.readyFD >= 0 {
+		if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "ssh-broker"); err == nil {
+			options.ReplaceAttr = withoutTime
+			return slog.New(slog.NewTextHandler(w, options)), func() { w.Close() }, nil
+		}
+	}
+	return slog.New(slog.NewTextHandler(stderr, options)), func() {}, nil
+}
+
+// withoutTime leaves the time to the system's log, which has its own.
+func withoutTime(groups []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.TimeKey && len(groups) == 0 {
+		return slog.Attr{}
+	}
+	return a
+}
+
+// maxFlows leaves each flow the descriptors that one in clear needs, and some to us.
+func maxFlows() int {
+	const perFlow, own = 4, 64
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 0
+	}
+	return max(int(min(limit.Cur, 1<<22))-own, perFlow) / perFlow
 }
 
 func (o *options) auditPath(userDir string) string {

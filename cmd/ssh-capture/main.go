@@ -108,6 +108,8 @@ Options end at the first word that is none.`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: control.Version(),
 	}
+	cmd.CompletionOptions.DisableDefaultCmd = true // "completion" may be a command to run
+	cmd.DisableFlagsInUseLine = true
 	cmd.SetVersionTemplate("ssh-capture {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see ssh-capture --help", err)

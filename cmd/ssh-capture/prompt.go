@@ -82,9 +82,11 @@ func askTerminal(tty *os.File, q control.Prompt) (string, error) {
 		if !q.YesNo {
 			return answer, nil
 		}
-		switch strings.ToLower(answer) {
-		case "yes", "no":
-			return strings.ToLower(answer), nil
+		switch lower := strings.ToLower(answer); {
+		case lower == "yes" || lower == "no":
+			return lower, nil
+		case strings.HasPrefix(answer, "SHA256:"): // the fingerprint, for the broker to compare
+			return answer, nil
 		}
 		text = "Please type yes or no:"
 	}

@@ -75,7 +75,7 @@ func TestSetIDCommand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, err := range []error{os.WriteFile(path, content, 0o755), os.Chmod(path, c.mode)} {
+		for _, err := range []error{writeFile(path, content, 0o755), os.Chmod(path, c.mode)} {
 			if err != nil {
 				t.Fatal(err)
 			}

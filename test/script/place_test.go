@@ -116,7 +116,7 @@ func (p *place) write(name, content string, mode os.FileMode) string {
 		}
 		_ = os.Chown(dir, p.uid, p.gid)
 	}
-	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+	if err := writeFile(path, []byte(content), mode); err != nil {
 		p.t.Fatal(err)
 	}
 	for _, err := range []error{os.Chmod(path, mode), os.Chown(path, p.uid, p.gid)} {
@@ -125,6 +125,14 @@ func (p *place) write(name, content string, mode os.FileMode) string {
 		}
 	}
 	return path
+}
+
+// writeFile keeps other tests from forking meanwhile: a child that still has the
+// descriptor makes the file "text file busy" for whoever runs it.
+func writeFile(path string, content []byte, mode os.FileMode) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, content, mode)
 }
 
 // configure writes the broker's configuration: a filter engine with these rules.

@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 // placeCapture puts ssh-capture beside another ssh-broker, which it is to start.
 func placeCapture(program, dir string) error {
 	content, err := os.ReadFile(program)
-	return errors.Join(err, os.WriteFile(filepath.Join(dir, "ssh-capture"), content, 0o755),
+	return errors.Join(err, writeFile(filepath.Join(dir, "ssh-capture"), content, 0o755),
 		os.Chmod(filepath.Join(dir, "ssh-broker"), 0o755))
 }
 

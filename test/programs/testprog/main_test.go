@@ -91,6 +91,21 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+func TestConnectEcho(t *testing.T) {
+	for _, test := range []struct{ address, want string }{
+		{startServe(t), "ok ok"},
+		{startServe(t, "-greet"), "ok differs"},
+		{"127.0.0.1:1", "ECONNREFUSED -"},
+	} {
+		var out strings.Builder
+		err := run(t.Context(), []string{"connect", "-echo", "some text", test.address}, strings.NewReader(""), &out)
+		f := strings.Fields(out.String())
+		if err != nil || len(f) != 4 || f[1]+" "+f[3] != test.want {
+			t.Errorf("%s: %q, %v; want %s", test.address, out.String(), err, test.want)
+		}
+	}
+}
+
 func TestConnect(t *testing.T) {
 	open := startServe(t, "-greet")
 	const closed = "127.0.0.1:1"
