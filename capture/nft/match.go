@@ -28,13 +28,6 @@ func l4proto(name string, proto byte) term {
 func tcp() term { return l4proto("tcp", unix.IPPROTO_TCP) }
 func udp() term { return l4proto("udp", unix.IPPROTO_UDP) }
 
-func family(name string, nfproto byte) term {
-	return term{"meta nfproto " + name, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto}},
-	}}
-}
-
 // syn matches a SYN alone among SYN, ACK, FIN and RST: a connection that lives
 // already is never touched.
 func syn() term {

@@ -207,12 +207,12 @@ func (l *loader) who(p *profiles.Profile, v values) error {
 		p.User = l.User
 	}
 	if err := profiles.CheckUser(p.User); err != nil {
-		return fmt.Errorf("User: %w", err)
+		return fmt.Errorf("keyword User: %w", err)
 	}
 	if p.Port == 0 && v["Port"] != "" {
 		n, err := strconv.ParseUint(v["Port"], 10, 16)
 		if err != nil || n == 0 {
-			return fmt.Errorf("Port %q is not a number from 1 to 65535", v["Port"])
+			return fmt.Errorf("keyword Port: %q is not a number from 1 to 65535", v["Port"])
 		}
 		p.Port = uint16(n)
 	}
