@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/inquiry"
 )
 
 // ErrNoSocket means that no socket has the tuple: the program closed it.
@@ -41,73 +41,43 @@ type Socket struct {
 
 // Diag is a socket-diagnostics socket. It answers for the network namespace in
 // which it was made, from whichever process holds it. Safe for concurrent use.
-type Diag struct {
-	mu   sync.Mutex // one question at a time
-	file *os.File
-	raw  syscall.RawConn
-	seq  uint32
-	buf  [4096]byte
-}
+type Diag struct{ *inquiry.Socket }
 
 // OpenDiag makes a diagnostics socket in the current network namespace.
 func OpenDiag() (*Diag, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
+	s, err := inquiry.Open(unix.NETLINK_SOCK_DIAG, "socket diagnostics")
 	if err != nil {
 		return nil, fmt.Errorf("socket diagnostics: %w", err)
 	}
-	return AdoptDiag(os.NewFile(uintptr(fd), "socket diagnostics"))
+	return &Diag{s}, nil
 }
 
 // AdoptDiag takes over a diagnostics socket made elsewhere, and owns it.
 func AdoptDiag(f *os.File) (*Diag, error) {
-	raw, err := f.SyscallConn()
+	s, err := inquiry.Adopt(f)
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("socket diagnostics: %w", err)
 	}
-	return &Diag{file: f, raw: raw}, nil
+	return &Diag{s}, nil
 }
-
-// File is the socket, to be duplicated into another process.
-func (d *Diag) File() *os.File { return d.file }
-
-// Close closes the socket.
-func (d *Diag) Close() error { return d.file.Close() }
 
 // Lookup asks for the socket whose own address is local and whose peer is remote.
 // Where no connection has that tuple, a listener that would take it is found.
-func (d *Diag) Lookup(local, remote netip.AddrPort) (Socket, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.seq++
-	req := request(d.seq, local, remote)
-	var n int
-	var serr error
-	err := d.raw.Write(func(fd uintptr) bool {
-		serr = unix.Sendto(int(fd), req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		return serr != unix.EAGAIN && serr != unix.EINTR
+func (d *Diag) Lookup(local, remote netip.AddrPort) (sock Socket, err error) {
+	err = d.Ask(request(local, remote), func(b []byte) (err error) {
+		sock, err = answer(b)
+		return err
 	})
-	for err == nil && serr == nil {
-		err = d.raw.Read(func(fd uintptr) bool {
-			n, _, serr = unix.Recvfrom(int(fd), d.buf[:], 0)
-			return serr != unix.EAGAIN && serr != unix.EINTR
-		})
-		if err != nil || serr != nil {
-			break
-		}
-		if b := d.buf[:n]; n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(b[8:]) == d.seq {
-			return answer(b)
-		}
+	if err != nil {
+		return Socket{}, fmt.Errorf("socket diagnostics: %w", err)
 	}
-	return Socket{}, fmt.Errorf("socket diagnostics: %w", errors.Join(err, serr))
+	return sock, nil
 }
 
-func request(seq uint32, local, remote netip.AddrPort) []byte {
+func request(local, remote netip.AddrPort) []byte {
 	b := make([]byte, unix.SizeofNlMsghdr+requestLen)
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint16(b[4:], sockDiagByFamily)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	binary.NativeEndian.PutUint32(b[8:], seq)
 	r := b[unix.SizeofNlMsghdr:]
 	r[0] = unix.AF_INET6
 	if local.Addr().Is4() {
@@ -133,11 +103,11 @@ func answer(b []byte) (Socket, error) {
 		case unix.ENOENT, 0:
 			return Socket{}, ErrNoSocket
 		default:
-			return Socket{}, fmt.Errorf("socket diagnostics: %w", errno)
+			return Socket{}, errno
 		}
 	}
 	if len(body) < answerLen {
-		return Socket{}, fmt.Errorf("socket diagnostics: answer of %d bytes", len(body))
+		return Socket{}, fmt.Errorf("answer of %d bytes", len(body))
 	}
 	return Socket{
 		State: body[offsetState],

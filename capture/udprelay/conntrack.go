@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/inquiry"
 )
 
 // ErrNoEntry means that connection tracking knows no such conversation: it went
@@ -44,25 +44,16 @@ const (
 // in which it was made, from whichever process holds it, as long as that process may
 // administer the namespace: its owner's uid, in the user namespace above it. Safe for
 // concurrent use.
-type Conntrack struct {
-	mu   sync.Mutex // one question at a time
-	file *os.File
-	raw  syscall.RawConn
-	seq  uint32
-	buf  [4096]byte
-}
+type Conntrack struct{ *inquiry.Socket }
 
 // OpenConntrack makes a socket in the current network namespace, and makes sure that
 // this kernel answers on it.
 func OpenConntrack() (*Conntrack, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	s, err := inquiry.Open(unix.NETLINK_NETFILTER, "connection tracking")
 	if err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	c, err := AdoptConntrack(os.NewFile(uintptr(fd), "connection tracking"))
-	if err != nil {
-		return nil, err
-	}
+	c := &Conntrack{s}
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if _, err := c.Original(nobody, nobody); !errors.Is(err, ErrNoEntry) {
 		c.Close()
@@ -73,59 +64,28 @@ func OpenConntrack() (*Conntrack, error) {
 
 // AdoptConntrack takes over a socket made elsewhere, and owns it.
 func AdoptConntrack(f *os.File) (*Conntrack, error) {
-	raw, err := f.SyscallConn()
+	s, err := inquiry.Adopt(f)
 	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	return &Conntrack{file: f, raw: raw}, nil
+	return &Conntrack{s}, nil
 }
-
-// File is the socket, to be duplicated into another process.
-func (c *Conntrack) File() *os.File { return c.file }
-
-// Close closes the socket.
-func (c *Conntrack) Close() error { return c.file.Close() }
 
 // Original tells where peer, whose UDP arrives at relay, sent it. It returns
 // ErrNoEntry where peer's conversation is not known (any more).
-func (c *Conntrack) Original(relay, peer netip.AddrPort) (netip.AddrPort, error) {
-	dst, err := c.ask(relay, peer)
+func (c *Conntrack) Original(relay, peer netip.AddrPort) (dst netip.AddrPort, err error) {
+	err = c.Ask(request(relay, peer), func(b []byte) (err error) {
+		dst, err = answer(b)
+		return err
+	})
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("connection tracking: %v to %v: %w", peer, relay, err)
 	}
 	return dst, nil
 }
 
-func (c *Conntrack) ask(relay, peer netip.AddrPort) (netip.AddrPort, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.seq++
-	req := request(c.seq, relay, peer)
-	var n int
-	var serr error
-	err := c.raw.Write(func(fd uintptr) bool {
-		serr = unix.Sendto(int(fd), req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-		return serr != unix.EAGAIN && serr != unix.EINTR
-	})
-	for err == nil && serr == nil {
-		err = c.raw.Read(func(fd uintptr) bool {
-			n, _, serr = unix.Recvfrom(int(fd), c.buf[:], 0)
-			return serr != unix.EAGAIN && serr != unix.EINTR
-		})
-		if err != nil || serr != nil {
-			break
-		}
-		// Another number is the answer to a question that was given up.
-		if b := c.buf[:n]; n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint32(b[8:]) == c.seq {
-			return answer(b)
-		}
-	}
-	return netip.AddrPort{}, errors.Join(err, serr)
-}
-
 // request asks for the conversation whose answers go from relay to peer.
-func request(seq uint32, relay, peer netip.AddrPort) []byte {
+func request(relay, peer netip.AddrPort) []byte {
 	family, src, dst := byte(unix.AF_INET6), uint16(attrIP6Src), uint16(attrIP6Dst)
 	if relay.Addr().Is4() {
 		family, src, dst = unix.AF_INET, attrIP4Src, attrIP4Dst
@@ -142,11 +102,8 @@ func request(seq uint32, relay, peer netip.AddrPort) []byte {
 	b := make([]byte, unix.SizeofNlMsghdr, 128)
 	binary.NativeEndian.PutUint16(b[4:], msgGet)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	binary.NativeEndian.PutUint32(b[8:], seq)
 	b = append(b, family, 0, 0, 0) // nfgenmsg: family, version, resource
-	b = appendAttr(b, attrTupleReply|unix.NLA_F_NESTED, tuple)
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	return b
+	return appendAttr(b, attrTupleReply|unix.NLA_F_NESTED, tuple)
 }
 
 func appendAttr(b []byte, typ uint16, value []byte) []byte {
