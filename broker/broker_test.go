@@ -53,14 +53,19 @@ func (k knownNames) Hold(netip.Addr) func()   { return func() {} }
 
 // opener opens streams to an echo, or fails.
 type opener struct {
-	err error
+	err   error
+	hangs bool // until its context ends
 
 	mu     sync.Mutex
 	opened []string // "user@server -> destination"
 	live   int
 }
 
-func (o *opener) Open(_ context.Context, p *profiles.Profile, dst profiles.Destination, _ profiles.Prompter) (profiles.Stream, error) {
+func (o *opener) Open(ctx context.Context, p *profiles.Profile, dst profiles.Destination, _ profiles.Prompter) (profiles.Stream, error) {
+	if o.hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.opened = append(o.opened, fmt.Sprintf("%s@%s -> %s:%d", p.User, p.Host, dst.Host, dst.Port))
@@ -300,6 +305,21 @@ func TestNoDescriptors(t *testing.T) {
 	}
 	if rec := <-b.records.ch; rec.Reason != audit.NoDescriptors {
 		t.Errorf("recorded %v, %q", rec.Reason, rec.Error)
+	}
+}
+
+// TestProgramGivesUpWhileOpening shows that nothing goes on for a program that is gone.
+func TestProgramGivesUpWhileOpening(t *testing.T) {
+	b := newBench(t, set(t, filter.Direct, filter.Rule{Action: filter.Tunnel, Profile: "gw", FallbackToPlain: true}))
+	b.opener.hangs = true
+	a := capturetest.NewAttempt("203.0.113.7:23")
+	a.Gone = true
+	b.source.Offer(a)
+	if got := a.Outcome(); got != (capturetest.Outcome{Refusal: capture.Silent}) {
+		t.Errorf("outcome %+v", got)
+	}
+	if rec := <-b.records.ch; rec.Reason != audit.Abandoned {
+		t.Errorf("recorded %v", rec.Reason)
 	}
 }
 

@@ -171,8 +171,15 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 	f.rec.Target = hostPort(dst.Host, dst.Port)
 	f.mu.Unlock()
 
-	stream, err := f.Tunnels.Open(ctx, p, dst, nil)
-	if err != nil {
+	wanted, done := f.whileWanted(ctx)
+	stream, err := f.Tunnels.Open(wanted, p, dst, nil)
+	unwanted := context.Cause(wanted) == capture.ErrAbandoned
+	done()
+	switch {
+	case err != nil && unwanted:
+		f.forget()
+		return
+	case err != nil:
 		reason := tunnelReason(err)
 		if d.Rule != nil && d.Rule.FallbackToPlain && mayFallBack(err) {
 			f.note(fmt.Errorf("tunnel failed (%s), carried in clear: %w", reason, err))
@@ -231,8 +238,15 @@ func (f *flow) direct(ctx context.Context, reason audit.Reason) {
 		f.finish(audit.Passed, nil)
 		return
 	}
-	far, err := f.Dial(ctx, f.plainAddress())
-	if err != nil {
+	wanted, done := f.whileWanted(ctx)
+	far, err := f.Dial(wanted, f.plainAddress())
+	unwanted := context.Cause(wanted) == capture.ErrAbandoned
+	done()
+	switch {
+	case err != nil && unwanted:
+		f.forget()
+		return
+	case err != nil:
 		refusal, why := plainRefusal(err)
 		f.refuseAs(refusal, why, err)
 		return
@@ -305,6 +319,37 @@ func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
 	f.mu.Unlock()
 	f.finish(reason, err)
 	f.event("refused, " + r.String())
+}
+
+// wantedCheck is how often a program is looked after that has waited so long.
+const wantedCheck = time.Second
+
+// whileWanted returns a context that ends, caused by capture.ErrAbandoned, when the
+// program has given up, for work that takes long. The caller calls done.
+func (f *flow) whileWanted(ctx context.Context) (wanted context.Context, done func()) {
+	w, ok := f.a.(capture.Waiter)
+	if !ok {
+		return ctx, func() {}
+	}
+	wanted, cancel := context.WithCancelCause(ctx)
+	var look func()
+	look = func() {
+		switch {
+		case wanted.Err() != nil:
+		case w.Waits():
+			time.AfterFunc(wantedCheck, look)
+		default:
+			cancel(capture.ErrAbandoned)
+		}
+	}
+	first := time.AfterFunc(wantedCheck, look)
+	return wanted, func() { first.Stop(); cancel(nil) }
+}
+
+// forget ends a flow whose program gave up before there was anything to be let into.
+func (f *flow) forget() {
+	f.a.Refuse(capture.Silent)
+	f.finish(audit.Abandoned, nil)
 }
 
 // gaveUp ends a flow whose far end was open and whose program did not come.

@@ -89,6 +89,10 @@ type Attempt interface {
 	Pass() error
 }
 
+// Waiter is an Attempt that can tell whether its program still waits: nobody is told
+// when one gives up while its SYN is held.
+type Waiter interface{ Waits() bool }
+
 // Source hands over attempts, from one goroutine at a time.
 type Source interface {
 	// Next waits for an attempt. After ctx ends it returns ctx's error; once the

@@ -57,6 +57,7 @@ type Attempt struct {
 	At        capture.Flow
 	CanPass   bool // the kernel has a way of its own
 	Abandoned bool // the program is gone when it is admitted
+	Gone      bool // the program gave up as soon as it had begun
 	Exhausted bool // there is no descriptor for it
 
 	outcome chan Outcome
@@ -80,6 +81,9 @@ func (a *Attempt) Outcome() Outcome { return <-a.outcome }
 // Program waits until the attempt is admitted and returns the program's connection,
 // which the caller closes.
 func (a *Attempt) Program() *net.TCPConn { return <-a.program }
+
+// Waits implements capture.Waiter.
+func (a *Attempt) Waits() bool { return !a.Gone }
 
 // Flow implements capture.Attempt.
 func (a *Attempt) Flow() capture.Flow { return a.At }

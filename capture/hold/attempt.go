@@ -2,6 +2,7 @@ package hold
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
@@ -10,7 +11,10 @@ import (
 	"sshbroker/capture/queue"
 )
 
-var _ capture.Attempt = (*attempt)(nil)
+var (
+	_ capture.Attempt = (*attempt)(nil)
+	_ capture.Waiter  = (*attempt)(nil)
+)
 
 type attempt struct {
 	source *Source
@@ -23,6 +27,15 @@ type attempt struct {
 
 // Flow implements capture.Attempt.
 func (a *attempt) Flow() capture.Flow { return a.flow }
+
+// Waits implements capture.Waiter.
+func (a *attempt) Waits() bool {
+	sock, err := a.source.Diag.Lookup(a.flow.Src, a.flow.Dst)
+	if errors.Is(err, origin.ErrNoSocket) {
+		return false
+	}
+	return err != nil || sock.State == origin.StateSynSent // in doubt it waits
+}
 
 // Admit implements capture.Attempt.
 func (a *attempt) Admit(ctx context.Context) (*capture.Conn, error) {

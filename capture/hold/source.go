@@ -56,6 +56,7 @@ type Source struct {
 	done  chan struct{}
 	wg    sync.WaitGroup
 
+	admits    sync.WaitGroup // attempts in Admit; added to while not closing
 	closeOnce sync.Once
 	failure   atomic.Pointer[error]
 
@@ -64,6 +65,7 @@ type Source struct {
 	awaiting map[accepted]*attempt // admitted, not accepted yet
 	decided  [2]map[key]verdict    // this period's and the last one's
 	turned   time.Time
+	closing  bool      // nobody is admitted any more
 	spares   []int     // descriptors kept free for connections in awaiting
 	starved  time.Time // when accept last had none of its own
 
@@ -127,9 +129,14 @@ func (s *Source) Next(ctx context.Context) (capture.Attempt, error) {
 	}
 }
 
-// Close stops reading and closes what the source owns. SYNs that wait in the queue
-// keep waiting if another process holds a duplicate of it, else the kernel drops them.
+// Close lets the programs in that are being admitted, which takes a second at most,
+// and closes what the source owns. SYNs that are undecided keep waiting in the queue if
+// another process holds a duplicate of it, else the kernel drops them.
 func (s *Source) Close() error {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.admits.Wait()
 	s.shut()
 	s.wg.Wait()
 	return s.Diag.Close()
@@ -307,6 +314,11 @@ func (s *Source) reserve(k accepted, a *attempt) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closing {
+		unix.Close(fd)
+		return capture.ErrClosed
+	}
+	s.admits.Add(1)
 	s.awaiting[k] = a
 	s.spares = append(s.spares, fd)
 	return nil
@@ -315,6 +327,7 @@ func (s *Source) reserve(k accepted, a *attempt) error {
 // unreserve gives back the descriptor of an attempt that has left awaiting, unless
 // accept has had it.
 func (s *Source) unreserve() {
+	defer s.admits.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.spares) > len(s.awaiting) {
