@@ -347,14 +347,16 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// maxFlows leaves each flow the descriptors that one in clear needs, and some to us.
+// maxFlows leaves a descriptor for each flow and some for us. Flows in clear need
+// more, and are refused for want of them when the time comes.
 func maxFlows() int {
-	const perFlow, own = 4, 64
+	const own = 64
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
 		return 0
 	}
-	return max(int(min(limit.Cur, 1<<22))-own, perFlow) / perFlow
+	n := int(min(limit.Cur, 1<<22))
+	return max(n-own, n/2)
 }
 
 func (o *options) auditPath(userDir string) string {
