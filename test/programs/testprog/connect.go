@@ -313,12 +313,23 @@ func waitWritable(fd int) error {
 	return socketError(fd)
 }
 
+// socketError reads how a connect that was polled for has ended. Linux wakes pollers
+// of IPv4 for an ICMP error a moment before SO_ERROR has it: no error and no peer mean
+// that it is still to come.
 func socketError(fd int) error {
-	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && code != 0 {
-		err = unix.Errno(code)
+	for begun := time.Now(); ; {
+		code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil {
+			return err
+		}
+		if code != 0 {
+			return unix.Errno(code)
+		}
+		_, err = unix.Getpeername(fd)
+		if err != unix.ENOTCONN || time.Since(begun) > 10*time.Millisecond {
+			return err
+		}
 	}
-	return err
 }
 
 // connectPolled starts every attempt without blocking and waits for all of them
