@@ -107,7 +107,8 @@ type Broker struct {
 	relay  relay.Relay
 	serial atomic.Uint64
 
-	searches chan struct{} // slots for searches for processes
+	searches  chan struct{} // slots for searches for processes
+	searching atomic.Int64  // under way, or waiting for a slot
 
 	mu    sync.Mutex
 	flows map[uint64]*flow

@@ -38,8 +38,12 @@ type flow struct {
 	way   uint64
 }
 
-// originPatience is how long a refusal waits for the process to be found.
-const originPatience = 5 * time.Millisecond
+// originPatience is how long a refusal waits for the process to be found, while no more
+// than fewSearches are under way.
+const (
+	originPatience = 5 * time.Millisecond
+	fewSearches    = 8
+)
 
 // serve is the life of one flow.
 func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
@@ -112,6 +116,8 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 // findOrigin looks for the process beside everything else, as it may take longer
 // than opening the way. Few searches run at once: they cost CPU that flows need.
 func (f *flow) findOrigin() {
+	f.searching.Add(1)
+	defer f.searching.Add(-1)
 	defer close(f.origin)
 	f.searches <- struct{}{}
 	o := f.at.Origin()
@@ -307,9 +313,11 @@ func (f *flow) refuse(reason audit.Reason, err error) {
 }
 
 func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
-	select {
-	case <-f.origin: // a program that is refused may end at once, and is unknown then
-	case <-time.After(originPatience):
+	if f.searching.Load() <= fewSearches { // in a rush the answer counts more
+		select {
+		case <-f.origin: // a program that is refused may end at once, and is unknown then
+		case <-time.After(originPatience):
+		}
 	}
 	f.a.Refuse(r)
 	f.mu.Lock()
