@@ -20,6 +20,7 @@ type algorithms struct {
 // weak algorithms are used where the profile asks for them by name, never else.
 func choose(p *profiles.Profile, log *slog.Logger) (algorithms, error) {
 	good, weak := ssh.SupportedAlgorithms(), ssh.InsecureAlgorithms()
+	slices.SortStableFunc(good.HostKeys, func(a, b string) int { return hostKeyRank(a) - hostKeyRank(b) })
 	var a algorithms
 	for _, part := range []struct {
 		what       string
@@ -53,4 +54,15 @@ func choose(p *profiles.Profile, log *slog.Logger) (algorithms, error) {
 		}
 	}
 	return a, nil
+}
+
+// hostKeyRank has a new server show the key that OpenSSH's client would ask about too,
+// so that people compare the fingerprint that they have.
+func hostKeyRank(algorithm string) int {
+	for rank, prefix := range []string{"ssh-ed25519", "ecdsa-", "rsa-sha2-512", "rsa-sha2-256"} {
+		if strings.HasPrefix(algorithm, prefix) {
+			return rank
+		}
+	}
+	return 4
 }
