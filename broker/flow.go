@@ -50,12 +50,13 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	f := b.arrive(c, a)
 	defer f.record()
 
+	unrecorded := f.Audit.Ready()
 	switch {
 	case f.MaxFlows > 0 && f.Totals().Live > int64(f.MaxFlows):
 		f.refuse(audit.Limit, fmt.Errorf("%d flows are open already", f.MaxFlows))
 		return
-	case f.Audit.Ready() != nil:
-		f.refuse(audit.AuditRequired, f.Audit.Ready())
+	case unrecorded != nil:
+		f.refuse(audit.AuditRequired, unrecorded)
 		return
 	case f.at.Local && !c.Localhost:
 		f.mu.Lock()

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 type file struct {
 	schema.Findings
 	name     string
+	digest   [sha256.Size]byte // of its content
 	general  general
 	defaults settings
 	profiles []profile
@@ -31,7 +33,7 @@ type reader struct {
 // the findings of the result. After a syntax error only the schema is checked, since
 // half a rule means nothing.
 func readFile(name string, data []byte, env Env, userDir string) *file {
-	f := &file{name: name}
+	f := &file{name: name, digest: sha256.Sum256(data)}
 	r := &reader{
 		Checker: schema.NewChecker(&f.Findings, env),
 		file:    f,

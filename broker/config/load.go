@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +45,8 @@ type Config struct {
 
 	Proxies map[string]string // rulesets that hold, by profile id, "" for Defaults; checked, not acted on yet
 
-	Files    []string // the files that were read, in their order
+	Files    []string          // the files that were read, in their order
+	Digest   [sha256.Size]byte // of their names and content: equal where nothing has changed
 	Warnings Problems
 }
 

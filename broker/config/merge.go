@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -171,12 +172,15 @@ func (m *merged) config() (*Config, error) {
 		Pool4:    defaultPool4(),
 		Proxies:  make(map[string]string),
 	}
+	sum := sha256.New()
 	for _, f := range m.files {
+		fmt.Fprintf(sum, "%q %x\n", f.name, f.digest)
 		c.Files = append(c.Files, f.name)
 		if f.defaults.proxy != nil {
 			c.Proxies[""] = *f.defaults.proxy
 		}
 	}
+	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
 		switch p := m.profiles[id]; {

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
-	"os"
 
 	"sshbroker/broker"
 	"sshbroker/broker/config"
@@ -19,7 +18,7 @@ type loaded struct {
 	pool4   netip.Prefix
 	pool6   netip.Prefix
 	files   []string
-	digest  [sha256.Size]byte // of the files' content
+	digest  [sha256.Size]byte // of the files
 	warn    []string
 }
 
@@ -32,17 +31,8 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	}
 	l := &loaded{
 		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults},
-		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files,
+		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest,
 	}
-	sum := sha256.New()
-	for _, name := range c.Files {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("configuration: %w", err)
-		}
-		fmt.Fprintf(sum, "%q %d\n%s", name, len(text), text)
-	}
-	sum.Sum(l.digest[:0])
 	for _, w := range c.Warnings.OfKind(config.General) {
 		l.warn = append(l.warn, w.String())
 	}

@@ -176,7 +176,7 @@ func (l *loader) profile(s spec, jumps []string) (*profiles.Profile, error) {
 	p := &profiles.Profile{
 		Host: alias, Port: s.port, User: s.user, ConnectTimeout: defaultConnectTimeout,
 		KeepaliveInterval: defaultKeepalive, KeepaliveMisses: defaultMisses, OpenTimeout: openTimeout,
-		IdleTimeout: -1, // it belongs to a capture, which ends it
+		IdleTimeout: -1, // a passphrase typed for it is not asked for again
 	}
 	if v["HostName"] != "" {
 		p.Host = strings.ReplaceAll(strings.ReplaceAll(v["HostName"], "%h", alias), "%%", "%")
