@@ -12,24 +12,33 @@ import (
 )
 
 var (
-	_ capture.Attempt = (*attempt)(nil)
-	_ capture.Waiter  = (*attempt)(nil)
+	_ capture.Attempt = (*Attempt)(nil)
+	_ capture.Waiter  = (*Attempt)(nil)
 )
 
-type attempt struct {
+// Attempt implements capture.Attempt.
+type Attempt struct {
 	source *Source
-	key    key
+	key    Key
 	flow   capture.Flow
-	taken  chan *net.TCPConn // has room for the one connection
+	at     place // of the newest copy; guarded by source.mu
+}
 
-	id, mark uint32 // of the newest copy; guarded by source.mu
+// Key is how the SYN is known.
+func (a *Attempt) Key() Key { return a.key }
+
+// Queue is the number of the queue that it came by.
+func (a *Attempt) Queue() uint16 {
+	a.source.mu.Lock()
+	defer a.source.mu.Unlock()
+	return a.at.queue
 }
 
 // Flow implements capture.Attempt.
-func (a *attempt) Flow() capture.Flow { return a.flow }
+func (a *Attempt) Flow() capture.Flow { return a.flow }
 
 // Waits implements capture.Waiter.
-func (a *attempt) Waits() bool {
+func (a *Attempt) Waits() bool {
 	sock, err := a.source.Diag.Lookup(a.flow.Src, a.flow.Dst)
 	if errors.Is(err, origin.ErrNoSocket) {
 		return false
@@ -38,20 +47,31 @@ func (a *attempt) Waits() bool {
 }
 
 // Admit implements capture.Attempt.
-func (a *attempt) Admit(ctx context.Context) (*capture.Conn, error) {
-	s := a.source
-	k := accepted{a.key.dst, a.key.seq}
-	if err := s.reserve(k, a); err != nil { // before the verdict: the connection may be there at once
+func (a *Attempt) Admit(ctx context.Context) (*capture.Conn, error) {
+	// Awaited before the verdict: the connection may be there at once.
+	return a.source.take(ctx, a.key, func() { a.decide(verdict{queue.Accept, capture.MarkTunnel}) })
+}
+
+// Claim returns a connection that was admitted by a process which is dead. Its errors
+// are those of Admit.
+func (s *Source) Claim(ctx context.Context, k Key) (*capture.Conn, error) {
+	return s.take(ctx, k, func() {})
+}
+
+// take does what makes the connection come, and waits for it.
+func (s *Source) take(ctx context.Context, key Key, admit func()) (*capture.Conn, error) {
+	k, taken := accepted{key.Dst, key.Seq}, make(chan *net.TCPConn, 1)
+	if err := s.await(k, taken); err != nil {
 		return nil, err
 	}
-	defer s.unreserve()
-	a.decide(verdict{queue.Accept, capture.MarkTunnel})
+	defer s.unawait()
+	admit()
 
 	limit := time.NewTimer(admitTimeout)
 	defer limit.Stop()
 	var err error
 	select {
-	case c := <-a.taken:
+	case c := <-taken:
 		return &capture.Conn{TCPConn: c}, nil
 	case <-limit.C:
 		err = capture.ErrAbandoned
@@ -64,16 +84,15 @@ func (a *attempt) Admit(ctx context.Context) (*capture.Conn, error) {
 	delete(s.awaiting, k)
 	s.mu.Unlock()
 	select {
-	case c := <-a.taken: // it came in the same instant
-		_ = c.SetLinger(0)
-		c.Close()
+	case c := <-taken: // it came in the same instant
+		reset(c)
 	default:
 	}
 	return nil, err
 }
 
 // Refuse implements capture.Attempt.
-func (a *attempt) Refuse(r capture.Refusal) {
+func (a *Attempt) Refuse(r capture.Refusal) {
 	switch r {
 	case capture.Refused:
 		a.decide(verdict{queue.Accept, capture.MarkReset})
@@ -89,9 +108,13 @@ func (a *attempt) Refuse(r capture.Refusal) {
 	}
 }
 
-// Pass implements capture.Attempt. The only way that the kernel has in a capture
-// of its own leads to a listener inside.
-func (a *attempt) Pass() error {
+// Pass implements capture.Attempt. Without a way out the only one that the kernel has
+// leads to a listener inside.
+func (a *Attempt) Pass() error {
+	if a.source.WayOut {
+		a.decide(verdict{queue.Accept, capture.MarkPass})
+		return nil
+	}
 	if !a.flow.Local {
 		return capture.ErrNoWayOut
 	}
@@ -104,33 +127,26 @@ func (a *attempt) Pass() error {
 }
 
 // decide gives the verdict and keeps it for copies of the SYN.
-func (a *attempt) decide(v verdict) {
-	s := a.source
+func (a *Attempt) decide(v verdict) {
+	s, uid := a.source, a.flow.UID
 	s.mu.Lock()
 	s.decided[0][a.key] = v
-	delete(s.pending, a.key)
-	id, mark := a.id, a.mark
+	if s.pending[a.key] == a {
+		delete(s.pending, a.key)
+		if s.perUID[uid]--; s.perUID[uid] == 0 {
+			delete(s.perUID, uid)
+		}
+	}
+	at := a.at
 	s.mu.Unlock()
-	s.verdict(id, mark, v)
+	s.verdict(at, v)
 }
 
 // origin finds the process while the socket still exists.
-func (a *attempt) origin() capture.Origin {
+func (a *Attempt) origin() capture.Origin {
 	sock, err := a.source.Diag.Lookup(a.flow.Src, a.flow.Dst)
 	if err != nil {
 		return capture.Origin{}
 	}
-	// A program that connects often is likely to be the last one found.
-	if last := int(a.source.last.Load()); last != 0 {
-		if o := origin.Holder([]int{last}, sock.Inode); o.Known {
-			return o
-		}
-	}
-	pids, err := a.source.Processes()
-	if err != nil {
-		return capture.Origin{Err: err}
-	}
-	o := origin.Holder(pids, sock.Inode)
-	a.source.last.Store(int64(o.PID))
-	return o
+	return a.source.Find(sock)
 }

@@ -24,6 +24,8 @@ const (
 	// maxPending bounds the attempts in flight. What comes beyond it is dropped and
 	// comes again a second later.
 	maxPending = 8192
+	// maxDecided bounds each of two sets of verdicts that are kept for copies.
+	maxDecided = 1 << 16
 	// remember is how long a verdict is kept for copies of its SYN: twice this at most.
 	remember = 40 * time.Second
 	// admitTimeout is how long an admitted program may take to finish its handshake.
@@ -31,6 +33,9 @@ const (
 	// acceptPause is how long accept rests when it cannot, and how long nobody is
 	// admitted after it has run out of descriptors.
 	acceptPause = 20 * time.Millisecond
+	// claimTime is how long after a takeover connections wait for somebody to claim them
+	// that the dead process had admitted.
+	claimTime = 3 * time.Second
 	// settle is how old a SYN must be before an ICMP answer to it reaches connect():
 	// earlier, the thread in connect() still owns the socket and hears of it a second late.
 	settle = 2 * time.Millisecond
@@ -43,16 +48,21 @@ type Config struct {
 	Diag      *origin.Diag       // required
 	Local     []netip.Addr       // the capture's own addresses beside loopback
 
-	// Processes lists those that may hold a captured socket.
-	Processes func() ([]int, error) // required
-	Log       *slog.Logger          // required
+	// WayOut says that the kernel can carry flows by itself. Else only a listener
+	// inside can be passed to, as in a network namespace without a way out.
+	WayOut bool
+	PerUID int // SYNs of one uid that are held at once; 0: only all together are bounded
+
+	// Find finds the process behind a socket.
+	Find func(origin.Socket) capture.Origin // required
+	Log  *slog.Logger                       // required
 }
 
 // Source implements capture.Source over one packet queue.
 type Source struct {
 	Config
 	local map[netip.Addr]bool
-	ready chan *attempt
+	ready chan *Attempt
 	done  chan struct{}
 	wg    sync.WaitGroup
 
@@ -60,23 +70,25 @@ type Source struct {
 	closeOnce sync.Once
 	failure   atomic.Pointer[error]
 
-	mu       sync.Mutex
-	pending  map[key]*attempt
-	awaiting map[accepted]*attempt // admitted, not accepted yet
-	decided  [2]map[key]verdict    // this period's and the last one's
-	turned   time.Time
-	closing  bool      // nobody is admitted any more
-	spares   []int     // descriptors kept free for connections in awaiting
-	starved  time.Time // when accept last had none of its own
+	mu        sync.Mutex
+	pending   map[Key]*Attempt
+	perUID    map[uint32]int                 // of pending
+	awaiting  map[accepted]chan *net.TCPConn // admitted, not accepted yet; each has room for the one
+	unclaimed map[accepted]*net.TCPConn      // come before anybody could await them; nil: such are strangers
+	decided   [2]map[Key]verdict             // this period's and the last one's
+	turned    time.Time
+	closing   bool      // nobody is admitted any more
+	spares    []int     // descriptors kept free for connections in awaiting
+	starved   time.Time // when accept last had none of its own
 
 	strangers atomic.Uint64
 	bounded   atomic.Uint64
-	last      atomic.Int64 // process found by the last search
 }
 
-type key struct {
-	src, dst netip.AddrPort
-	seq      uint32
+// Key is how a SYN and its copies are known.
+type Key struct {
+	Src, Dst netip.AddrPort
+	Seq      uint32 // initial sequence number
 }
 
 // accepted is how an accepted connection is recognised: its source port may have
@@ -91,18 +103,23 @@ type verdict struct {
 	class uint32
 }
 
-// New starts reading. With takeover set, the queue was read by a process that is
-// dead: what it held is queued anew first.
-func New(c Config, takeover bool) *Source {
+// New starts reading. The queues in takeover were read by a process that is dead: what
+// it held is queued anew first, and a connection that it admitted can be had by Claim.
+func New(c Config, takeover ...uint16) *Source {
 	s := &Source{
 		Config:   c,
 		local:    map[netip.Addr]bool{},
-		ready:    make(chan *attempt, maxPending),
+		ready:    make(chan *Attempt, maxPending),
 		done:     make(chan struct{}),
-		pending:  map[key]*attempt{},
-		awaiting: map[accepted]*attempt{},
-		decided:  [2]map[key]verdict{{}, {}},
+		pending:  map[Key]*Attempt{},
+		perUID:   map[uint32]int{},
+		awaiting: map[accepted]chan *net.TCPConn{},
+		decided:  [2]map[Key]verdict{{}, {}},
 		turned:   time.Now(),
+	}
+	if len(takeover) > 0 {
+		s.unclaimed = map[accepted]*net.TCPConn{}
+		time.AfterFunc(claimTime, s.dropUnclaimed)
 	}
 	for _, a := range c.Local {
 		s.local[a] = true
@@ -139,6 +156,7 @@ func (s *Source) Close() error {
 	s.admits.Wait()
 	s.shut()
 	s.wg.Wait()
+	s.dropUnclaimed()
 	return s.Diag.Close()
 }
 
@@ -170,9 +188,9 @@ func (s *Source) Counters() Counters {
 }
 
 // read does nothing but read, stamp and hand over: a slow reader costs programs a second.
-func (s *Source) read(takeover bool) {
-	if takeover {
-		if err := s.Queue.Requeue(); err != nil {
+func (s *Source) read(takeover []uint16) {
+	for _, number := range takeover {
+		if err := s.Queue.Requeue(number); err != nil {
 			s.fail(err)
 			return
 		}
@@ -207,43 +225,44 @@ func (s *Source) fail(err error) {
 func (s *Source) arrived(p queue.Packet) {
 	syn, ok := queue.ParseSYN(p.Payload)
 	if !ok {
-		s.verdict(p.ID, p.Mark, verdict{queue.Drop, 0})
+		s.verdict(heldAt(p), verdict{queue.Drop, 0})
 		return
 	}
 	now := time.Now()
-	k := key{syn.Src, syn.Dst, syn.Seq}
+	k := Key{syn.Src, syn.Dst, syn.Seq}
 
 	s.mu.Lock()
 	if v, ok := s.decision(k); ok { // a copy gets what the first one got
 		s.mu.Unlock()
-		s.verdict(p.ID, p.Mark, v)
+		s.verdict(heldAt(p), v)
 		return
 	}
 	if a := s.pending[k]; a != nil { // the kernel dropped the first one
-		a.id, a.mark = p.ID, p.Mark
+		a.at = heldAt(p)
 		s.mu.Unlock()
 		return
 	}
-	if len(s.pending) >= maxPending {
+	if len(s.pending) >= maxPending || s.PerUID > 0 && s.perUID[p.UID] >= s.PerUID {
 		s.mu.Unlock()
 		s.bounded.Add(1)
-		s.verdict(p.ID, p.Mark, verdict{queue.Drop, 0})
+		s.verdict(heldAt(p), verdict{queue.Drop, 0})
 		return
 	}
-	a := &attempt{source: s, key: k, id: p.ID, mark: p.Mark, taken: make(chan *net.TCPConn, 1)}
+	a := &Attempt{source: s, key: k, at: heldAt(p)}
 	a.flow = capture.Flow{
 		Src: syn.Src, Dst: syn.Dst, UID: p.UID, Arrived: now,
 		Local:  syn.Dst.Addr().IsLoopback() || s.local[syn.Dst.Addr()],
 		Origin: sync.OnceValue(a.origin),
 	}
 	s.pending[k] = a
+	s.perUID[p.UID]++
 	s.turn(now)
 	s.mu.Unlock()
 	s.ready <- a // never blocks: it has room for every pending attempt
 }
 
 // decision finds what was decided of an earlier copy. The caller holds mu.
-func (s *Source) decision(k key) (verdict, bool) {
+func (s *Source) decision(k Key) (verdict, bool) {
 	for _, m := range s.decided {
 		if v, ok := m[k]; ok {
 			return v, true
@@ -254,14 +273,22 @@ func (s *Source) decision(k key) (verdict, bool) {
 
 // turn forgets old decisions. The caller holds mu.
 func (s *Source) turn(now time.Time) {
-	if now.Sub(s.turned) >= remember {
-		s.decided[0], s.decided[1] = map[key]verdict{}, s.decided[0]
+	if now.Sub(s.turned) >= remember || len(s.decided[0]) >= maxDecided {
+		s.decided[0], s.decided[1] = map[Key]verdict{}, s.decided[0]
 		s.turned = now
 	}
 }
 
-func (s *Source) verdict(id, mark uint32, v verdict) {
-	err := s.Queue.Verdict(id, v.v, capture.WithClass(mark, v.class))
+// place is where the kernel holds a SYN.
+type place struct {
+	queue    uint16
+	id, mark uint32
+}
+
+func heldAt(p queue.Packet) place { return place{p.Queue, p.ID, p.Mark} }
+
+func (s *Source) verdict(at place, v verdict) {
+	err := s.Queue.Verdict(at.queue, at.id, v.v, capture.WithClass(at.mark, v.class))
 	switch {
 	case err == nil, errors.Is(err, os.ErrClosed):
 	case errors.Is(err, queue.ErrNotPermitted):
@@ -292,16 +319,15 @@ func (s *Source) accept(l *net.TCPListener) {
 		}
 		if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
 			s.strangers.Add(1)
-			_ = c.SetLinger(0)
-			c.Close()
+			reset(c)
 		}
 	}
 }
 
-// reserve registers an attempt that is about to be admitted, and takes a descriptor
-// that accept can have in place of one for the connection: a program must not be told
-// that it is connected when nobody can serve it.
-func (s *Source) reserve(k accepted, a *attempt) error {
+// await has connections of that key sent to taken, and takes a descriptor that accept
+// can have in place of one for the connection: a program must not be told that it is
+// connected when nobody can serve it.
+func (s *Source) await(k accepted, taken chan *net.TCPConn) error {
 	s.mu.Lock()
 	starved := time.Since(s.starved) < acceptPause
 	s.mu.Unlock()
@@ -319,14 +345,19 @@ func (s *Source) reserve(k accepted, a *attempt) error {
 		return capture.ErrClosed
 	}
 	s.admits.Add(1)
-	s.awaiting[k] = a
 	s.spares = append(s.spares, fd)
+	if c := s.unclaimed[k]; c != nil {
+		delete(s.unclaimed, k)
+		taken <- c
+		return nil
+	}
+	s.awaiting[k] = taken
 	return nil
 }
 
-// unreserve gives back the descriptor of an attempt that has left awaiting, unless
-// accept has had it.
-func (s *Source) unreserve() {
+// unawait gives back the descriptor of one that has left awaiting, unless accept has
+// had it.
+func (s *Source) unawait() {
 	defer s.admits.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -358,16 +389,45 @@ func (s *Source) exhausted(err error) bool {
 	return s.freeSpare()
 }
 
-// deliver hands c to the attempt that waits for it, under the lock by which the
-// attempt stops waiting, so that no connection is left between the two.
+// deliver hands c to whoever awaits it, under the lock by which one stops waiting, so
+// that no connection is left between the two.
 func (s *Source) deliver(k accepted, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.awaiting[k]
-	if a == nil {
+	taken := s.awaiting[k]
+	switch {
+	case taken != nil:
+		delete(s.awaiting, k)
+		taken <- c // has room for it
+	case s.unclaimed != nil && k.dst != addrPort(c.LocalAddr()) && len(s.unclaimed) < maxPending:
+		s.unclaimed[k] = c
+	default:
 		return false
 	}
-	delete(s.awaiting, k)
-	a.taken <- c // has room for it
 	return true
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return tcp.AddrPort()
+}
+
+// dropUnclaimed ends the time in which connections are kept that nobody awaits.
+func (s *Source) dropUnclaimed() {
+	s.mu.Lock()
+	left := s.unclaimed
+	s.unclaimed = nil
+	s.mu.Unlock()
+	for _, c := range left {
+		s.strangers.Add(1)
+		reset(c)
+	}
+}
+
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	c.Close()
 }

@@ -14,6 +14,7 @@ import (
 
 	"sshbroker/capture"
 	"sshbroker/capture/hold"
+	"sshbroker/capture/message"
 	"sshbroker/capture/origin"
 	"sshbroker/capture/queue"
 	"sshbroker/capture/udprelay"
@@ -40,14 +41,14 @@ type Served struct {
 // user namespace above it: from elsewhere the kernel takes no verdicts.
 func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Served, error) {
 	if err := m.check(files); err != nil {
-		closeAll(files)
+		message.CloseAll(files)
 		return nil, err
 	}
 	s := &Served{manifest: m, log: log}
 	c := hold.Config{
-		Local:     []netip.Addr{netip.MustParseAddr(address4), netip.MustParseAddr(address6)},
-		Processes: s.Processes,
-		Log:       log,
+		Local: []netip.Addr{netip.MustParseAddr(address4), netip.MustParseAddr(address6)},
+		Find:  (&origin.Search{Processes: s.Processes}).Find,
+		Log:   log,
 	}
 	var errs []error
 	for i, role := range m.Files {
@@ -70,11 +71,15 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 		return nil, err
 	}
 	if !m.Held {
-		u := unheld.New(unheld.Config{Listeners: c.Listeners, Diag: c.Diag, UID: uint32(os.Getuid()), Processes: s.Processes, Log: log})
+		u := unheld.New(unheld.Config{Listeners: c.Listeners, Diag: c.Diag, UID: uint32(os.Getuid()), Find: (&origin.Search{Processes: s.Processes}).Find, Log: log})
 		s.Source, s.close = u, u.Close
 		return s, nil
 	}
-	h := hold.New(c, takeover)
+	var takeOver []uint16
+	if takeover {
+		takeOver = []uint16{queueNumber}
+	}
+	h := hold.New(c, takeOver...)
 	s.Source, s.close = h, h.Close
 	return s, nil
 }
@@ -82,7 +87,7 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {
 	switch role {
 	case roleQueue:
-		c.Queue, err = queue.Adopt(f, queueNumber)
+		c.Queue, err = queue.Adopt(f)
 		return err
 	case roleDiag:
 		c.Diag, err = origin.AdoptDiag(f)

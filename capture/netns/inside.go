@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/message"
 )
 
 // Exit codes of a child that does not become the command, as shells use them.
@@ -32,24 +34,26 @@ func Inside(args []string) {
 		os.Exit(exitOwn)
 	}
 	unix.CloseOnExec(fd)
-	conn := os.NewFile(uintptr(fd), "capture")
-
+	conn, err := message.New(os.NewFile(uintptr(fd), "capture"))
+	if err != nil {
+		os.Exit(exitOwn)
+	}
 	var o order
-	if _, err := receiveMessage(conn, &o); err != nil {
+	if _, err := conn.Receive(&o); err != nil {
 		os.Exit(exitOwn) // the caller is gone
 	}
 	m, files, err := prepare(o)
 	if err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
-		_ = sendMessage(conn, report{Error: err.Error(), Errno: errno}, nil)
+		_ = conn.Send(report{Error: err.Error(), Errno: errno})
 		os.Exit(exitOwn)
 	}
-	if err := sendMessage(conn, report{Manifest: m}, files); err != nil {
+	if err := conn.Send(report{Manifest: m}, files...); err != nil {
 		os.Exit(exitOwn)
 	}
-	closeAll(files)
-	if _, err := receiveMessage(conn, &struct{}{}); err != nil {
+	message.CloseAll(files)
+	if _, err := conn.Receive(&struct{}{}); err != nil {
 		os.Exit(exitOwn)
 	}
 	become(conn, o, args[1], args[2:])
@@ -63,7 +67,7 @@ func prepare(o order) (Manifest, []*os.File, error) {
 }
 
 // become gives up every capability that the namespace brought and runs the command.
-func become(conn *os.File, o order, path string, argv []string) {
+func become(conn *message.Conn, o order, path string, argv []string) {
 	runtime.LockOSThread() // capabilities belong to the thread that execs
 	if o.UserNS {
 		if err := dropCapabilities(); err != nil {
@@ -76,7 +80,7 @@ func become(conn *os.File, o order, path string, argv []string) {
 	err := o.Inherit.Exec(path, argv, env)
 	var errno syscall.Errno
 	errors.As(err, &errno)
-	_ = sendMessage(conn, report{Error: path, Errno: errno}, nil)
+	_ = conn.Send(report{Error: path, Errno: errno})
 	if errno == unix.ENOENT {
 		os.Exit(exitNotFound)
 	}

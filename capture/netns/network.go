@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,13 +51,13 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 	}{
 		{roleTCP, &spec.TCP, listen.Open, true},
 		{roleDNSTCP, &spec.DNSTCP, listen.Open, true},
-		{roleDNSUDP, &spec.DNSUDP, openUDP, true},
-		{roleRelay, &spec.UDPRelay, openUDP, udpRelay},
+		{roleDNSUDP, &spec.DNSUDP, listen.OpenUDP, true},
+		{roleRelay, &spec.UDPRelay, listen.OpenUDP, udpRelay},
 	} {
 		if !s.want {
 			continue
 		}
-		pair, port, err := openPair(s.open, m.IPv6)
+		pair, port, err := listen.Pair(s.open, m.IPv6)
 		if err != nil {
 			return m, nil, err
 		}
@@ -181,47 +180,6 @@ func tuneNetwork() {
 	}
 }
 
-// openPair opens the same port on both loopback addresses.
-func openPair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.File, port uint16, err error) {
-	loopback4, loopback6 := netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
-	for range 16 {
-		f4, err := open(netip.AddrPortFrom(loopback4, 0))
-		if err != nil {
-			return nil, 0, err
-		}
-		port, err := boundPort(f4)
-		if err != nil {
-			f4.Close()
-			return nil, 0, err
-		}
-		if !ipv6 {
-			return []*os.File{f4}, port, nil
-		}
-		f6, err := open(netip.AddrPortFrom(loopback6, port))
-		if err == nil {
-			return []*os.File{f4, f6}, port, nil
-		}
-		f4.Close()
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return nil, 0, err
-		}
-	}
-	return nil, 0, fmt.Errorf("no port is free on both loopback addresses")
-}
-
-func boundPort(f *os.File) (port uint16, err error) {
-	cerr := control(f, func(fd int) {
-		var sa unix.Sockaddr
-		if sa, err = unix.Getsockname(fd); err == nil {
-			port = uint16(sa.(*unix.SockaddrInet4).Port)
-		}
-	})
-	if err = errors.Join(cerr, err); err != nil {
-		return 0, fmt.Errorf("listener: own address: %w", err)
-	}
-	return port, nil
-}
-
 // control runs f on the descriptor. (*os.File).Fd would make it blocking, in every
 // process that holds it.
 func control(file *os.File, f func(fd int)) error {
@@ -230,26 +188,6 @@ func control(file *os.File, f func(fd int)) error {
 		return err
 	}
 	return raw.Control(func(fd uintptr) { f(int(fd)) })
-}
-
-// openUDP binds exactly the loopback address: from the wildcard, an answer would
-// come from another address than the program asked.
-func openUDP(addr netip.AddrPort) (*os.File, error) {
-	family := unix.AF_INET6
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
-	if addr.Addr().Is4() {
-		family = unix.AF_INET
-		sa = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("UDP socket: %w", err)
-	}
-	if err := unix.Bind(fd, sa); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("UDP socket %v: %w", addr, err)
-	}
-	return os.NewFile(uintptr(fd), "UDP socket"), nil
 }
 
 // hasIPv6 turns IPv6 on where the kernel has it: a namespace without it would let

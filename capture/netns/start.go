@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture/inherit"
+	"sshbroker/capture/message"
 )
 
 // InsideArg is the first argument by which a program knows that it is to call Inside.
@@ -63,17 +63,21 @@ type Child struct {
 	Manifest Manifest
 	Files    []*os.File // the capture's descriptors; the caller closes them
 
-	conn *os.File
+	conn *message.Conn
 }
 
 // Start makes the namespaces and everything in them. A ForbiddenError says that
 // this machine does not allow it, and what would.
 func Start(o Options) (*Child, error) {
-	ours, theirs, err := socketPair()
+	ours, theirs, err := message.Pair("capture")
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	defer theirs.Close()
+	conn, err := message.New(ours)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
 
 	userNS := !mayDoWithoutUserNS()
 	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
@@ -87,7 +91,7 @@ func Start(o Options) (*Child, error) {
 	}
 	var fd int
 	if err := control(theirs, func(n int) { fd = n; unix.FcntlInt(uintptr(n), unix.F_SETFD, 0) }); err != nil {
-		ours.Close()
+		conn.Close()
 		return nil, err
 	}
 	argv := append([]string{o.Self, InsideArg, strconv.Itoa(fd), o.Path}, o.Argv...)
@@ -95,12 +99,12 @@ func Start(o Options) (*Child, error) {
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Env: os.Environ(), Sys: sys,
 	})
 	if err != nil {
-		ours.Close()
+		conn.Close()
 		return nil, forbidden(err, userNS)
 	}
 	theirs.Close()
 
-	c := &Child{Process: p, conn: ours}
+	c := &Child{Process: p, conn: conn}
 	if err = c.setUp(order{o.ID, o.AllNames, o.UDPRelay, o.Unheld, userNS, o.Inherit}); err != nil {
 		if hungUp(err) {
 			err = c.ended(err)
@@ -136,11 +140,11 @@ func (c *Child) ended(err error) error {
 }
 
 func (c *Child) setUp(o order) error {
-	if err := sendMessage(c.conn, o, nil); err != nil {
+	if err := c.conn.Send(o); err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	var r report
-	files, err := receiveMessage(c.conn, &r)
+	files, err := c.conn.Receive(&r)
 	if err != nil {
 		return fmt.Errorf("network namespace: no word from inside: %w", err)
 	}
@@ -155,12 +159,12 @@ func (c *Child) setUp(o order) error {
 // or why the child has ended instead: an *ExecError or a KilledError.
 func (c *Child) Release() error {
 	defer c.conn.Close()
-	if err := sendMessage(c.conn, struct{}{}, nil); err != nil {
+	if err := c.conn.Send(struct{}{}); err != nil {
 		return c.ended(fmt.Errorf("release command: %w", err))
 	}
 	var r report
-	files, err := receiveMessage(c.conn, &r)
-	closeAll(files)
+	files, err := c.conn.Receive(&r)
+	message.CloseAll(files)
 	if errors.Is(err, io.EOF) {
 		return nil // the descriptor was closed by the exec
 	}
@@ -175,7 +179,7 @@ func (c *Child) Abort() {
 	c.conn.Close()
 	_ = c.Process.Kill()
 	_, _ = c.Process.Wait()
-	closeAll(c.Files)
+	message.CloseAll(c.Files)
 }
 
 // insideError carries an error over from the inside half with its errno.
@@ -205,72 +209,4 @@ func mayDoWithoutUserNS() bool {
 	}
 	const need = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN
 	return data[0].Effective&need == need
-}
-
-func socketPair() (a, b *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "capture"), os.NewFile(uintptr(fds[1]), "capture"), nil
-}
-
-const maxMessage = 16 << 10
-
-func sendMessage(conn *os.File, v any, files []*os.File) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	var fds []int
-	for _, f := range files {
-		if err := control(f, func(fd int) { fds = append(fds, fd) }); err != nil {
-			return err
-		}
-	}
-	var serr error
-	cerr := control(conn, func(fd int) { serr = unix.Sendmsg(fd, b, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL) })
-	return errors.Join(cerr, serr)
-}
-
-// receiveMessage waits for one message; io.EOF means that the other side is gone.
-func receiveMessage(conn *os.File, v any) (files []*os.File, err error) {
-	b, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(32*4))
-	var n, oobn int
-	var rerr error
-	cerr := control(conn, func(fd int) {
-		for {
-			n, oobn, _, _, rerr = unix.Recvmsg(fd, b, oob, unix.MSG_CMSG_CLOEXEC)
-			if rerr != unix.EINTR {
-				return
-			}
-		}
-	})
-	if err := errors.Join(cerr, rerr); err != nil {
-		return nil, err
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "capture"))
-		}
-	}
-	if n == 0 {
-		closeAll(files)
-		return nil, io.EOF
-	}
-	return files, json.Unmarshal(b[:n], v)
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/message"
 	"sshbroker/capture/udprelay"
 )
 
@@ -465,7 +466,7 @@ func TestUDPRelayTakeover(t *testing.T) {
 			served.Close()
 			<-done
 			if i == 2 {
-				closeAll(p.child.Files)
+				message.CloseAll(p.child.Files)
 				fmt.Fprintln(p.stdin)
 				return
 			}

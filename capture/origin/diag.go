@@ -28,15 +28,20 @@ const (
 	requestLen       = 56
 	answerLen        = 72
 	offsetState      = 1
+	offsetCookie     = 44 // two words, the lower one first
 	offsetUID        = 64
 	offsetInode      = 68
+	attrHeaderLen    = 4
+	attrCgroupID     = 21
 )
 
 // Socket is what the kernel says of one TCP socket.
 type Socket struct {
-	State uint8
-	UID   uint32
-	Inode uint32
+	State  uint8
+	UID    uint32
+	Inode  uint32
+	Cookie uint64 // never used again while the kernel runs
+	Cgroup uint64 // id of the cgroup2 directory it was made in; 0 where the kernel does not say
 }
 
 // Diag is a socket-diagnostics socket. It answers for the network namespace in
@@ -109,9 +114,27 @@ func answer(b []byte) (Socket, error) {
 	if len(body) < answerLen {
 		return Socket{}, fmt.Errorf("answer of %d bytes", len(body))
 	}
+	cookie := body[offsetCookie:]
 	return Socket{
-		State: body[offsetState],
-		UID:   binary.NativeEndian.Uint32(body[offsetUID:]),
-		Inode: binary.NativeEndian.Uint32(body[offsetInode:]),
+		State:  body[offsetState],
+		UID:    binary.NativeEndian.Uint32(body[offsetUID:]),
+		Inode:  binary.NativeEndian.Uint32(body[offsetInode:]),
+		Cookie: uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32,
+		Cgroup: cgroupID(body[answerLen:]),
 	}, nil
+}
+
+// cgroupID reads it from the attributes of an answer.
+func cgroupID(attrs []byte) uint64 {
+	for len(attrs) >= attrHeaderLen {
+		n := int(binary.NativeEndian.Uint16(attrs))
+		if n < attrHeaderLen || n > len(attrs) {
+			return 0
+		}
+		if binary.NativeEndian.Uint16(attrs[2:]) == attrCgroupID && n >= attrHeaderLen+8 {
+			return binary.NativeEndian.Uint64(attrs[attrHeaderLen:])
+		}
+		attrs = attrs[min((n+3)&^3, len(attrs)):] // each begins at a multiple of four
+	}
+	return 0
 }

@@ -3,6 +3,7 @@ package origin
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,10 +62,8 @@ func holds(pid int, want string) (bool, error) {
 	return false, nil
 }
 
-// InNamespace lists the processes whose network namespace has that inode, in
-// ascending order, as far as this process may look at them. An error says nothing
-// about whether there are any.
-func InNamespace(netns uint64) ([]int, error) {
+// Processes lists all processes that can be seen, in ascending order.
+func Processes() ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, err
@@ -74,18 +73,28 @@ func InNamespace(netns uint64) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := "net:[" + strconv.FormatUint(netns, 10) + "]"
 	var pids []int
 	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if link, err := os.Readlink(proc(pid, "ns/net")); err == nil && link == want {
+		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)
 		}
 	}
 	return pids, nil
+}
+
+// InNamespace lists the processes whose network namespace has that inode, in
+// ascending order, as far as this process may look at them. An error says nothing
+// about whether there are any.
+func InNamespace(netns uint64) ([]int, error) {
+	pids, err := Processes()
+	if err != nil {
+		return nil, err
+	}
+	want := "net:[" + strconv.FormatUint(netns, 10) + "]"
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		link, err := os.Readlink(proc(pid, "ns/net"))
+		return err != nil || link != want
+	}), nil
 }
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +54,8 @@ const (
 
 // Packet is one queued packet. Payload is valid until the next Receive.
 type Packet struct {
-	ID      uint32
+	Queue   uint16 // its number
+	ID      uint32 // in its queue
 	Mark    uint32
 	UID     uint32 // of the socket's owner, in terms of the initial user namespace
 	HasUID  bool
@@ -63,22 +66,41 @@ type Packet struct {
 // is neither in the namespace, nor above it as the user who made it.
 var ErrNotPermitted = errors.New("verdicts are not permitted from this process")
 
-// Queue is one bound queue socket. Receive is for one goroutine; Verdict and the
-// counters are safe for concurrent use.
+// Queue is one socket that queues are bound to. Receive is for one goroutine; Bind,
+// Verdict and the counters are safe for concurrent use.
 type Queue struct {
-	file   *os.File
-	raw    syscall.RawConn
-	number uint16
-	buf    []byte
+	file *os.File
+	raw  syscall.RawConn
+	buf  []byte
 
 	overruns atomic.Uint64
 	gone     atomic.Uint64
+
+	mu      sync.Mutex // guards what follows
+	seq     uint32
+	answers map[uint32]chan unix.Errno // to configurations that wait
 }
 
-// Open makes a socket in the current network namespace and binds the queue number
-// to it, with room for length packets and a receive buffer of rcvbuf bytes, or as
-// much as the host allows. The number must be free: a bound one answers EPERM.
+// ErrTaken means that another program has a queue number.
+var ErrTaken = errors.New("queue number is taken")
+
+// Open makes a socket in the current network namespace and binds one queue to it, with
+// room for length packets. Bind adds more.
 func Open(number uint16, length uint32, rcvbuf int) (*Queue, error) {
+	q, err := OpenSocket(rcvbuf)
+	if err != nil {
+		return nil, err
+	}
+	if err := q.bind(number, length, q.receiveAnswer); err != nil {
+		q.Close()
+		return nil, err
+	}
+	return q, nil
+}
+
+// OpenSocket makes a socket without queues in the current network namespace, with a
+// receive buffer of rcvbuf bytes, or as much as the host allows.
+func OpenSocket(rcvbuf int) (*Queue, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("packet queue: socket: %w", err)
@@ -92,10 +114,16 @@ func Open(number uint16, length uint32, rcvbuf int) (*Queue, error) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, rcvbuf) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, rcvbuf)
 	}
-	q, err := Adopt(os.NewFile(uintptr(fd), "packet queue"), number)
-	if err != nil {
-		return nil, err
-	}
+	return Adopt(os.NewFile(uintptr(fd), "packet queue"))
+}
+
+// Bind adds a queue with room for length packets, while another goroutine is in
+// Receive. Its error is an ErrTaken where the number is in use.
+func (q *Queue) Bind(number uint16, length uint32) error {
+	return q.bind(number, length, awaitAnswer)
+}
+
+func (q *Queue) bind(number uint16, length uint32, wait waiter) error {
 	for _, c := range []struct {
 		what  string
 		attrs []byte
@@ -105,22 +133,33 @@ func Open(number uint16, length uint32, rcvbuf int) (*Queue, error) {
 		{"length", attr(cfgMaxLen, be32(length))},
 		{"flags", append(attr(cfgFlags, be32(flagUIDGID)), attr(cfgMask, be32(flagUIDGID))...)},
 	} {
-		if err := q.configure(c.attrs); err != nil {
-			q.file.Close()
-			return nil, fmt.Errorf("packet queue %d: %s: %w", number, c.what, err)
+		err := q.configure(number, c.attrs, wait)
+		if c.what == "bind" && errors.Is(err, unix.EPERM) { // what a bound number answers
+			err = fmt.Errorf("%w, or %w", ErrTaken, err)
+		}
+		if err != nil {
+			return fmt.Errorf("packet queue %d: %s: %w", number, c.what, err)
 		}
 	}
-	return q, nil
+	return nil
 }
 
-// Adopt takes over a queue socket that was bound elsewhere. It owns f from now on.
-func Adopt(f *os.File, number uint16) (*Queue, error) {
+// Unbind removes a queue; the kernel drops what waits in it.
+func (q *Queue) Unbind(number uint16) error {
+	if err := q.configure(number, attr(cfgCommand, []byte{commandUnbind, 0, 0, 0}), awaitAnswer); err != nil {
+		return fmt.Errorf("packet queue %d: unbind: %w", number, err)
+	}
+	return nil
+}
+
+// Adopt takes over a queue socket that was made elsewhere. It owns f from now on.
+func Adopt(f *os.File) (*Queue, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("packet queue %d: %w", number, err)
+		return nil, fmt.Errorf("packet queue: %w", err)
 	}
-	return &Queue{file: f, raw: raw, number: number, buf: make([]byte, 256<<10)}, nil
+	return &Queue{file: f, raw: raw, buf: make([]byte, 256<<10), answers: map[uint32]chan unix.Errno{}}, nil
 }
 
 // File is the socket, to be duplicated into another process. The queue keeps owning it.
@@ -155,7 +194,7 @@ func (q *Queue) Receive(each func(Packet)) error {
 		q.overruns.Add(1)
 		return nil
 	case rerr != nil:
-		return fmt.Errorf("packet queue %d: receive: %w", q.number, rerr)
+		return fmt.Errorf("packet queue: receive: %w", rerr)
 	}
 	return q.parse(q.buf[:n], each)
 }
@@ -169,10 +208,15 @@ func (q *Queue) parse(b []byte, each func(Packet)) error {
 		}
 		switch body := b[nlHeaderLen:length]; binary.NativeEndian.Uint16(b[4:]) {
 		case unix.NLMSG_ERROR:
-			if len(body) >= 4 {
-				if err := q.complaint(unix.Errno(-int32(binary.NativeEndian.Uint32(body)))); err != nil {
-					refused = err
-				}
+			if len(body) < 4 {
+				break
+			}
+			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+			if q.answered(binary.NativeEndian.Uint32(b[8:]), errno) {
+				break
+			}
+			if err := q.complaint(errno); err != nil {
+				refused = err
 			}
 		case msgPacket:
 			if p, ok := parsePacket(body); ok {
@@ -195,7 +239,7 @@ func (q *Queue) complaint(errno unix.Errno) error {
 	case unix.EPERM:
 		return ErrNotPermitted
 	default:
-		return fmt.Errorf("packet queue %d: verdict: %w", q.number, errno)
+		return fmt.Errorf("packet queue: verdict: %w", errno)
 	}
 }
 
@@ -203,6 +247,7 @@ func parsePacket(body []byte) (p Packet, ok bool) {
 	if len(body) < nfHeaderLen {
 		return p, false
 	}
+	p.Queue = binary.BigEndian.Uint16(body[2:])
 	for b := body[nfHeaderLen:]; len(b) >= attrHeaderLen; {
 		length := int(binary.NativeEndian.Uint16(b))
 		if length < attrHeaderLen || length > len(b) {
@@ -224,62 +269,103 @@ func parsePacket(body []byte) (p Packet, ok bool) {
 	return p, ok
 }
 
-// Verdict decides one packet and replaces its mark.
-func (q *Queue) Verdict(id uint32, v Verdict, mark uint32) error {
+// Verdict decides one packet of a queue and replaces its mark.
+func (q *Queue) Verdict(number uint16, id uint32, v Verdict, mark uint32) error {
 	attrs := attr(attrVerdict, append(be32(uint32(v)), be32(id)...))
-	return q.send(msgVerdict, 0, append(attrs, attr(attrMark, be32(mark))...))
+	return q.send(msgVerdict, 0, 0, number, append(attrs, attr(attrMark, be32(mark))...))
 }
 
-// Requeue makes the kernel queue every pending packet again, with new ids: what a
+// Requeue makes the kernel queue every packet of one queue again, with new ids: what a
 // process has to do that takes a queue over from a dead one, which had read them.
-func (q *Queue) Requeue() error {
+func (q *Queue) Requeue(number uint16) error {
 	// Ids compare by signed difference: every id is at or below one of the two.
 	for _, last := range []uint32{0x7fffffff, 0xffffffff} {
-		if err := q.send(msgBatch, 0, attr(attrVerdict, append(be32(uint32(Repeat)), be32(last)...))); err != nil {
+		if err := q.send(msgBatch, 0, 0, number, attr(attrVerdict, append(be32(uint32(Repeat)), be32(last)...))); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// configure sends one configuration message and waits for the kernel's answer,
-// which comes before any packet only while the socket is fresh.
-func (q *Queue) configure(attrs []byte) error {
-	if err := q.send(msgConfig, unix.NLM_F_ACK, attrs); err != nil {
-		return err
+// answerTimeout is how long the kernel may take, which answers while it is asked, and
+// the reader behind whatever it has to read first.
+const answerTimeout = 5 * time.Second
+
+// waiter waits for the kernel's answer to a configuration.
+type waiter func(answer <-chan unix.Errno) error
+
+// awaitAnswer leaves the reading to the goroutine that does it.
+func awaitAnswer(answer <-chan unix.Errno) error {
+	select {
+	case errno := <-answer:
+		return asError(errno)
+	case <-time.After(answerTimeout):
+		return fmt.Errorf("no answer from the kernel: %w", os.ErrDeadlineExceeded)
 	}
-	var errno unix.Errno
-	var rerr error
-	err := q.raw.Read(func(fd uintptr) bool {
-		var n int
-		n, _, rerr = unix.Recvfrom(int(fd), q.buf, 0)
-		if rerr == unix.EAGAIN || rerr == unix.EINTR {
-			return false
-		}
-		if n >= nlHeaderLen+4 && binary.NativeEndian.Uint16(q.buf[4:]) == unix.NLMSG_ERROR {
-			errno = unix.Errno(-int32(binary.NativeEndian.Uint32(q.buf[nlHeaderLen:])))
-		}
-		return true
-	})
-	switch {
-	case err != nil:
-		return err
-	case rerr != nil:
-		return rerr
-	case errno != 0:
-		return errno
-	}
-	return nil
 }
 
-func (q *Queue) send(typ, flags uint16, attrs []byte) error {
+// receiveAnswer reads itself, on a socket that nobody else reads yet.
+func (q *Queue) receiveAnswer(answer <-chan unix.Errno) error {
+	for {
+		if err := q.Receive(func(Packet) {}); err != nil {
+			return err
+		}
+		select {
+		case errno := <-answer:
+			return asError(errno)
+		default:
+		}
+	}
+}
+
+func asError(errno unix.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// configure sends one configuration message and waits for the kernel's answer, which
+// Receive finds among the packets.
+func (q *Queue) configure(number uint16, attrs []byte, wait waiter) error {
+	answer := make(chan unix.Errno, 1)
+	q.mu.Lock()
+	q.seq++
+	seq := q.seq
+	q.answers[seq] = answer
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		delete(q.answers, seq)
+		q.mu.Unlock()
+	}()
+	if err := q.send(msgConfig, unix.NLM_F_ACK, seq, number, attrs); err != nil {
+		return err
+	}
+	return wait(answer)
+}
+
+// answered hands the kernel's answer to the configuration that waits for it.
+func (q *Queue) answered(seq uint32, errno unix.Errno) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	answer, ok := q.answers[seq]
+	if ok {
+		answer <- errno // has room for the one
+		delete(q.answers, seq)
+	}
+	return ok
+}
+
+func (q *Queue) send(typ, flags uint16, seq uint32, number uint16, attrs []byte) error {
 	n := nlHeaderLen + nfHeaderLen + len(attrs)
 	b := make([]byte, nlHeaderLen, n)
 	binary.NativeEndian.PutUint32(b, uint32(n))
 	binary.NativeEndian.PutUint16(b[4:], typ)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|flags)
+	binary.NativeEndian.PutUint32(b[8:], seq)
 	b = append(b, unix.AF_UNSPEC, 0)
-	b = binary.BigEndian.AppendUint16(b, q.number)
+	b = binary.BigEndian.AppendUint16(b, number)
 	b = append(b, attrs...)
 
 	var serr error
@@ -293,7 +379,7 @@ func (q *Queue) send(typ, flags uint16, attrs []byte) error {
 	case serr == unix.EPERM:
 		return ErrNotPermitted
 	case serr != nil:
-		return fmt.Errorf("packet queue %d: send: %w", q.number, serr)
+		return fmt.Errorf("packet queue %d: send: %w", number, serr)
 	}
 	return nil
 }

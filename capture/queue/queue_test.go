@@ -84,7 +84,7 @@ func TestParseMessages(t *testing.T) {
 		message(msgPacket, attr(attrHeader, append(be32(11), 8, 0, 3)), attr(attrPayload, syn4), attr(attrUID, be32(1000))),
 		message(msgPacket, attr(attrHeader, append(be32(12), 8, 0, 3)), attr(attrMark, be32(0xabc)))...)
 	var got []Packet
-	q := &Queue{number: 7}
+	q := &Queue{}
 	if err := q.parse(two, func(p Packet) { got = append(got, p) }); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestParseMessages(t *testing.T) {
 }
 
 func TestComplaints(t *testing.T) {
-	q := &Queue{number: 7}
+	q := &Queue{}
 	failure := func(e unix.Errno) []byte {
 		b := binary.NativeEndian.AppendUint32(nil, uint32(nlHeaderLen+4))
 		b = binary.NativeEndian.AppendUint16(b, unix.NLMSG_ERROR)

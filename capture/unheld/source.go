@@ -17,11 +17,11 @@ import (
 
 // Config is what a Source is made of. It owns listeners and Diag.
 type Config struct {
-	Listeners []*net.TCPListener    // required
-	Diag      *origin.Diag          // required
-	UID       uint32                // whose connections these are
-	Processes func() ([]int, error) // those that may hold a captured socket; required
-	Log       *slog.Logger          // required
+	Listeners []*net.TCPListener                 // required
+	Diag      *origin.Diag                       // required
+	UID       uint32                             // whose connections these are
+	Find      func(origin.Socket) capture.Origin // the process behind a socket; required
+	Log       *slog.Logger                       // required
 }
 
 // Source implements capture.Source over listeners alone.
@@ -109,11 +109,7 @@ func (s *Source) attempt(c *net.TCPConn, own netip.AddrPort) (*attempt, bool) {
 		if err != nil {
 			return capture.Origin{}
 		}
-		pids, err := s.Processes()
-		if err != nil {
-			return capture.Origin{Err: err}
-		}
-		return origin.Holder(pids, sock.Inode)
+		return s.Find(sock)
 	})}
 	return a, true
 }

@@ -1,0 +1,82 @@
+package listen
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pair opens the same port on both loopback addresses, or on the IPv4 one alone.
+func Pair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.File, port uint16, err error) {
+	loopback4, loopback6 := netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+	for range 16 {
+		f4, err := open(netip.AddrPortFrom(loopback4, 0))
+		if err != nil {
+			return nil, 0, err
+		}
+		port, err := Port(f4)
+		if err != nil {
+			f4.Close()
+			return nil, 0, err
+		}
+		if !ipv6 {
+			return []*os.File{f4}, port, nil
+		}
+		f6, err := open(netip.AddrPortFrom(loopback6, port))
+		if err == nil {
+			return []*os.File{f4, f6}, port, nil
+		}
+		f4.Close()
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, 0, err
+		}
+	}
+	return nil, 0, fmt.Errorf("no port is free on both loopback addresses")
+}
+
+// Port is the port that a socket is bound to.
+func Port(f *os.File) (port uint16, err error) {
+	raw, err := f.SyscallConn() // Fd would make it blocking, in every process that holds it
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		var sa unix.Sockaddr
+		if sa, err = unix.Getsockname(int(fd)); err != nil {
+			return
+		}
+		switch sa := sa.(type) {
+		case *unix.SockaddrInet4:
+			port = uint16(sa.Port)
+		case *unix.SockaddrInet6:
+			port = uint16(sa.Port)
+		}
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return 0, fmt.Errorf("own address: %w", err)
+	}
+	return port, nil
+}
+
+// OpenUDP makes a UDP socket. It binds exactly the loopback address: from the wildcard, an answer would
+// come from another address than the program asked.
+func OpenUDP(addr netip.AddrPort) (*os.File, error) {
+	family := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+	if addr.Addr().Is4() {
+		family = unix.AF_INET
+		sa = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("UDP socket: %w", err)
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("UDP socket %v: %w", addr, err)
+	}
+	return os.NewFile(uintptr(fd), "UDP socket"), nil
+}
