@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -33,45 +34,49 @@ type query struct {
 	edns     bool
 	limit    int // bytes that an answer over UDP may have
 	tcp      bool
+	asker    *asker // set before it is answered
 }
 
-// handle answers one message. It returns nil where no answer is due. It does not keep
-// msg. Only a forwarded query blocks.
-func (n *Names) handle(ctx context.Context, msg []byte, tcp bool) []byte {
-	q, answer := n.parse(msg, tcp)
+// handle answers one message of a's. It returns nil where no answer is due. It does
+// not keep msg. Only a forwarded query blocks.
+func (r *responder) handle(ctx context.Context, a *asker, msg []byte, tcp bool) []byte {
+	q, answer := r.parse(msg, tcp)
 	if q == nil {
 		return answer
 	}
-	how := "answered by the broker"
-	if answer = n.answerLocally(q); answer == nil {
-		how = "answered by a resolver of the host"
-		answer = n.forward(ctx, q)
-	}
-	if n.cfg.Trace != nil && len(answer) > headerSize {
-		n.cfg.Trace(fmt.Sprintf("name query: %s %s, %s (%s)", strings.TrimPrefix(q.question.Type.String(), "Type"),
-			q.name, how, strings.TrimPrefix(dnsmessage.RCode(answer[3]&15).String(), "RCode")))
+	q.asker = a
+	if answer = r.answerLocally(q); answer == nil {
+		answer = r.forward(ctx, q)
 	}
 	return answer
 }
 
+// trace tells who watches of an answer.
+func (r *responder) trace(q *query, how string, answer []byte) {
+	if r.cfg.Trace != nil && len(answer) > headerSize {
+		r.cfg.Trace(fmt.Sprintf("name query: %s %s, answered by %s (%s)", strings.TrimPrefix(q.question.Type.String(), "Type"),
+			q.name, how, strings.TrimPrefix(dnsmessage.RCode(answer[3]&15).String(), "RCode")))
+	}
+}
+
 // parse reads a query. Where it returns none, it has the answer, or nil for nothing.
-func (n *Names) parse(msg []byte, tcp bool) (*query, []byte) {
+func (r *responder) parse(msg []byte, tcp bool) (*query, []byte) {
 	var p dnsmessage.Parser
 	h, err := p.Start(msg)
 	if err != nil || h.Response {
-		n.malformed.Add(1)
+		r.malformed.Add(1)
 		return nil, nil
 	}
 	q := &query{msg: msg, header: h, limit: udpPlain, tcp: tcp}
 	if h.OpCode != 0 {
-		n.queries.Add(1)
+		r.queries.Add(1)
 		return nil, q.bare(dnsmessage.RCodeNotImplemented)
 	}
 	if err := q.read(&p); err != nil {
-		n.malformed.Add(1)
+		r.malformed.Add(1)
 		return nil, q.bare(dnsmessage.RCodeFormatError)
 	}
-	n.queries.Add(1)
+	r.queries.Add(1)
 	if q.question.Class != dnsmessage.ClassINET || q.question.Type == typeAXFR || q.question.Type == typeIXFR {
 		return nil, q.reply(dnsmessage.RCodeRefused)
 	}
@@ -80,7 +85,7 @@ func (n *Names) parse(msg []byte, tcp bool) (*query, []byte) {
 		return q, nil
 	}
 	if q.name, err = Normalize(text); err != nil {
-		n.warn("query for a name that cannot be used was refused", n.badNames.Add(1))
+		r.warn("query for a name that cannot be used was refused", r.badNames.Add(1))
 		return nil, q.reply(dnsmessage.RCodeRefused)
 	}
 	return q, nil
@@ -125,88 +130,118 @@ func (q *query) read(p *dnsmessage.Parser) error {
 }
 
 // answerLocally answers what needs no resolver; nil for the rest.
-func (n *Names) answerLocally(q *query) []byte {
-	if q.name == "localhost" || strings.HasSuffix(q.name, ".localhost") { // RFC 6761 section 6.3
-		n.local.Add(1)
+func (r *responder) answerLocally(q *query) []byte {
+	answer := r.localAnswer(q)
+	if answer != nil {
+		r.trace(q, "the broker", answer)
+	}
+	return answer
+}
+
+func (r *responder) localAnswer(q *query) []byte {
+	if within(q.name, "localhost") { // RFC 6761 section 6.3
+		r.local.Add(1)
 		return q.addresses(hostsTTL, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback())
 	}
-	if addr, ok := reverseName(q.name); ok {
-		return n.answerReverse(q, addr)
+	if within(q.name, "resolver.arpa") { // RFC 9462 sections 6.1, 6.4; it would lead past us
+		r.local.Add(1)
+		return q.reply(dnsmessage.RCodeSuccess)
 	}
-	if n.isPseudo(q) {
-		return n.answerPseudo(q)
+	if addr, ok := reverseName(q.name); ok {
+		return r.answerReverse(q, addr)
+	}
+	if r.isPseudo(q) {
+		return r.answerPseudo(q)
 	}
 	if q.question.Type == dnsmessage.TypeA || q.question.Type == dnsmessage.TypeAAAA {
-		if addrs := n.hosts.get().addrs[q.name]; len(addrs) > 0 {
-			return n.answerHosts(q, addrs)
+		if addrs := r.hosts.get().addrs[q.name]; len(addrs) > 0 {
+			return r.answerHosts(q, addrs)
 		}
 	}
 	return nil
 }
 
-func (n *Names) isPseudo(q *query) bool {
+// within reports whether name is zone or below it.
+func within(name, zone string) bool {
+	rest, ok := strings.CutSuffix(name, zone)
+	return ok && (rest == "" || strings.HasSuffix(rest, "."))
+}
+
+func (r *responder) isPseudo(q *query) bool {
 	switch {
-	case n.cfg.AllPseudo:
+	case r.cfg.AllPseudo:
 		return true
 	case q.name == "":
 		return false
-	case n.cfg.Policy.Pseudo(q.name):
+	case r.cfg.Policy.Pseudo(q.name):
 		return true
 	}
 	// The hints of such a record would lead past the pseudo address.
-	return q.isService() && n.cfg.Policy.Pseudo(serviceHost(q.name))
+	return q.mayHint() && r.cfg.Policy.Pseudo(serviceHost(q.name))
 }
 
-func (n *Names) answerPseudo(q *query) []byte {
+func (r *responder) answerPseudo(q *query) []byte {
 	want4 := q.question.Type == dnsmessage.TypeA
-	want6 := q.question.Type == dnsmessage.TypeAAAA && n.pool.v6.IsValid()
+	want6 := q.question.Type == dnsmessage.TypeAAAA && r.pool.v6.IsValid()
 	if !want4 && !want6 || q.name == "" {
-		n.local.Add(1)
+		r.local.Add(1)
 		return q.reply(dnsmessage.RCodeSuccess)
 	}
-	v4, v6, err := n.pool.assign(q.name)
+	v4, v6, err := r.pool.assign(q.name, q.asker.share)
 	switch {
 	case errors.Is(err, errPoolFull):
-		n.warn("no pseudo address is free", n.full.Add(1), "pool", n.pool.v4)
+		r.warn("no pseudo address is free", r.full.Add(1), "pool", r.pool.v4)
+		return q.reply(dnsmessage.RCodeServerFailure)
+	case errors.Is(err, errShareFull):
+		r.warn("a user has too many pseudo addresses", r.full.Add(1), "user", q.asker.label)
 		return q.reply(dnsmessage.RCodeServerFailure)
 	case err != nil:
-		n.warn("pseudo address cannot be saved", n.unsaved.Add(1), "error", err)
+		r.warn("pseudo address cannot be saved", r.unsaved.Add(1), "error", err)
 		return q.reply(dnsmessage.RCodeServerFailure)
 	}
-	n.pseudo.Add(1)
+	r.pseudo.Add(1)
+	if q.asker.apart { // so that it may ask for the name behind them
+		q.asker.remember(v4, q.name)
+		if v6.IsValid() {
+			q.asker.remember(v6, q.name)
+		}
+	}
 	return q.addresses(pseudoTTL, v4, v6)
 }
 
 // hostsTTL is that of answers from a file that is looked at for every query.
 const hostsTTL = 0
 
-func (n *Names) answerHosts(q *query, addrs []netip.Addr) []byte {
-	n.local.Add(1)
+func (r *responder) answerHosts(q *query, addrs []netip.Addr) []byte {
+	r.local.Add(1)
 	for _, a := range addrs {
-		if n.pool.contains(a) {
-			n.warn("the hosts file has an address of the pseudo address pool", n.failed.Add(1), "address", a)
+		if r.pool.contains(a) {
+			r.warn("the hosts file has an address of the pseudo address pool", r.failed.Add(1), "address", a)
 			return q.reply(dnsmessage.RCodeServerFailure)
 		}
-		n.memory.remember(a, q.name)
+		q.asker.remember(a, q.name)
 	}
 	return q.addresses(hostsTTL, addrs...)
 }
 
 // answerReverse answers from what is known here; nil to ask the resolvers.
-func (n *Names) answerReverse(q *query, addr netip.Addr) []byte {
+func (r *responder) answerReverse(q *query, addr netip.Addr) []byte {
 	var name string
-	pseudo := n.pool.contains(addr)
-	switch list := n.hosts.get().names[addr]; {
+	pseudo := r.pool.contains(addr)
+	switch list := r.hosts.get().names[addr]; {
 	case pseudo:
-		name, _ = n.pool.name(addr)
+		name, _ = r.pool.name(addr)
+		if q.asker.apart && !slices.Contains(q.asker.names(addr), name) {
+			name = "" // somebody else's
+		}
 	case addr.IsLoopback():
 		name = "localhost"
 	case len(list) > 0:
 		name = list[0]
-	case !n.cfg.AllPseudo:
+	case !r.cfg.AllPseudo:
 		return nil
 	}
-	n.local.Add(1)
+	r.local.Add(1)
 	if name == "" && pseudo {
 		return q.reply(dnsmessage.RCodeNameError)
 	}
@@ -244,9 +279,10 @@ func reverseName(name string) (netip.Addr, bool) {
 	return a, err == nil
 }
 
-// isService reports whether the answer has hints in place of addresses, RFC 9460.
-func (q *query) isService() bool {
-	return q.question.Type == dnsmessage.TypeHTTPS || q.question.Type == dnsmessage.TypeSVCB
+// mayHint reports whether the answer may have hints in place of addresses, RFC 9460.
+func (q *query) mayHint() bool {
+	t := q.question.Type
+	return t == dnsmessage.TypeHTTPS || t == dnsmessage.TypeSVCB || t == dnsmessage.TypeALL
 }
 
 // bare answers a message whose question could not be read.

@@ -52,6 +52,11 @@ func TestLocalAnswers(t *testing.T) {
 			{"one.far.", mx, "Success"},
 			{"one.far.", https, "Success"},
 			{"_8443._https.one.far.", https, "Success"},
+			{"_8443._https.one.far.", dnsmessage.TypeALL, "Success"},
+			{"_dns.one.far.", dnsmessage.TypeSVCB, "Success"},
+			{"_dns.resolver.arpa.", dnsmessage.TypeSVCB, "Success"}, // else it would lead past us
+			{"resolver.arpa.", a, "Success"},
+			{"not-resolver.arpa.", a, "ServerFailure"},
 			{"one.far.", dnsmessage.TypeALL, "Success"},
 			{"1.0.18.198.in-addr.arpa.", ptr, "Success one.far."},
 			{"1.0.18.198.in-addr.arpa.", soa, "Success"},
@@ -94,6 +99,10 @@ func TestLocalAnswers(t *testing.T) {
 			{"two.far.", aaaa, "Success fd00:0:1::2"},
 			{reverse6, ptr, "Success one.far."},
 			{"1.0.1.10.in-addr.arpa.", ptr, "Success one.far."},
+			{"one.far.", https, "Success"},
+			{"one.far.", dnsmessage.TypeSVCB, "Success"},
+			{"one.far.", dnsmessage.TypeALL, "Success"},
+			{"one.far.", mx, "Success"},
 			{"db.corp.", aaaa, "Success"},
 		}},
 	} {
@@ -320,7 +329,7 @@ func FuzzLearn(f *testing.F) {
 	f.Add(good[:len(good)-2], uint16(65))
 	n := newNames(f, Config{})
 	f.Fuzz(func(t *testing.T, answer []byte, typ uint16) {
-		q := &query{name: "_x.a.corp"}
+		q := &query{name: "_x.a.corp", asker: n.asker}
 		q.question.Type = dnsmessage.Type(typ)
 		if n.learn(q, answer) != nil && len(answer) < headerSize {
 			return

@@ -51,21 +51,30 @@ func newUpstream(path string, dialer Dialer) *upstream {
 }
 
 // forward asks the host's resolvers, remembers the addresses, and returns the answer
-// as it came, under the asker's id.
-func (n *Names) forward(ctx context.Context, q *query) []byte {
+// as it came, but for addresses that nobody asked for, under the asker's id.
+func (r *responder) forward(ctx context.Context, q *query) []byte {
+	answer := r.forwarding(ctx, q)
+	r.trace(q, "a resolver of the host", answer)
+	return answer
+}
+
+func (r *responder) forwarding(ctx context.Context, q *query) []byte {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
-	answer, err := n.up.ask(ctx, q)
+	answer, err := r.askUpstream(ctx, q)
 	if err == nil {
-		err = n.learn(q, answer)
+		answer, err = withoutExtras(answer)
+	}
+	if err == nil {
+		err = r.learn(q, answer)
 	}
 	if err != nil {
 		if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			n.warn("query could not be forwarded", n.failed.Add(1), "error", err)
+			r.warn("query could not be forwarded", r.failed.Add(1), "error", err)
 		}
 		return q.reply(dnsmessage.RCodeServerFailure)
 	}
-	n.forwarded.Add(1)
+	r.forwarded.Add(1)
 	setID(answer, q.header.ID)
 	if !q.tcp && len(answer) > q.limit {
 		h := q.answerHeader(dnsmessage.RCodeSuccess)
@@ -75,15 +84,25 @@ func (n *Names) forward(ctx context.Context, q *query) []byte {
 	return answer
 }
 
-// learn remembers every address that a program could take from answer under the name
-// that was asked, whatever aliases lie between. It refuses an answer that it cannot
-// read, and one that leads into the pool, where the address stands for another name.
-func (n *Names) learn(q *query, answer []byte) error {
+// askUpstream waits for the asker's turn first, behind nobody else's queries.
+func (r *responder) askUpstream(ctx context.Context, q *query) ([]byte, error) {
+	if err := enter(ctx, q.asker.upstream); err != nil {
+		return nil, fmt.Errorf("%w: too many queries of one user wait: %w", errNoAnswer, err)
+	}
+	defer leave(q.asker.upstream)
+	return r.up.ask(ctx, q)
+}
+
+// learn remembers every address that a program could take from answer, hints of HTTPS
+// and SVCB records among them, under the name that was asked, whatever aliases lie
+// between. It refuses an answer that it cannot read, and one that leads into the pool,
+// where the address stands for another name.
+func (r *responder) learn(q *query, answer []byte) error {
 	name := q.name
 	switch {
-	case q.isService():
+	case q.mayHint():
 		name = serviceHost(name)
-	case q.question.Type != dnsmessage.TypeA && q.question.Type != dnsmessage.TypeAAAA && q.question.Type != dnsmessage.TypeALL:
+	case q.question.Type != dnsmessage.TypeA && q.question.Type != dnsmessage.TypeAAAA:
 		return nil // nobody takes an address from it
 	}
 	addrs, err := addressesIn(answer)
@@ -91,13 +110,13 @@ func (n *Names) learn(q *query, answer []byte) error {
 		return err
 	}
 	for _, a := range addrs {
-		if n.pool.contains(a) {
+		if r.pool.contains(a) {
 			return errPoolAddress
 		}
 	}
 	if name != "" {
 		for _, a := range addrs {
-			n.memory.remember(a, name)
+			q.asker.remember(a, name)
 		}
 	}
 	return nil

@@ -2,13 +2,9 @@ package names
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
-	"sync/atomic"
 	"time"
 )
 
@@ -27,12 +23,14 @@ type Dialer interface {
 const (
 	DefaultMaxNames   = 1 << 16
 	DefaultQuarantine = 24 * time.Hour
+	DefaultMaxUsers   = 1 << 10
+	DefaultUserNames  = 1 << 12
 )
 
 // DefaultPool4 is the range for benchmarks (RFC 2544), the least surprising one.
 var DefaultPool4 = netip.MustParsePrefix("198.18.0.0/15")
 
-// Config says how one capture's names are handled.
+// Config says how the names of one capture, or of a host's users, are handled.
 type Config struct {
 	Policy Policy // required, unless AllPseudo
 
@@ -56,6 +54,10 @@ type Config struct {
 
 	MaxNames int // pseudo addresses, and remembered names; 0: DefaultMaxNames
 
+	// For Users alone: uids that are remembered, and bounds for each of them.
+	MaxUsers  int // 0: DefaultMaxUsers
+	UserNames int // pseudo addresses, and remembered names; 0: DefaultUserNames
+
 	Dialer Dialer       // nil: a plain net.Dialer
 	Logger *slog.Logger // required
 
@@ -78,124 +80,46 @@ type Stats struct {
 	Unsaved    uint64 // the journal could not be written
 	Remembered int    // names behind addresses, now
 	Assigned   int    // pseudo addresses, now
+	Unowned    uint64 // queries whose user could not be told
+	Users      int    // remembered, now
 }
 
 // Names is the knowledge of one capture. Safe for concurrent use.
 type Names struct {
-	cfg    Config
-	pool   *pool
-	memory *memory
-	hosts  watched[hosts]
-	up     *upstream
-	log    *slog.Logger
-
-	queries, pseudo, local, forwarded, failed   atomic.Uint64
-	badNames, malformed, dropped, full, unsaved atomic.Uint64
-
-	repeated repeated // bounds what hostile programs can make us log
-
-	inFlight    chan struct{}
-	connections chan struct{}
+	*responder
+	*asker // its programs, whoever they are
 }
 
 // New makes the Names of one capture. Where the journal holds pseudo addresses of a
 // former process they are in force again. The caller calls Close.
 func New(cfg Config) (*Names, error) {
-	if cfg.Policy == nil && !cfg.AllPseudo {
-		return nil, errors.New("names: no policy given")
-	}
-	if cfg.Logger == nil {
-		return nil, errors.New("names: no logger given")
-	}
-	if cfg.Pool4 == (netip.Prefix{}) {
-		cfg.Pool4 = DefaultPool4
-	}
-	if cfg.Quarantine == 0 {
-		cfg.Quarantine = DefaultQuarantine
-	}
-	if cfg.MaxNames <= 0 {
-		cfg.MaxNames = DefaultMaxNames
-	}
-	if cfg.Dialer == nil {
-		cfg.Dialer = new(net.Dialer)
-	}
-	p, err := newPool(cfg.Pool4, cfg.Pool6, cfg.MaxNames, cfg.Quarantine)
+	r, err := newResponder(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("names: %w", err)
+		return nil, err
 	}
-	n := &Names{
-		cfg:         cfg,
-		pool:        p,
-		memory:      newMemory(cfg.MaxNames),
-		hosts:       watched[hosts]{path: cfg.HostsFile, parse: parseHosts},
-		log:         cfg.Logger,
-		inFlight:    make(chan struct{}, maxInFlight),
-		connections: make(chan struct{}, maxConnections),
-	}
-	n.up = newUpstream(cfg.ResolvFile, cfg.Dialer)
-	if cfg.Journal != "" {
-		if err := n.restore(); err != nil {
-			return nil, fmt.Errorf("names: %w", err)
-		}
-	}
+	n := &Names{r, &asker{memory: newMemory(r.cfg.MaxNames)}}
+	r.askerOf = func(string, netip.AddrPort) *asker { return n.asker }
 	return n, nil
-}
-
-// restore reads the journal and keeps it open for what is assigned from now on.
-func (n *Names) restore() error {
-	j, err := openJournal(n.cfg.Journal)
-	if err != nil {
-		return err
-	}
-	lines, bad, err := j.load(n.pool.restore)
-	if err != nil {
-		j.close()
-		return err
-	}
-	if bad > 0 {
-		n.log.Warn("parts of the pseudo address journal were ignored", "file", n.cfg.Journal, "ignored", bad, "taken", lines-bad)
-	}
-	if live := n.pool.len(); lines > 2*live+1000 {
-		if err := j.replace(n.pool.each); err != nil {
-			n.log.Warn("pseudo address journal cannot be shortened", "file", n.cfg.Journal, "error", err)
-		}
-	}
-	n.pool.journal = j
-	return nil
 }
 
 // Close closes the journal. End Serve first.
 func (n *Names) Close() error { return n.pool.close() }
 
+// Serve answers queries on sockets made inside the capture until ctx ends. Replies
+// leave from the address that a socket is bound to, so bind to 127.0.0.1 and ::1, not
+// to the wildcard. It owns the sockets and closes them, and returns when no goroutine
+// of it is left. Being told to stop is no error.
+func (n *Names) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
+	return n.serve(ctx, udp, tcp)
+}
+
 // Lookup returns the names behind addr, most recent first. A pool address has one or
 // none. The names of the hosts file come last. The caller owns the slice.
-func (n *Names) Lookup(addr netip.Addr) []string {
-	addr = addr.Unmap()
-	if n.pool.contains(addr) {
-		if name, ok := n.pool.name(addr); ok {
-			return []string{name}
-		}
-		return nil
-	}
-	list := n.memory.lookup(addr)
-	for _, name := range n.hosts.get().names[addr] {
-		if !slices.Contains(list, name) {
-			list = append(list, name)
-		}
-	}
-	return list
-}
+func (n *Names) Lookup(addr netip.Addr) []string { return n.lookup(n.asker, addr) }
 
 // Asked reports whether the capture's programs asked for name and were told addr. The
 // hosts file alone makes a name known to rules; who never asked gave the address.
-func (n *Names) Asked(addr netip.Addr, name string) bool {
-	addr = addr.Unmap()
-	if n.pool.contains(addr) {
-		known, ok := n.pool.name(addr)
-		return ok && known == name
-	}
-	return slices.Contains(n.memory.lookup(addr), name)
-}
+func (n *Names) Asked(addr netip.Addr, name string) bool { return n.asked(n.asker, addr, name) }
 
 // IsPool reports whether addr is one of the pool's range, whether or not it stands
 // for a name. A flow to one that does not is refused.
@@ -214,32 +138,19 @@ func (n *Names) Seed(addr netip.Addr, names ...string) {
 	}
 	for _, name := range names {
 		if name, err := Normalize(name); err == nil {
-			n.memory.remember(addr, name)
+			n.remember(addr, name)
 		}
 	}
 }
 
 // Stats returns the counts so far.
 func (n *Names) Stats() Stats {
-	return Stats{
-		Queries:    n.queries.Load(),
-		Pseudo:     n.pseudo.Load(),
-		Local:      n.local.Load(),
-		Forwarded:  n.forwarded.Load(),
-		Failed:     n.failed.Load(),
-		BadNames:   n.badNames.Load(),
-		Malformed:  n.malformed.Load(),
-		Dropped:    n.dropped.Load(),
-		Exhausted:  n.full.Load(),
-		Unsaved:    n.unsaved.Load(),
-		Remembered: n.memory.len(),
-		Assigned:   n.pool.len(),
-	}
+	s := n.stats()
+	s.Remembered = n.memory.len()
+	return s
 }
 
-// warn logs at most once a minute for each message; total tells how often it was due.
-func (n *Names) warn(message string, total uint64, args ...any) {
-	if n.repeated.due(message) {
-		n.log.Warn(message, append(args, "total", total)...)
-	}
+// handle answers one message of the capture's programs.
+func (n *Names) handle(ctx context.Context, msg []byte, tcp bool) []byte {
+	return n.responder.handle(ctx, n.asker, msg, tcp)
 }

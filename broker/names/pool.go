@@ -11,8 +11,9 @@ import (
 )
 
 var (
-	errPoolFull = errors.New("every pseudo address is in use or in quarantine")
-	errUnsaved  = errors.New("pseudo address cannot be saved")
+	errPoolFull  = errors.New("every pseudo address is in use or in quarantine")
+	errShareFull = errors.New("this user's pseudo addresses are all in use or in quarantine")
+	errUnsaved   = errors.New("pseudo address cannot be saved")
 )
 
 // pool gives pseudo addresses to names. An address stands for one name for good,
@@ -39,7 +40,18 @@ type assigned struct {
 	used   time.Time
 	holds  int
 	place  *list.Element // in unused
+
+	share        *share        // it counts there; nil: it counts nowhere
+	placeInShare *list.Element // in the share's unused
 }
+
+// share is what one user may take of the pool. The pool's lock guards it.
+type share struct {
+	max    int
+	unused list.List // of *assigned, least recently used first
+}
+
+func (s *share) full() bool { return s != nil && s.unused.Len() >= s.max }
 
 func newPool(v4, v6 netip.Prefix, max int, quarantine time.Duration) (*pool, error) {
 	if !v4.IsValid() || !v4.Addr().Is4() || v4.Bits() > 30 {
@@ -110,21 +122,22 @@ func (p *pool) offset(addr netip.Addr) (uint32, bool) {
 
 // assign returns the addresses of name, giving it some first where it has none. When
 // it returns without error the mapping is in the journal. v6 is zero without a pool.
-func (p *pool) assign(name string) (v4, v6 netip.Addr, err error) {
+// What is given first counts for s, unless that is nil.
+func (p *pool) assign(name string, s *share) (v4, v6 netip.Addr, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a, ok := p.byName[name]
 	if !ok {
-		offset, ok := p.free()
-		if !ok {
-			return v4, v6, errPoolFull
+		offset, err := p.free(s)
+		if err != nil {
+			return v4, v6, err
 		}
 		if p.journal != nil {
 			if err := p.journal.add(p.addr4(offset), name); err != nil {
 				return v4, v6, fmt.Errorf("%w: %w", errUnsaved, err)
 			}
 		}
-		a = p.put(offset, name)
+		a = p.put(offset, name, s)
 	}
 	p.touch(a)
 	v4 = p.addr4(a.offset)
@@ -134,18 +147,33 @@ func (p *pool) assign(name string) (v4, v6 netip.Addr, err error) {
 	return v4, v6, nil
 }
 
-// free finds an offset for a new name: a fresh one, else one out of quarantine.
-func (p *pool) free() (uint32, bool) {
+// free finds an offset for a new name of s: a fresh one, else one out of quarantine;
+// one of its own where s is full.
+func (p *pool) free(s *share) (uint32, error) {
+	if s.full() {
+		if offset, ok := p.expired(&s.unused); ok {
+			return offset, nil
+		}
+		return 0, errShareFull
+	}
 	if len(p.byOffset) < p.max {
 		for ; p.next < p.end; p.next++ {
 			if _, taken := p.byOffset[p.next]; !taken && p.usable(p.next) {
-				return p.next, true
+				return p.next, nil
 			}
 		}
 	}
+	if offset, ok := p.expired(&p.unused); ok {
+		return offset, nil
+	}
+	return 0, errPoolFull
+}
+
+// expired finds an offset out of quarantine.
+func (p *pool) expired(unused *list.List) (uint32, bool) {
 	// Held ones are at the end of the list as long as flows come and go.
 	now, tries := time.Now(), 0
-	for e := p.unused.Front(); e != nil && tries < 64; e = e.Next() {
+	for e := unused.Front(); e != nil && tries < 64; e = e.Next() {
 		a := e.Value.(*assigned)
 		if now.Sub(a.used) < p.quarantine {
 			break
@@ -159,15 +187,21 @@ func (p *pool) free() (uint32, bool) {
 }
 
 // put makes offset stand for name, and no longer for another.
-func (p *pool) put(offset uint32, name string) *assigned {
+func (p *pool) put(offset uint32, name string, s *share) *assigned {
 	if old, ok := p.byOffset[offset]; ok {
 		if p.byName[old.name] == old {
 			delete(p.byName, old.name)
 		}
 		p.unused.Remove(old.place)
+		if old.share != nil {
+			old.share.unused.Remove(old.placeInShare)
+		}
 	}
-	a := &assigned{offset: offset, name: name}
+	a := &assigned{offset: offset, name: name, share: s}
 	a.place = p.unused.PushBack(a)
+	if s != nil {
+		a.placeInShare = s.unused.PushBack(a)
+	}
 	p.byOffset[offset] = a
 	p.byName[name] = a
 	return a
@@ -176,6 +210,9 @@ func (p *pool) put(offset uint32, name string) *assigned {
 func (p *pool) touch(a *assigned) {
 	a.used = time.Now()
 	p.unused.MoveToBack(a.place)
+	if a.share != nil {
+		a.share.unused.MoveToBack(a.placeInShare)
+	}
 }
 
 // restore takes a mapping from the journal, where later ones win. Its quarantine
@@ -187,7 +224,7 @@ func (p *pool) restore(addr netip.Addr, name string) bool {
 	if _, known := p.byOffset[offset]; !ok || !known && len(p.byOffset) >= p.max {
 		return false
 	}
-	p.touch(p.put(offset, name))
+	p.touch(p.put(offset, name, nil))
 	return true
 }
 

@@ -40,7 +40,7 @@ func TestPoolAddresses(t *testing.T) {
 			seen := map[netip.Addr]bool{}
 			for i := range tc.count {
 				name := fmt.Sprintf("n%d", i)
-				v4, v6, err := p.assign(name)
+				v4, v6, err := p.assign(name, nil)
 				if err != nil {
 					t.Fatalf("name %d: %v", i, err)
 				}
@@ -61,10 +61,10 @@ func TestPoolAddresses(t *testing.T) {
 					}
 				}
 			}
-			if _, _, err := p.assign("one.more"); !errors.Is(err, errPoolFull) {
+			if _, _, err := p.assign("one.more", nil); !errors.Is(err, errPoolFull) {
 				t.Errorf("one name more: %v", err)
 			}
-			again, _, err := p.assign("n0")
+			again, _, err := p.assign("n0", nil)
 			if err != nil || again.String() != tc.first[0] {
 				t.Errorf("the first name again: %v, %v", again, err)
 			}
@@ -104,7 +104,7 @@ func TestPoolContains(t *testing.T) {
 	if (&pool{v4: DefaultPool4}).contains(netip.Addr{}) {
 		t.Error("the zero address is in the pool")
 	}
-	p.assign("x")
+	p.assign("x", nil)
 	if name, ok := p.name(addr("fd00:1::1:0:1")); ok {
 		t.Errorf("an address with the same low bits is %q", name)
 	}
@@ -118,12 +118,12 @@ func TestPoolQuarantine(t *testing.T) {
 		all := map[string]netip.Addr{}
 		for i := range 6 {
 			name := fmt.Sprintf("n%d", i)
-			all[name], _, _ = p.assign(name)
+			all[name], _, _ = p.assign(name, nil)
 			time.Sleep(time.Minute)
 		}
 		want := func(name string, want error) netip.Addr {
 			t.Helper()
-			a, _, err := p.assign(name)
+			a, _, err := p.assign(name, nil)
 			if !errors.Is(err, want) {
 				t.Fatalf("%s: %v, %v; want %v", name, a, err, want)
 			}
@@ -132,7 +132,7 @@ func TestPoolQuarantine(t *testing.T) {
 		want("new", errPoolFull)
 		release := p.hold(all["n0"])
 		time.Sleep(time.Hour)
-		p.assign("n1") // asked again: its quarantine starts anew
+		p.assign("n1", nil) // asked again: its quarantine starts anew
 		if got := want("new0", nil); got != all["n2"] {
 			t.Errorf("took %v, not the oldest free one %v", got, all["n2"])
 		}
@@ -161,11 +161,11 @@ func TestPoolQuarantine(t *testing.T) {
 func TestPoolBound(t *testing.T) {
 	p := mustPool(t, "198.18.0.0/15", "", 3)
 	for i := range 3 {
-		if _, _, err := p.assign(fmt.Sprint("n", i)); err != nil {
+		if _, _, err := p.assign(fmt.Sprint("n", i), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := p.assign("n3"); !errors.Is(err, errPoolFull) {
+	if _, _, err := p.assign("n3", nil); !errors.Is(err, errPoolFull) {
 		t.Errorf("beyond the bound: %v", err)
 	}
 	if p.restore(addr("198.18.9.9"), "n4") {

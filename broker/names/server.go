@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -17,11 +18,8 @@ const (
 	acceptPause    = 50 * time.Millisecond
 )
 
-// Serve answers queries on sockets made inside the capture until ctx ends. Replies
-// leave from the address that a socket is bound to, so bind to 127.0.0.1 and ::1, not
-// to the wildcard. It owns the sockets and closes them, and returns when no goroutine
-// of it is left. Being told to stop is no error.
-func (n *Names) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
+// serve is Serve of Names and Users.
+func (r *responder) serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
 	if len(udp) == 0 && len(tcp) == 0 {
 		return errors.New("names: no sockets to serve")
 	}
@@ -38,29 +36,30 @@ func (n *Names) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Liste
 	defer stop()
 	var wg sync.WaitGroup
 	for _, c := range udp {
-		wg.Go(func() { n.servePackets(ctx, c, &wg) })
+		wg.Go(func() { r.servePackets(ctx, c, &wg) })
 	}
 	for _, l := range tcp {
-		wg.Go(func() { n.serveListener(ctx, l, &wg) })
+		wg.Go(func() { r.serveListener(ctx, l, &wg) })
 	}
 	wg.Wait()
 	return nil
 }
 
 // servePackets answers at once what it knows, and forwards in a goroutine each.
-func (n *Names) servePackets(ctx context.Context, c net.PacketConn, wg *sync.WaitGroup) {
+func (r *responder) servePackets(ctx context.Context, c net.PacketConn, wg *sync.WaitGroup) {
 	buf := make([]byte, maxQuery)
 	for {
 		size, from, err := c.ReadFrom(buf)
 		if err != nil {
-			if !n.pause(ctx, err) {
+			if !r.pause(ctx, err) {
 				return
 			}
 			continue
 		}
-		q, answer := n.parse(buf[:size], false)
+		q, answer := r.parse(buf[:size], false)
 		if q != nil {
-			answer = n.answerLocally(q)
+			q.asker = r.askerOf("udp", addrPort(from))
+			answer = r.answerLocally(q)
 		}
 		if q == nil || answer != nil {
 			if answer != nil {
@@ -68,47 +67,57 @@ func (n *Names) servePackets(ctx context.Context, c net.PacketConn, wg *sync.Wai
 			}
 			continue
 		}
-		select {
-		case n.inFlight <- struct{}{}:
-		default:
-			n.warn("too many queries at once", n.dropped.Add(1))
+		if !tryEnter(q.asker.waiting) {
+			r.warn("too many queries of one user at once", r.dropped.Add(1), "user", q.asker.label)
+			continue
+		}
+		if !tryEnter(r.inFlight) {
+			leave(q.asker.waiting)
+			r.warn("too many queries at once", r.dropped.Add(1))
 			continue
 		}
 		q.msg = bytes.Clone(q.msg)
 		wg.Go(func() {
-			defer func() { <-n.inFlight }()
-			if answer := n.forward(ctx, q); answer != nil && ctx.Err() == nil {
+			defer leave(q.asker.waiting)
+			defer leave(r.inFlight)
+			if answer := r.forward(ctx, q); answer != nil && ctx.Err() == nil {
 				c.WriteTo(answer, from)
 			}
 		})
 	}
 }
 
-func (n *Names) serveListener(ctx context.Context, l net.Listener, wg *sync.WaitGroup) {
+func (r *responder) serveListener(ctx context.Context, l net.Listener, wg *sync.WaitGroup) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
-			if !n.pause(ctx, err) {
+			if !r.pause(ctx, err) {
 				return
 			}
 			continue
 		}
-		select {
-		case n.connections <- struct{}{}:
-		default:
-			n.warn("too many connections to the resolver at once", n.dropped.Add(1))
+		a := r.askerOf("tcp", addrPort(c.RemoteAddr()))
+		if !tryEnter(a.conns) {
+			r.warn("too many connections of one user to the resolver at once", r.dropped.Add(1), "user", a.label)
+			c.Close()
+			continue
+		}
+		if !tryEnter(r.connections) {
+			leave(a.conns)
+			r.warn("too many connections to the resolver at once", r.dropped.Add(1))
 			c.Close()
 			continue
 		}
 		wg.Go(func() {
-			defer func() { <-n.connections }()
-			n.serveConnection(ctx, c)
+			defer leave(a.conns)
+			defer leave(r.connections)
+			r.serveConnection(ctx, a, c)
 		})
 	}
 }
 
-// serveConnection answers one query after the other.
-func (n *Names) serveConnection(ctx context.Context, c net.Conn) {
+// serveConnection answers one query of a's after the other.
+func (r *responder) serveConnection(ctx context.Context, a *asker, c net.Conn) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
@@ -118,7 +127,7 @@ func (n *Names) serveConnection(ctx context.Context, c net.Conn) {
 		if err != nil {
 			return
 		}
-		answer := n.handle(ctx, msg, true)
+		answer := r.handle(ctx, a, msg, true)
 		if answer == nil {
 			return
 		}
@@ -129,13 +138,22 @@ func (n *Names) serveConnection(ctx context.Context, c net.Conn) {
 	}
 }
 
+// addrPort is the address of a peer; the zero value where that is of no other kind.
+func addrPort(a net.Addr) netip.AddrPort {
+	var p netip.AddrPort
+	if a, ok := a.(interface{ AddrPort() netip.AddrPort }); ok {
+		p = a.AddrPort()
+	}
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}
+
 // pause reports whether to go on after a socket error: running out of descriptors or
 // memory passes.
-func (n *Names) pause(ctx context.Context, err error) bool {
+func (r *responder) pause(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return false
 	}
-	n.warn("resolver socket failed", n.failed.Add(1), "error", err)
+	r.warn("resolver socket failed", r.failed.Add(1), "error", err)
 	select {
 	case <-ctx.Done():
 		return false

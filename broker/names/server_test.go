@@ -17,7 +17,9 @@ import (
 
 // serve runs n on loopback and returns its address, the same for UDP and TCP, and
 // over IPv6 where there is any.
-func serve(t *testing.T, n *Names, host string) string {
+func serve(t *testing.T, n interface {
+	Serve(context.Context, []net.PacketConn, []net.Listener) error
+}, host string) string {
 	t.Helper()
 	var l net.Listener
 	var c net.PacketConn
