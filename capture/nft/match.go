@@ -11,15 +11,21 @@ import (
 	"sshbroker/capture"
 )
 
+const (
+	objectCounter = 1      // NFT_OBJECT_COUNTER
+	statusDNAT    = 1 << 5 // IPS_DST_NAT
+)
+
 // term is one part of a rule: what it says to people and to the kernel. Register 1
-// is used throughout.
+// is used throughout. A set is looked up after the expressions.
 type term struct {
 	text  string
 	exprs []expr.Any
+	set   *set
 }
 
 func l4proto(name string, proto byte) term {
-	return term{"meta l4proto " + name, []expr.Any{
+	return term{text: "meta l4proto " + name, exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
 	}}
@@ -31,7 +37,7 @@ func udp() term { return l4proto("udp", unix.IPPROTO_UDP) }
 // syn matches a SYN alone among SYN, ACK, FIN and RST: a connection that lives
 // already is never touched.
 func syn() term {
-	return term{"tcp flags & (fin | syn | rst | ack) == syn", []expr.Any{
+	return term{text: "tcp flags & (fin | syn | rst | ack) == syn", exprs: []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x17}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x02}},
@@ -39,7 +45,7 @@ func syn() term {
 }
 
 func dport(port uint16) term {
-	return term{fmt.Sprintf("th dport %d", port), []expr.Any{
+	return term{text: fmt.Sprintf("th dport %d", port), exprs: []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: be16(port)},
 	}}
@@ -49,7 +55,7 @@ func class(c uint32) term    { return mark("==", expr.CmpOpEq, c) }
 func notClass(c uint32) term { return mark("!=", expr.CmpOpNeq, c) }
 
 func mark(op string, cmp expr.CmpOp, c uint32) term {
-	return term{fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", capture.MarkMask, op, c), []expr.Any{
+	return term{text: fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", capture.MarkMask, op, c), exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(capture.MarkMask), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: cmp, Register: 1, Data: host32(c)},
@@ -58,7 +64,7 @@ func mark(op string, cmp expr.CmpOp, c uint32) term {
 
 // setClass writes our bits of the mark and keeps the others.
 func setClass(c uint32) term {
-	return term{fmt.Sprintf("meta mark set meta mark & 0x%08x | 0x%08x", ^capture.MarkMask, c), []expr.Any{
+	return term{text: fmt.Sprintf("meta mark set meta mark & 0x%08x | 0x%08x", ^capture.MarkMask, c), exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(^capture.MarkMask), Xor: host32(c)},
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
@@ -67,7 +73,7 @@ func setClass(c uint32) term {
 
 // never is a condition that cannot hold.
 func never() term {
-	return term{"meta mark 0xffffffff meta mark 0", []expr.Any{
+	return term{text: "meta mark 0xffffffff meta mark 0", exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: host32(0xffffffff)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: host32(0)},
@@ -81,33 +87,33 @@ func outLoopback(out bool) term {
 	}
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")
-	return term{text, []expr.Any{
+	return term{text: text, exprs: []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: name},
 	}}
 }
 
 func accept() term {
-	return term{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
+	return term{text: "accept", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
 }
 
 func countedDrop() term {
-	return term{"counter drop", []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
+	return term{text: "counter drop", exprs: []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
 }
 
 func resetTCP() term {
-	return term{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+	return term{text: "reject with tcp reset", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
 }
 
 // hostUnreachable is EHOSTUNREACH in both families; admin-prohibited would be
 // EACCES in IPv6.
 func hostUnreachable() term {
-	return term{"reject with icmpx host-unreachable", []expr.Any{
+	return term{text: "reject with icmpx host-unreachable", exprs: []expr.Any{
 		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_HOST_UNREACH}}}
 }
 
 func redirect(port uint16) term {
-	return term{fmt.Sprintf("redirect to :%d", port), []expr.Any{
+	return term{text: fmt.Sprintf("redirect to :%d", port), exprs: []expr.Any{
 		&expr.Immediate{Register: 1, Data: be16(port)},
 		&expr.Redir{RegisterProtoMin: 1},
 	}}
@@ -119,10 +125,42 @@ func redirect(port uint16) term {
 func toQueue(number uint16, native bool) term {
 	text := fmt.Sprintf("queue num %d", number)
 	if native {
-		return term{text, []expr.Any{&expr.Queue{Num: number, Total: 1}}}
+		return term{text: text, exprs: []expr.Any{&expr.Queue{Num: number, Total: 1}}}
 	}
 	info := xt.Unknown(binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, number), 1))
-	return term{text, []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 1, Info: &info}}}
+	return term{text: text, exprs: []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 1, Info: &info}}}
+}
+
+func count(name string) term {
+	return term{text: "counter name " + name, exprs: []expr.Any{&expr.Objref{Type: objectCounter, Name: name}}}
+}
+
+func drop() term {
+	return term{text: "drop", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}
+}
+
+func jump(chain string) term {
+	return term{text: "jump " + chain, exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
+}
+
+func goTo(chain string) term {
+	return term{text: "goto " + chain, exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
+}
+
+func notTCP() term {
+	return term{text: "meta l4proto != tcp", exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+	}}
+}
+
+// diverted matches the packets of a connection whose destination was changed.
+func diverted() term {
+	return term{text: "ct status dnat", exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(statusDNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}}
 }
 
 func be16(v uint16) []byte   { return binary.BigEndian.AppendUint16(nil, v) }

@@ -4,14 +4,17 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
 )
 
-// TableName is the only table that is ever touched.
-const TableName = "ssh_capture"
+// The only tables that are ever touched: that of a capture with a network namespace to
+// itself, and the host's.
+const (
+	TableName     = "ssh_capture"
+	HostTableName = "ssh_captured"
+)
 
 // Chain priorities, each with its reason in docs/architecture.md: hold runs after
 // connection tracking and mangle, divert before any foreign DNAT at -100.
@@ -45,140 +48,178 @@ const (
 )
 
 // Ruleset is a table, ready to be loaded or shown.
-type Ruleset struct{ chains []chain }
+type Ruleset struct {
+	table    string
+	counters []string // named ones
+	meter    *meterSet
+	chains   []chain
+}
 
+// chain is a base chain, or without a type one that others jump to.
 type chain struct {
 	name     string
-	typ      nftables.ChainType
-	hook     *nftables.ChainHook
-	hookName string
-	priority int
-	rules    [][]term
+	typ      string
+	hook     uint32
+	priority int32
+	rules    []rule
+}
+
+type rule []term
+
+func (r rule) String() string {
+	texts := make([]string, len(r))
+	for i, t := range r {
+		texts[i] = t.text
+	}
+	return strings.Join(texts, " ")
+}
+
+// largeSets are the names of sets that have one.
+func (r Ruleset) largeSets() map[string]bool {
+	names := map[string]bool{}
+	for _, c := range r.chains {
+		for _, rule := range c.rules {
+			for _, t := range rule {
+				if t.set != nil && t.set.name != "" {
+					names[t.set.name] = true
+				}
+			}
+		}
+	}
+	return names
+}
+
+// base returns a chain that packets come to by themselves.
+func base(name, typ string, hook uint32, priority int32, rules ...rule) chain {
+	return chain{name: name, typ: typ, hook: hook, priority: priority, rules: rules}
 }
 
 // Namespace returns the rules of a capture that has a network namespace to itself:
 // every SYN waits in the queue, and nothing but loopback gets anywhere. Without a
 // queue every SYN that leaves is diverted, and loopback is the namespace's own.
 func Namespace(s Spec) Ruleset {
-	hold := chain{name: "hold", typ: nftables.ChainTypeRoute, hook: nftables.ChainHookOutput, hookName: "output", priority: prioHold,
-		rules: [][]term{{tcp(), dport(portDNS), accept()}}}
+	hold := base("hold", "route", unix.NF_INET_LOCAL_OUT, prioHold,
+		rule{tcp(), dport(portDNS), accept()})
 	if s.Form == NoQueue {
 		hold.rules = append(hold.rules,
-			[]term{tcp(), syn(), outLoopback(true), setClass(capture.MarkPass), accept()},
-			[]term{tcp(), syn(), setClass(capture.MarkTunnel), accept()})
+			rule{tcp(), syn(), outLoopback(true), setClass(capture.MarkPass), accept()},
+			rule{tcp(), syn(), setClass(capture.MarkTunnel), accept()})
 	} else {
-		hold.rules = append(hold.rules, []term{tcp(), syn(), toQueue(s.Queue, s.Form == NativeQueue)})
+		hold.rules = append(hold.rules, rule{tcp(), syn(), toQueue(s.Queue, s.Form == NativeQueue)})
 	}
 
-	refuse := chain{name: "refuse", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, hookName: "output", priority: prioRefuse,
-		rules: [][]term{
-			{tcp(), class(capture.MarkReset), resetTCP()},
-			{tcp(), class(capture.MarkUnreachable), hostUnreachable()},
-			{tcp(), dport(portDNS), accept()},
-			{udp(), dport(portDNS), accept()},
-			// Guard 1: a SYN whose verdict was lost on the way.
-			{tcp(), syn(), notClass(capture.MarkPass), notClass(capture.MarkTunnel), countedDrop()},
-			{tcp(), accept()},
-			{outLoopback(true), accept()},
-		}}
+	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse,
+		rule{tcp(), class(capture.MarkReset), resetTCP()},
+		rule{tcp(), class(capture.MarkUnreachable), hostUnreachable()},
+		rule{tcp(), dport(portDNS), accept()},
+		rule{udp(), dport(portDNS), accept()},
+		// Guard 1: a SYN whose verdict was lost on the way.
+		rule{tcp(), syn(), notClass(capture.MarkPass), notClass(capture.MarkTunnel), countedDrop()},
+		rule{tcp(), accept()},
+		rule{outLoopback(true), accept()})
 	if s.UDPRelay != 0 {
-		refuse.rules = append(refuse.rules, []term{udp(), accept()})
+		refuse.rules = append(refuse.rules, rule{udp(), accept()})
 	}
 	// Refused at once, so that QUIC falls back to TCP without waiting.
-	refuse.rules = append(refuse.rules, []term{hostUnreachable()})
+	refuse.rules = append(refuse.rules, rule{hostUnreachable()})
 
-	divert := chain{name: "divert", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, hookName: "output", priority: prioDivert,
-		rules: [][]term{
-			{tcp(), class(capture.MarkTunnel), redirect(s.TCP)},
-			{tcp(), dport(portDNS), redirect(s.DNSTCP)},
-			{udp(), dport(portDNS), redirect(s.DNSUDP)},
-		}}
+	divert := base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert,
+		rule{tcp(), class(capture.MarkTunnel), redirect(s.TCP)},
+		rule{tcp(), dport(portDNS), redirect(s.DNSTCP)},
+		rule{udp(), dport(portDNS), redirect(s.DNSUDP)})
 	if s.UDPRelay != 0 {
-		divert.rules = append(divert.rules, []term{udp(), outLoopback(false), redirect(s.UDPRelay)})
+		divert.rules = append(divert.rules, rule{udp(), outLoopback(false), redirect(s.UDPRelay)})
 	}
 	// Live diverted flows hang once no rule uses NAT any more.
-	divert.rules = append(divert.rules, []term{never(), redirect(s.TCP)})
+	divert.rules = append(divert.rules, rule{never(), redirect(s.TCP)})
 
-	last := chain{name: "last", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: prioLast,
-		rules: [][]term{
-			// Guard 2: a SYN for the tunnel that something else diverted first.
-			{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false), countedDrop()},
-		}}
-	return Ruleset{[]chain{hold, refuse, divert, last}}
+	last := base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
+		// Guard 2: a SYN for the tunnel that something else diverted first.
+		rule{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false), countedDrop()})
+	return Ruleset{table: TableName, chains: []chain{hold, refuse, divert, last}}
 }
 
 // String renders the rule set in nft's language, for people and golden files.
 func (r Ruleset) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", TableName)
-	for i, c := range r.chains {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s hook %s priority %d; policy accept;\n", c.name, c.typ, c.hookName, c.priority)
-		for _, rule := range c.rules {
-			texts := make([]string, len(rule))
-			for i, t := range rule {
-				texts[i] = t.text
-			}
-			fmt.Fprintf(&b, "\t\t%s\n", strings.Join(texts, " "))
-		}
-		b.WriteString("\t}\n")
+	var parts []string
+	for _, name := range r.counters {
+		parts = append(parts, fmt.Sprintf("\tcounter %s {\n\t}\n", name))
 	}
-	b.WriteString("}\n")
-	return b.String()
+	if r.meter != nil {
+		parts = append(parts, r.meter.String())
+	}
+	for _, c := range r.chains {
+		var b strings.Builder
+		fmt.Fprintf(&b, "\tchain %s {\n", c.name)
+		if c.typ != "" {
+			hook := "output"
+			if c.hook == unix.NF_INET_POST_ROUTING {
+				hook = "postrouting"
+			}
+			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.typ, hook, c.priority)
+		}
+		for _, rule := range c.rules {
+			fmt.Fprintf(&b, "\t\t%s\n", rule)
+		}
+		parts = append(parts, b.String()+"\t}\n")
+	}
+	return fmt.Sprintf("table inet %s {\n%s}\n", r.table, strings.Join(parts, "\n"))
 }
 
 // Load adds the table in the current network namespace, all of it or nothing.
 func (r Ruleset) Load() error {
-	c, err := nftables.New()
+	s, err := dial(0)
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
-	r.addTo(c)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("nftables: load table %s: %w", TableName, err)
+	defer s.file.Close()
+	b := newBatch(r.table)
+	b.newTable(0)
+	if err := b.fill(r); err != nil {
+		return err
+	}
+	return s.commit(b)
+}
+
+// fill adds everything that is in the table.
+func (b *batch) fill(r Ruleset) error {
+	for _, name := range r.counters {
+		b.newCounter(name)
+	}
+	if r.meter != nil {
+		b.newMeter(*r.meter)
+	}
+	for _, c := range r.chains {
+		b.newChain(c)
+	}
+	for _, c := range r.chains {
+		for _, rule := range c.rules {
+			if err := b.newRule(c.name, rule); err != nil {
+				return fmt.Errorf("nftables: %w", err)
+			}
+		}
 	}
 	return nil
 }
 
-func (r Ruleset) addTo(c *nftables.Conn) {
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: TableName})
-	for _, spec := range r.chains {
-		priority := nftables.ChainPriority(spec.priority)
-		ch := c.AddChain(&nftables.Chain{Name: spec.name, Table: table, Type: spec.typ, Hooknum: spec.hook, Priority: &priority})
-		for _, rule := range spec.rules {
-			var exprs []expr.Any
-			for _, t := range rule {
-				exprs = append(exprs, t.exprs...)
-			}
-			c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: exprs})
-		}
-	}
-}
-
-// ProbeQueue finds out which form this kernel takes, by a table that nothing refers
-// to and that is gone at once.
+// ProbeQueue finds out which form this kernel takes, in the current network namespace.
 func ProbeQueue() QueueForm {
 	for _, form := range []QueueForm{NativeQueue, TargetQueue} {
-		if takes(toQueue(0, form == NativeQueue)) {
+		if takes(0, chain{name: "probe", rules: []rule{{toQueue(0, form == NativeQueue)}}}) {
 			return form
 		}
 	}
 	return NoQueue
 }
 
-func takes(t term) bool {
-	c, err := nftables.New()
+// takes reports whether the kernel would take such a table.
+func takes(flags uint32, c chain) bool {
+	s, err := dial(0)
 	if err != nil {
 		return false
 	}
-	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: TableName + "_probe"})
-	ch := c.AddChain(&nftables.Chain{Name: "probe", Table: table})
-	c.AddRule(&nftables.Rule{Table: table, Chain: ch, Exprs: t.exprs})
-	if c.Flush() != nil {
-		return false
-	}
-	c.DelTable(table)
-	return c.Flush() == nil
+	defer s.file.Close()
+	b := newBatch(TableName + "_probe")
+	b.newTable(flags)
+	return b.fill(Ruleset{chains: []chain{c}}) == nil && s.try(b) == nil
 }

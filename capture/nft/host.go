@@ -1,0 +1,313 @@
+package nft
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture"
+)
+
+// HostSpec says what the host's table refers to.
+type HostSpec struct {
+	Form     QueueForm
+	TCP      uint16        // of the listeners on 127.0.0.1 and ::1, one for all captures
+	Captures []HostCapture // no two with the same Cgroup and UID
+	System   *HostCapture  // of the whole host; nil where that is not in force
+	Meter    Meter
+}
+
+// HostCapture is one capture of the host. A prefix or range of its Spec that is not
+// valid matches nothing. Spec.Open is the caller's, who knows whether anybody serves.
+//
+// Before a capture is left out of the table, its held SYNs have to be decided: a
+// verdict that comes later is carried out by no rule.
+type HostCapture struct {
+	ID             string // names its chains and counters: letters, digits, '-' and '.'
+	Queue          uint16 // its own
+	DNSUDP, DNSTCP uint16 // ports of its resolver's sockets on 127.0.0.1 and ::1
+
+	// Whose sockets are taken: those of UID that were made in the cgroup, which is at
+	// Level below the root of the hierarchy. Unused for System, whose Spec.Users says.
+	Cgroup uint64
+	Level  uint32
+	UID    uint32
+
+	Spec capture.Spec
+}
+
+// Meter bounds the SYNs that a uid may send to the queues. What is beyond is dropped
+// and comes again a second later.
+type Meter struct {
+	Rate  uint32 // a second; 0 is no bound
+	Burst uint32 // at once
+}
+
+// Names of counters. Those of rules are "OUTCOME_NUMBER_ID".
+const (
+	counterLostMark = "lost_mark"
+	counterDiverted = "diverted"
+	counterMetered  = "metered"
+)
+
+// Host returns the rules of the host's table. Packets of sockets that no capture takes
+// are let alone, but for those to an address of a pool, which are refused.
+func Host(s HostSpec) Ruleset {
+	r := Ruleset{table: HostTableName, counters: []string{counterLostMark, counterDiverted, counterMetered}}
+	if s.Meter.Rate != 0 && s.Form != NoQueue {
+		r.meter = &meterSet{s.Meter}
+	}
+	all := slices.Clone(s.Captures)
+	var users []capture.UIDRange // whose sockets may be taken
+	for _, c := range all {
+		users = append(users, capture.UIDRange{Lo: c.UID, Hi: c.UID})
+	}
+	if s.System != nil {
+		all = append(all, *s.System)
+		users = append(users, s.System.Spec.Users...)
+	}
+	var pools []netip.Prefix
+	refuseUDP := false
+	for _, c := range all {
+		pools = append(pools, c.Spec.Pools...)
+		refuseUDP = refuseUDP || c.Spec.RefuseUDP
+	}
+
+	// A packet that is no SYN passes one rule of hold and, unless it goes to a pool,
+	// few of refuse.
+	r.chains = append(r.chains,
+		base("hold", "route", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
+		chain{name: "syn", rules: append([]rule{{dport(portDNS), accept()}}, s.dispatch(HostCapture.rulesChain)...)})
+
+	// A route chain, so that a passed SYN goes the way that its mark without our class
+	// stands for in foreign policy rules.
+	refuse := base("refuse", "route", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{tcp(), syn(), jump("judge")})
+	toPool := ending(inPrefixes(pools), jump("pool"))
+	refuse.rules = append(refuse.rules, toPool...)
+	if refuseUDP {
+		refuse.rules = append(refuse.rules, rule{notTCP(), outLoopback(false), jump("datagrams")})
+	}
+	judged := []rule{
+		{dport(portDNS), accept()},
+		{class(capture.MarkReset), resetTCP()},
+		{class(capture.MarkUnreachable), hostUnreachable()},
+		{class(capture.MarkTunnel), accept()},
+	}
+	judged = append(judged, toPool...)
+	judged = append(judged,
+		rule{class(capture.MarkPass), setClass(0), accept()},
+		// Guard 1: a SYN whose verdict was lost on the way.
+		rule{count(counterLostMark), drop()})
+	r.chains = append(r.chains, refuse,
+		chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
+		chain{name: "judged", rules: judged},
+		// What a live diverted connection sends, or nothing that may get out.
+		chain{name: "pool", rules: []rule{{diverted(), accept()}, {hostUnreachable()}}})
+	if refuseUDP {
+		r.chains = append(r.chains,
+			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(HostCapture.datagramChain)...)},
+			chain{name: "refused", rules: []rule{{hostUnreachable()}}})
+	}
+
+	r.chains = append(r.chains,
+		base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert,
+			rule{tcp(), class(capture.MarkTunnel), jump("captured")},
+			rule{tcp(), dport(portDNS), jump("captured")},
+			rule{udp(), dport(portDNS), jump("captured")},
+			// Live diverted flows hang once no rule uses NAT any more.
+			rule{never(), redirect(s.TCP)}),
+		chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
+		// Guard 2: a SYN for the tunnel that something else diverted first. Here the
+		// cgroup cannot be asked for; forwarded packets have no owner.
+		base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
+			preceded(rule{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false)}, inUsers(users),
+				count(counterDiverted), drop())...))
+
+	for _, c := range all {
+		r.chains = append(r.chains, s.ask(c), s.divert(c), c.rules())
+		r.counters = append(r.counters, c.counters()...)
+	}
+	return r
+}
+
+func (c HostCapture) rulesChain() string  { return "rules_" + c.ID }
+func (c HostCapture) askChain() string    { return "ask_" + c.ID }
+func (c HostCapture) divertChain() string { return "divert_" + c.ID }
+
+func (c HostCapture) datagramChain() string {
+	if c.Spec.RefuseUDP {
+		return "refused"
+	}
+	return "" // accepted, also where a capture around this one refuses
+}
+
+// dispatch returns rules that send the packets of captured sockets to a chain: by the
+// deepest cgroup first, as a capture within another has its own rules, and System last.
+func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []rule) {
+	captures := slices.Clone(s.Captures)
+	slices.SortStableFunc(captures, func(a, b HostCapture) int { return cmp.Compare(b.Level, a.Level) })
+	for len(captures) > 0 {
+		var elements []element
+		var texts []string
+		level := captures[0].Level
+		for len(captures) > 0 && captures[0].Level == level {
+			c, to := captures[0], chain(captures[0])
+			elements = append(elements, element{key: socketKey(c.Cgroup, c.UID), chain: to})
+			texts = append(texts, fmt.Sprintf("%d . %d : %s", c.Cgroup, c.UID, goOrAccept(to).text))
+			captures = captures[1:]
+		}
+		rules = append(rules, rule{bySocket(level, elements, texts)})
+	}
+	if s.System != nil {
+		rules = append(rules, preceded(nil, inUsers(s.System.Spec.Users), goOrAccept(chain(*s.System)))...)
+	}
+	return rules
+}
+
+func goOrAccept(chain string) term {
+	if chain == "" {
+		return accept()
+	}
+	return goTo(chain)
+}
+
+// rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
+// rules are those of Spec, in their order.
+func (c HostCapture) rules() chain {
+	pass := []term{setClass(capture.MarkPass), accept()}
+	rules := ending(inPrefixes(c.Spec.Pools), goTo(c.askChain()))
+	if !c.Spec.Local {
+		rules = append(rules, append(rule{outLoopback(true)}, pass...))
+	}
+	rules = append(rules, ending(toServers(c.Spec.Exempt), pass...)...)
+	for _, sr := range c.Spec.Rules {
+		places, ports := []rule{nil}, []term{{}}
+		if len(sr.Prefixes) > 0 {
+			places = inPrefixes(sr.Prefixes)
+		}
+		if len(sr.Ports) > 0 {
+			ports = inPorts(sr.Ports)
+		}
+		for _, place := range places {
+			for _, p := range ports {
+				match := slices.Clone(place)
+				if p.exprs != nil {
+					match = append(match, p)
+				}
+				rules = append(rules, append(match, c.outcome(sr.Outcome, sr.Number)...))
+			}
+		}
+	}
+	return chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0))}
+}
+
+func (c HostCapture) outcome(o capture.Outcome, number int) rule {
+	switch o {
+	case capture.Pass:
+		return rule{count(c.counter(o, number)), setClass(capture.MarkPass), accept()}
+	case capture.Reset:
+		return rule{count(c.counter(o, number)), setClass(capture.MarkReset), accept()}
+	default:
+		return rule{goTo(c.askChain())}
+	}
+}
+
+func (c HostCapture) counter(o capture.Outcome, number int) string {
+	return fmt.Sprintf("%s_%d_%s", o, number, c.ID)
+}
+
+// counters are the names of those that rules refers to.
+func (c HostCapture) counters() (names []string) {
+	there := map[string]bool{}
+	for _, sr := range append(slices.Clone(c.Spec.Rules), capture.SpecRule{Outcome: c.Spec.Rest}) {
+		name := c.counter(sr.Outcome, sr.Number)
+		if (sr.Outcome == capture.Pass || sr.Outcome == capture.Reset) && !there[name] {
+			there[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// parseCounter is counter's inverse.
+func parseCounter(name string) (h Hit, ok bool) {
+	parts := strings.SplitN(name, "_", 3)
+	if len(parts) != 3 {
+		return h, false
+	}
+	number, err := strconv.Atoi(parts[1])
+	h.Capture, h.Rule, h.Outcome = parts[2], number, capture.Pass
+	if parts[0] == capture.Reset.String() {
+		h.Outcome = capture.Reset
+	}
+	return h, err == nil && parts[0] == h.Outcome.String()
+}
+
+// ask is the chain for SYNs that a broker decides.
+func (s HostSpec) ask(c HostCapture) chain {
+	if s.Form == NoQueue {
+		return chain{name: c.askChain(), rules: []rule{{setClass(capture.MarkTunnel), accept()}}}
+	}
+	var rules []rule
+	if s.Meter.Rate != 0 {
+		rules = append(rules, rule{meterSet{s.Meter}.over(), count(counterMetered), drop()})
+	}
+	return chain{name: c.askChain(), rules: append(rules, rule{toQueue(c.Queue, s.Form == NativeQueue)})}
+}
+
+func (s HostSpec) divert(c HostCapture) chain {
+	return chain{name: c.divertChain(), rules: []rule{
+		{tcp(), dport(portDNS), redirect(c.DNSTCP)},
+		{udp(), dport(portDNS), redirect(c.DNSUDP)},
+		{tcp(), redirect(s.TCP)}, // of class tunnel
+	}}
+}
+
+// ending returns each of ways with the same end.
+func ending(ways []rule, end ...term) (rules []rule) {
+	for _, w := range ways {
+		rules = append(rules, append(slices.Clone(w), end...))
+	}
+	return rules
+}
+
+// preceded returns a rule for each of ways, between the same begin and end.
+func preceded(begin rule, ways []term, end ...term) (rules []rule) {
+	for _, w := range ways {
+		rules = append(rules, append(append(slices.Clone(begin), w), end...))
+	}
+	return rules
+}
+
+// meterSet remembers how many SYNs each uid has sent to the queues. It stays when
+// rules change; its name has its figures, as elements keep those they were made with.
+type meterSet struct{ Meter }
+
+const (
+	meterUsers   = 1 << 16
+	meterTimeout = 60 // seconds
+)
+
+func (m meterSet) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
+
+func (m meterSet) String() string {
+	return fmt.Sprintf("\tset %s {\n\t\ttype uid\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %ds\n\t}\n", m.name(), meterUsers, meterTimeout)
+}
+
+// over matches what is beyond the meter.
+func (m meterSet) over() term {
+	return term{
+		text: fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
+		exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+			&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
+				&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(m.Rate), Unit: expr.LimitTimeSecond, Burst: m.Burst, Over: true}}},
+		},
+	}
+}

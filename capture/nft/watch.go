@@ -1,0 +1,94 @@
+package nft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Change is one transaction of another program.
+type Change struct {
+	Process string // the name of who made it; "" where notifications were lost
+	Ours    bool   // it changed or removed our table
+	Foreign bool   // it changed another table
+}
+
+// Watch begins to call changed, from a goroutine of its own, for every transaction in
+// the current network namespace, of any family, that this table's socket did not make.
+// It ends when ctx is done or watching fails, and then sends why. Where notifications
+// are lost it reports a Change that may be anything. Applying within changed is safe:
+// that is not reported.
+func (t *Table) Watch(ctx context.Context, changed func(Change)) (<-chan error, error) {
+	s, err := dial(1 << (unix.NFNLGRP_NFTABLES - 1))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ignore(t.socket.port); err != nil {
+		s.file.Close()
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() { s.file.Close() })
+	go func() {
+		err := s.watch(changed)
+		if !stop() {
+			err = ctx.Err()
+		}
+		s.file.Close()
+		ended <- err
+	}()
+	return ended, nil
+}
+
+func (s *socket) watch(changed func(Change)) error {
+	var c Change
+	for {
+		err := s.wait(func(m *syscall.NetlinkMessage) {
+			a, err := body(m)
+			switch {
+			case err != nil || m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES:
+			case m.Header.Type&0xff != unix.NFT_MSG_NEWGEN: // which ends a transaction
+				// The first attribute of every kind of object is its table's name.
+				ours := a.text(unix.NFTA_TABLE_NAME) == HostTableName && m.Data[0] == unix.NFPROTO_INET
+				c.Ours, c.Foreign = c.Ours || ours, c.Foreign || !ours
+			case c != Change{}:
+				c.Process = a.text(unix.NFTA_GEN_PROC_NAME)
+				changed(c)
+				c = Change{}
+			}
+		})
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			c = Change{}
+			changed(Change{Ours: true, Foreign: true})
+		case err != nil:
+			return fmt.Errorf("nftables: watch: %w", err)
+		}
+	}
+}
+
+// ignore keeps what another socket caused out of the buffer of this one: a transaction
+// with a large set would overrun it.
+func (s *socket) ignore(port uint32) error {
+	const portOffset = 12 // of nlmsghdr.nlmsg_pid
+	// The header is in host order, while the filter reads words in network order.
+	port = binary.BigEndian.Uint32(host32(port))
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: portOffset},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: port, Jt: 0, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 30},
+	}
+	var err error
+	cerr := s.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	})
+	if err = errors.Join(err, cerr); err != nil {
+		return fmt.Errorf("nftables: watch: filter: %w", err)
+	}
+	return nil
+}
