@@ -49,6 +49,8 @@ type Config struct {
 
 	// MaxFlows is how many flows may live at once; more are refused. 0: no limit.
 	MaxFlows int
+	// MaxUserFlows is how many of them may be of one uid. 0: no limit.
+	MaxUserFlows int
 
 	// Dial opens a connection in clear; nil: the net package's dialer.
 	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
@@ -79,6 +81,12 @@ type Policy struct {
 	Rules      *filter.Set                  // required
 	Profiles   map[string]*profiles.Profile // by id
 	Defaults   *profiles.Profile            // for rules that name no profile
+
+	// Logins are the user names of profiles that a person has chosen, by profile id.
+	Logins map[string]string
+	// UserBrokers has tunneled flows carried by their owners' own brokers, where the
+	// source of the capture knows of one.
+	UserBrokers bool
 }
 
 // Capture is a set of programs whose flows are served together.
@@ -86,7 +94,11 @@ type Capture struct {
 	ID      string
 	Backend string
 	Source  capture.Source
-	Names   Names
+	Names   Names // nil: no names are known
+
+	// NamesOf knows the names of one uid's programs, in place of Names where a capture
+	// has flows of several.
+	NamesOf func(uid uint32) Names
 
 	// Policy is the capture's own, untouched by reloads; nil: the broker's current
 	// one. A rule of the current one that blocks counts all the same.
@@ -95,6 +107,17 @@ type Capture struct {
 	Localhost bool // connections to the capture's own addresses are judged by the rules
 	User      string
 	Groups    []string
+	// Account finds the name and the groups of a flow's owner, in place of User and
+	// Groups where a capture has flows of several. It is called for every flow.
+	Account func(uid uint32) (user string, groups []string)
+
+	// WayOut says that the kernel has a way of its own to everywhere, so that what goes
+	// in clear is left to it. Else a flow that falls back to plain is relayed by us.
+	WayOut bool
+
+	// FindOrigin says whether the process behind a flow is worth looking for where no
+	// rule asks for it and it is for the record alone; nil: it is.
+	FindOrigin func() bool
 
 	// Event is told what happens, for a person who watches; nil: nobody does.
 	Event func(text string)
@@ -112,6 +135,7 @@ type Broker struct {
 
 	mu    sync.Mutex
 	flows map[uint64]*flow
+	users map[uint32]int // live flows by uid
 	wg    sync.WaitGroup
 	cut   context.CancelCauseFunc
 	life  context.Context
@@ -122,7 +146,7 @@ const maxSearches = 2
 
 // New returns a broker that blocks everything until SetPolicy is called.
 func New(c Config) *Broker {
-	b := &Broker{Config: c, flows: map[uint64]*flow{}, searches: make(chan struct{}, maxSearches)}
+	b := &Broker{Config: c, flows: map[uint64]*flow{}, users: map[uint32]int{}, searches: make(chan struct{}, maxSearches)}
 	if b.Dial == nil {
 		b.Dial = dialTCP
 	}
@@ -206,6 +230,13 @@ func (b *Broker) Totals() Totals {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return Totals{int64(len(b.flows)), int64(b.serial.Load())}
+}
+
+// ofUser counts the live flows of one uid.
+func (b *Broker) ofUser(uid uint32) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.users[uid]
 }
 
 func dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {

@@ -55,6 +55,7 @@ func (k knownNames) Hold(netip.Addr) func()   { return func() {} }
 type opener struct {
 	err   error
 	hangs bool // until its context ends
+	seen  func(*profiles.Profile)
 
 	mu     sync.Mutex
 	opened []string // "user@server -> destination"
@@ -68,6 +69,9 @@ func (o *opener) Open(ctx context.Context, p *profiles.Profile, dst profiles.Des
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.seen != nil {
+		o.seen(p)
+	}
 	o.opened = append(o.opened, fmt.Sprintf("%s@%s -> %s:%d", p.User, p.Host, dst.Host, dst.Port))
 	if o.err != nil {
 		return nil, o.err
@@ -156,6 +160,14 @@ func newBench(t *testing.T, rules *filter.Set) *bench {
 		}
 	})
 	return b
+}
+
+// dial has everything that goes in clear go to one listener, and tells where it was to go.
+func (b *bench) dial(to net.Addr, dialed chan<- string) {
+	b.Dial = func(_ context.Context, address string) (*net.TCPConn, error) {
+		dialed <- address
+		return net.DialTCP("tcp", nil, to.(*net.TCPAddr))
+	}
 }
 
 func TestRefusals(t *testing.T) {

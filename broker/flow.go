@@ -27,6 +27,9 @@ type flow struct {
 	id     uint64
 	at     capture.Flow
 	policy *Policy
+	names  Names
+	user   string // and groups: the owner
+	groups []string
 	count  relay.Counters
 
 	release func()        // of the made-up address
@@ -55,8 +58,14 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	case f.MaxFlows > 0 && f.Totals().Live > int64(f.MaxFlows):
 		f.refuse(audit.Limit, fmt.Errorf("%d flows are open already", f.MaxFlows))
 		return
+	case f.MaxUserFlows > 0 && f.ofUser(f.at.UID) > f.MaxUserFlows:
+		f.refuse(audit.Limit, fmt.Errorf("%d flows of uid %d are open already", f.MaxUserFlows, f.at.UID))
+		return
 	case unrecorded != nil:
 		f.refuse(audit.AuditRequired, unrecorded)
+		return
+	case f.order() != nil:
+		f.obey(ctx)
 		return
 	case f.at.Local && !c.Localhost:
 		f.mu.Lock()
@@ -73,7 +82,7 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	}
 	f.enter(StateDecided)
 
-	if d.Action != filter.Block && f.c.Names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
+	if d.Action != filter.Block && f.names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
 		// Neither way leads anywhere: such an address means nothing but its name.
 		f.refuse(audit.BadName, fmt.Errorf("%v was made up for a name that is not known any more", f.at.Dst.Addr()))
 		return
@@ -93,23 +102,38 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 // arrive begins the record.
 func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	f := &flow{Broker: b, c: c, a: a, at: a.Flow(), id: b.serial.Add(1), origin: make(chan struct{})}
-	f.release = c.Names.Hold(f.at.Dst.Addr())
+	f.names, f.user, f.groups = c.Names, c.User, c.Groups
+	if c.NamesOf != nil {
+		f.names = c.NamesOf(f.at.UID)
+	}
+	if f.names == nil {
+		f.names = nameless{}
+	}
+	if c.Account != nil {
+		f.user, f.groups = c.Account(f.at.UID)
+	}
+	f.release = f.names.Hold(f.at.Dst.Addr())
 	f.policy = c.Policy
 	if f.policy == nil {
 		f.policy = b.Policy()
 	}
 	f.rec = audit.Record{
 		Time: f.at.Arrived, Flow: f.id, Capture: c.ID, Backend: c.Backend,
-		UID: f.at.UID, User: c.User, Groups: c.Groups, Src: f.at.Src, Dst: f.at.Dst,
-		Names: c.Names.Lookup(f.at.Dst.Addr()),
+		UID: f.at.UID, User: f.user, Groups: f.groups, Src: f.at.Src, Dst: f.at.Dst,
+		Names: f.names.Lookup(f.at.Dst.Addr()),
 	}
 	if f.policy != nil {
 		f.rec.Generation = uint64(f.policy.Generation)
 	}
 	b.mu.Lock()
 	b.flows[f.id] = f
+	b.users[f.at.UID]++
 	b.mu.Unlock()
-	go f.findOrigin()
+	if c.FindOrigin == nil || c.FindOrigin() {
+		go f.findOrigin()
+	} else {
+		close(f.origin)
+	}
 	f.enter(StateArrived)
 	return f
 }
@@ -123,6 +147,10 @@ func (f *flow) findOrigin() {
 	f.searches <- struct{}{}
 	o := f.at.Origin()
 	<-f.searches
+	f.found(o)
+}
+
+func (f *flow) found(o capture.Origin) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rec.PID, f.rec.Program = o.PID, o.Exe
@@ -133,10 +161,11 @@ func (f *flow) findOrigin() {
 func (f *flow) decide() (filter.Decision, error) {
 	var blind error
 	q := filter.Flow{
-		Names: f.rec.Names, Addr: f.at.Dst.Addr(), Port: f.at.Dst.Port(), User: f.c.User, Groups: f.c.Groups,
+		Names: f.rec.Names, Addr: f.at.Dst.Addr(), Port: f.at.Dst.Port(), User: f.user, Groups: f.groups,
 		Program: func() string {
 			o := f.at.Origin()
 			blind = o.Err
+			f.found(o)
 			return o.Exe
 		},
 	}
@@ -165,7 +194,7 @@ func (f *flow) decide() (filter.Decision, error) {
 
 // tunnel opens the channel first and lets the program in then.
 func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
-	if d.Name != "" && !f.c.Names.Asked(f.at.Dst.Addr(), d.Name) {
+	if d.Name != "" && !f.names.Asked(f.at.Dst.Addr(), d.Name) {
 		d.Name = "" // a name of the hosts file: the program gave the address
 	}
 	p, dst, err := f.policy.Way(d, f.at)
@@ -173,11 +202,16 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 		f.refuse(audit.ProfileError, err)
 		return
 	}
-	f.mu.Lock()
-	f.rec.Profile, f.rec.Server = p.ID, p.User+"@"+hostPort(p.Host, p.Port)
-	f.rec.Target = hostPort(dst.Host, dst.Port)
-	f.mu.Unlock()
+	fallback := d.Rule != nil && d.Rule.FallbackToPlain
+	if f.handOver(ctx, d, p, dst, fallback) {
+		return
+	}
+	f.through(ctx, p, dst, fallback)
+}
 
+// through opens a channel on p's transport and has it carry the flow.
+func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.Destination, fallback bool) {
+	f.leadsTo(p, dst)
 	wanted, done := f.whileWanted(ctx)
 	stream, err := f.Tunnels.Open(wanted, p, dst, nil)
 	unwanted := context.Cause(wanted) == capture.ErrAbandoned
@@ -186,14 +220,11 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 	case err != nil && unwanted:
 		f.forget()
 		return
+	case err != nil && fallback && mayFallBack(err):
+		f.fallBack(ctx, tunnelReason(err), err)
+		return
 	case err != nil:
-		reason := tunnelReason(err)
-		if d.Rule != nil && d.Rule.FallbackToPlain && mayFallBack(err) {
-			f.note(fmt.Errorf("tunnel failed (%s), carried in clear: %w", reason, err))
-			f.direct(ctx, audit.Fallback)
-			return
-		}
-		f.refuse(reason, err)
+		f.refuse(tunnelReason(err), err)
 		return
 	}
 	if s, ok := stream.(interface{ Way() uint64 }); ok {
@@ -213,6 +244,23 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 	f.carry(ctx, conn, stream, audit.Carried)
 }
 
+// leadsTo records the way.
+func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rec.Profile, f.rec.Server = p.ID, hostPort(p.Host, p.Port)
+	if p.User != "" {
+		f.rec.Server = p.User + "@" + f.rec.Server
+	}
+	f.rec.Target = hostPort(dst.Host, dst.Port)
+}
+
+// fallBack carries the flow in clear after its tunnel has failed.
+func (f *flow) fallBack(ctx context.Context, reason audit.Reason, err error) {
+	f.note(fmt.Errorf("tunnel failed (%s), carried in clear: %w", reason, err))
+	f.direct(ctx, audit.Fallback)
+}
+
 // Way finds the profile and the destination that a decision leads to.
 func (p *Policy) Way(d filter.Decision, at capture.Flow) (*profiles.Profile, profiles.Destination, error) {
 	asked := d.Name
@@ -220,29 +268,42 @@ func (p *Policy) Way(d filter.Decision, at capture.Flow) (*profiles.Profile, pro
 		asked = at.Dst.Addr().String()
 	}
 	dst := profiles.Destination{Host: asked, Port: at.Dst.Port(), Origin: at.Src}
-	profile, user, fromApp := p.Defaults, "", false
 	if r := d.Rule; r != nil {
-		user, fromApp = r.Username, r.HostnameFromApp
 		if r.Destination != "" {
 			dst.Host = r.Destination
 		}
 		if r.DestinationPort != 0 {
 			dst.Port = r.DestinationPort
 		}
-		if r.Profile != "" {
-			profile = p.Profiles[r.Profile]
-		}
 	}
+	profile, user, fromApp := p.server(d)
 	if profile == nil {
 		return nil, dst, fmt.Errorf("no profile for this flow: %w", profiles.ErrSetup)
 	}
 	return profile.For(asked, user, fromApp), dst, nil
 }
 
-// direct carries the flow in clear: by the kernel where it can, else by us.
+// server finds the profile that a decision leads to, nil where there is none, and what
+// its rule says of user and host.
+func (p *Policy) server(d filter.Decision) (profile *profiles.Profile, user string, fromApp bool) {
+	r := d.Rule
+	switch {
+	case r == nil:
+		return p.Defaults, "", false
+	case r.Profile == "":
+		return p.Defaults, r.Username, r.HostnameFromApp
+	}
+	return p.Profiles[r.Profile], r.Username, r.HostnameFromApp
+}
+
+// direct carries the flow in clear: by the kernel where it can, else by us. The kernel
+// has no way to an address that was made up.
 func (f *flow) direct(ctx context.Context, reason audit.Reason) {
-	if reason != audit.Fallback && f.a.Pass() == nil {
-		f.finish(audit.Passed, nil)
+	if (f.c.WayOut || reason != audit.Fallback) && !f.names.IsPool(f.at.Dst.Addr()) && f.a.Pass() == nil {
+		if reason == audit.Direct {
+			reason = audit.Passed
+		}
+		f.finish(reason, nil)
 		return
 	}
 	wanted, done := f.whileWanted(ctx)
@@ -279,7 +340,7 @@ func (f *flow) plainAddress() string {
 		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	case f.at.Local && !addr.IsLoopback():
 		addr = netip.IPv6Loopback()
-	case f.c.Names.IsPool(addr) && len(f.rec.Names) > 0:
+	case f.names.IsPool(addr) && len(f.rec.Names) > 0:
 		return hostPort(f.rec.Names[0], port)
 	}
 	return netip.AddrPortFrom(addr, port).String()
@@ -320,7 +381,7 @@ func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
 		case <-time.After(originPatience):
 		}
 	}
-	f.a.Refuse(r)
+	f.answer(r, reason, err)
 	f.mu.Lock()
 	if f.rec.Action != "" {
 		f.rec.Open = time.Since(f.at.Arrived) - f.rec.Decision
@@ -357,7 +418,7 @@ func (f *flow) whileWanted(ctx context.Context) (wanted context.Context, done fu
 
 // forget ends a flow whose program gave up before there was anything to be let into.
 func (f *flow) forget() {
-	f.a.Refuse(capture.Silent)
+	f.answer(capture.Silent, audit.Abandoned, nil)
 	f.finish(audit.Abandoned, nil)
 }
 
@@ -421,6 +482,9 @@ func (f *flow) record() {
 	f.event("ended, " + rec.Reason.String())
 	f.Broker.mu.Lock()
 	delete(f.flows, f.id)
+	if f.users[f.at.UID]--; f.users[f.at.UID] == 0 {
+		delete(f.users, f.at.UID)
+	}
 	f.Broker.mu.Unlock()
 }
 

@@ -34,7 +34,7 @@ var layers = []struct {
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.
-	{"broker", []string{"filter", "capture", "profiles", "broker/relay", "broker/audit"}},
+	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit"}},
 	{"broker/...", []string{"filter", "capture", "profiles"}},
 	{"broker/relay", nil},
 	{"broker/audit", nil},
@@ -43,7 +43,7 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/netns", "profiles", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/netns", "capture/origin", "capture/service/...", "profiles", "profiles/sshconf", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

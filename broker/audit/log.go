@@ -168,6 +168,9 @@ func (l *Log) Ready() error {
 	return nil
 }
 
+// Required reports whether no flow may go unrecorded.
+func (l *Log) Required() bool { return l.opts.Required }
+
 // Stats returns the counts so far.
 func (l *Log) Stats() Stats {
 	l.mu.Lock()

@@ -16,7 +16,9 @@ const (
 	Carried  // through a tunnel
 	Direct   // relayed without one
 	Passed   // carried by the kernel
-	Fallback // relayed in plain, after its tunnel had failed
+	Fallback // in plain, after its tunnel had failed
+
+	HandedOver // to its owner's own broker, which records it as Carried
 
 	// The rules refused it.
 	Blocked
@@ -35,6 +37,10 @@ const (
 	HostKey
 	ProfileError  // the profile cannot be used
 	TransportLost // while opening; a live flow that loses it is Carried and ends with a reset
+
+	// Its owner's own broker, which was to carry it.
+	RefusedByCarrier
+	CarrierGone // it ended while it was at it
 
 	Abandoned // the program gave up connecting
 
@@ -55,6 +61,7 @@ var reasonNames = [endOfReasons]string{
 	Direct:               "direct",
 	Passed:               "passed",
 	Fallback:             "fallback",
+	HandedOver:           "handed-over",
 	Blocked:              "blocked",
 	NotBuilt:             "not-built",
 	BadName:              "bad-name",
@@ -67,6 +74,8 @@ var reasonNames = [endOfReasons]string{
 	HostKey:              "host-key",
 	ProfileError:         "profile-error",
 	TransportLost:        "transport-lost",
+	RefusedByCarrier:     "refused-by-carrier",
+	CarrierGone:          "carrier-gone",
 	Abandoned:            "abandoned",
 	Limit:                "limit",
 	NoDescriptors:        "no-descriptors",

@@ -26,7 +26,7 @@ func TestReasons(t *testing.T) {
 	// The words are read by others: none may be lost.
 	for _, word := range strings.Fields(`carried direct passed blocked refused-by-destination unreachable prohibited
 		name-not-found server-unreachable auth-failed host-key profile-error transport-lost abandoned not-built
-		fallback limit no-descriptors audit-required shutdown bad-name internal`) {
+		fallback limit handed-over refused-by-carrier carrier-gone no-descriptors audit-required shutdown bad-name internal`) {
 		if !seen[word] {
 			t.Errorf("no reason is called %q", word)
 		}

@@ -8,8 +8,8 @@
 //
 // It does not match rules (filter), connect anywhere or open a key file (profiles),
 // or act on what it reads. It reads the files it is told to read and nothing from
-// the process: no environment variable, no current directory, no user database; see
-// Env.
+// the process: no environment variable, no current directory, no user database but
+// what Env gives it.
 //
 // A file is good or it is refused: there is no partial configuration. All errors of
 // a file are reported, sorted by position; a syntax error ends the list, as nothing

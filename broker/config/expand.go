@@ -16,6 +16,10 @@ type Env struct {
 	UID     int
 	GID     int
 	Environ []string // NAME=value, as from os.Environ
+
+	// UserName and GroupName find the name of an account by its number, "" where it
+	// has none; nil: rules that give a number match no account that has a name.
+	UserName, GroupName func(id string) string
 }
 
 // Lookup returns the value of an environment variable.

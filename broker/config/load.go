@@ -43,6 +43,12 @@ type Config struct {
 	Pool4 netip.Prefix // pseudo IPv4 addresses
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 
+	Host Host
+
+	// Logins are the names to log in with that a file gives, by profile id, "" for
+	// Defaults. Where there is none, Profile.User is the name of Env's user.
+	Logins map[string]string
+
 	Proxies map[string]string // rulesets that hold, by profile id, "" for Defaults; checked, not acted on yet
 
 	Files    []string          // the files that were read, in their order

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"path/filepath"
@@ -170,12 +171,17 @@ func (m *merged) config() (*Config, error) {
 		Profiles: make(map[string]*profiles.Profile, len(m.order)),
 		Defaults: &m.defaults,
 		Pool4:    defaultPool4(),
+		Host:     Host{UserBrokers: true},
+		Logins:   make(map[string]string),
 		Proxies:  make(map[string]string),
 	}
 	sum := sha256.New()
 	for _, f := range m.files {
 		fmt.Fprintf(sum, "%q %x\n", f.name, f.digest)
 		c.Files = append(c.Files, f.name)
+		if f.defaults.user != "" {
+			c.Logins[""] = f.defaults.user
+		}
 		if f.defaults.proxy != nil {
 			c.Proxies[""] = *f.defaults.proxy
 		}
@@ -183,6 +189,9 @@ func (m *merged) config() (*Config, error) {
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
+		if login := cmp.Or(m.profiles[id].user, c.Logins[""]); login != "" {
+			c.Logins[id] = login
+		}
 		switch p := m.profiles[id]; {
 		case p.gateway != "":
 		case p.proxy != nil:
@@ -204,6 +213,7 @@ func (m *merged) config() (*Config, error) {
 		c.FilterPresent = true
 		c.FilterSource = m.engine.pos.File
 		c.Pool4, c.Pool6 = m.engine.pool4, m.engine.pool6
+		c.Host = m.engine.host
 	}
 	return c, nil
 }

@@ -54,6 +54,11 @@ func TestProblems(t *testing.T) {
 		{"no number", profile(`<idle-timeout time="5s"/>`), []string{`2:56: idle-timeout: time: "5s" is not a number`}},
 		{"negative number", profile(`<idle-timeout time="-1"/>`), []string{`2:56: idle-timeout: time: "-1" is not a number`}},
 		{"number beyond all bounds", profile(`<idle-timeout time="99999999999999999999"/>`), []string{`2:56: idle-timeout: time: "99999999999999999999" is not a number`}},
+		{"crash policy", root(`<filter-engine crash-policy="ajar"/>`), []string{`2:30: filter-engine: crash-policy: "ajar" is not one of closed, open`}},
+		{"user brokers", root(`<filter-engine user-brokers="own"/>`), []string{`2:30: filter-engine: user-brokers: "own" is neither yes nor no`}},
+		{"uids", root(`<filter-engine capture-users="1000,ann,5-4,4294967295,"/>`), []string{`2:31: filter-engine: capture-users: a name is empty`,
+			`2:31: filter-engine: capture-users: "ann" is neither a uid nor a range of uids [write it as`, `2:31: filter-engine: capture-users: "5-4" is`, `2:31: filter-engine: capture-users: "4294967295" is`}},
+		{"root among the uids", root(`<filter-engine capture-users="0-9"/>`), []string{`2:31: filter-engine: capture-users: "0-9" has root, uid 0, in it [write capture-root="yes"]`}},
 		{"all errors of a file", "<secsh-broker>\n<filter-engine>\n<rule action='X'/>\n<rul/>\n<rule action='BLOCK' host='(' ports='9-1'/>\n</filter-engine>\n<profiles/>\n</secsh-broker>", []string{
 			`3:15: rule: action: "X"`, "4:1: rul: filter-engine cannot", "5:28: rule: host:", "5:38: rule: wrong ports", "7:1: profiles: profiles must stand before filter-engine"}},
 		{"the schema up to a syntax error", "<secsh-broker>\n<filter-engine>\n<rule acton='X'/>\n<rule host='('/>\n</filter-engin>\n<nothing/>", []string{

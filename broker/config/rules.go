@@ -19,6 +19,7 @@ type filterEngine struct {
 	rules         []rule
 	defaultAction filter.Action
 	pool4, pool6  netip.Prefix // pool6 is zero where IPv6 has none
+	host          Host
 }
 
 // rule is one filter rule with what has to be checked once all profiles are known.
@@ -40,7 +41,7 @@ func defaultPool4() netip.Prefix {
 }
 
 func (r *reader) filterEngine(n *schema.Node) *filterEngine {
-	f := &filterEngine{pos: n.Pos, defaultAction: filter.Direct, pool4: defaultPool4()}
+	f := &filterEngine{pos: n.Pos, defaultAction: filter.Direct, pool4: defaultPool4(), host: r.host(n)}
 	if n.Str("default-action") == "BLOCK" {
 		f.defaultAction = filter.Block
 	}
@@ -162,8 +163,8 @@ func keys[V any](m map[string]V) []string {
 func (r *reader) rule(n *schema.Node) rule {
 	out := r.outcome(n)
 	r.conditions(n, &out)
-	out.Users = r.list(n, "users")
-	out.Groups = r.list(n, "groups")
+	out.Users = accounts(r.list(n, "users"), r.env.UserName)
+	out.Groups = accounts(r.list(n, "groups"), r.env.GroupName)
 	out.HostnameFromApp = n.Yes("hostname-from-app")
 	out.UsernameFromApp = n.Yes("username-from-app")
 	out.ShowServerBanner = n.Yes("show-sftp-server-banner")

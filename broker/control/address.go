@@ -16,6 +16,9 @@ import (
 // EnvAddress names the broker's socket where no option does; ssh-broker-g3(1).
 const EnvAddress = "SSH_SECSH_BROKER"
 
+// SystemAddress is where the broker of a whole host listens.
+const SystemAddress = "/run/ssh-broker-system/broker"
+
 // Address is the path of the broker's socket: option (-a) if it is given, else
 // SSH_SECSH_BROKER, else /run/user/UID/ssh-broker/broker where /run/user/UID is
 // ours, else /tmp/ssh-USER/ssh-broker. It makes nothing; [Listen] does. A directory

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -98,7 +99,7 @@ func (d Dialer) greet(ctx context.Context, c *Client) error {
 		return fmt.Errorf("credentials: %w", err)
 	}
 	own := os.Geteuid()
-	if uid := int(cred.Uid); uid != own && uid != 0 && (own != 0 || !d.AnyOwner) {
+	if uid := int(cred.Uid); uid != own && uid != 0 && (own != 0 || !d.AnyOwner) && !d.isSystem(cred.Uid) {
 		if own == 0 {
 			return fmt.Errorf("it is run by %s; name it with -a to use it as root", accountName(cred.Uid))
 		}
@@ -135,6 +136,18 @@ func (d Dialer) greet(ctx context.Context, c *Client) error {
 	}
 	c.Version, c.PID = m.Version, int(cred.Pid)
 	return c.conn.SetReadDeadline(time.Time{})
+}
+
+// isSystem reports whether uid is the account of the broker of the whole host: who owns
+// the directory of its socket, which only root can have made.
+func (d Dialer) isSystem(uid uint32) bool {
+	if d.Address != SystemAddress {
+		return false
+	}
+	var dir, parent unix.Stat_t
+	path := filepath.Dir(SystemAddress)
+	return unix.Lstat(path, &dir) == nil && unix.Lstat(filepath.Dir(path), &parent) == nil &&
+		dir.Mode&unix.S_IFMT == unix.S_IFDIR && dir.Uid == uid && parent.Uid == 0 && parent.Mode&0o022 == 0
 }
 
 // readPlain reads a message of a broker, which never sends descriptors.

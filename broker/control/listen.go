@@ -177,6 +177,30 @@ func (l *Listener) bind() error {
 	return nil
 }
 
+// Share lets the members of a group connect, too; see Server.Admins. We have to be a
+// member of it ourselves, or privileged.
+func (l *Listener) Share(gid int) error {
+	name := filepath.Base(l.path)
+	// Not chmod by path: the name could be a link by now, for whoever may write there.
+	fd, err := unix.Openat(l.dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: l.path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || inodeOf(&st) != l.id {
+		return fmt.Errorf("%s is not our socket any more", l.path)
+	}
+	self := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err := unix.Chown(self, -1, gid); err != nil {
+		return &fs.PathError{Op: fmt.Sprintf("give to group %d", gid), Path: l.path, Err: err}
+	}
+	if err := unix.Chmod(self, 0o660); err != nil {
+		return &fs.PathError{Op: "chmod", Path: l.path, Err: err}
+	}
+	return nil
+}
+
 // clearPlace removes the socket of a dead broker, and only that.
 func (l *Listener) clearPlace(name string) error {
 	var st unix.Stat_t

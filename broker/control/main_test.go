@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		<-ctx.Done()
 	case "foreign-client":
 		os.Exit(playForeignClient(os.Args[1]))
+	case "foreign-admin":
+		os.Exit(playForeignAdmin(os.Args[1]))
 	case "foreign-broker":
 		os.Exit(playForeignBroker(os.Args[1]))
 	}

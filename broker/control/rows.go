@@ -46,6 +46,18 @@ type StatusRow struct {
 	Memory      uint64      `json:"memory"`   // bytes obtained from the system
 	Goroutines  int         `json:"goroutines"`
 	FDs         int         `json:"fds"`
+
+	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
+}
+
+// CapturedStatus is how a broker stands with ssh-captured.
+type CapturedStatus struct {
+	Connected bool   `json:"connected"`
+	Enabled   bool   `json:"enabled"`          // system-wide capture is on
+	Held      bool   `json:"held"`             // connect() waits for the decision
+	Origins   bool   `json:"origins"`          // the process behind a connection is found at once
+	Policy    string `json:"policy,omitempty"` // of the system broker: what becomes of connections without it, "closed" or "open"
+	Error     string `json:"error,omitempty"`  // why it is not connected
 }
 
 // AuditStatus says whether the audit record keeps up.
@@ -80,6 +92,7 @@ type ChannelRow struct {
 	ID         uint64    `json:"id"`
 	Connection uint64    `json:"connection"` // ConnectionRow.ID; 0 for a flow carried without a tunnel
 	Capture    string    `json:"capture"`
+	Owner      string    `json:"owner,omitempty"` // login name, or uid; of a system broker
 	Program    string    `json:"program"`
 	PID        int       `json:"pid"`
 	Src        string    `json:"src"` // address:port
@@ -130,11 +143,13 @@ type ExplainResult struct {
 	Fallback    bool   `json:"fallback"`       // carried in clear if the tunnel fails
 	Destination string `json:"destination,omitempty"`
 	Note        string `json:"note,omitempty"`
+	Owner       string `json:"owner,omitempty"` // whose flow it would be; of a system broker
 }
 
-// CaptureArgs describes a capture whose descriptors come with the call.
+// CaptureArgs describes a capture. The descriptors of a namespace come with the call.
 type CaptureArgs struct {
 	ID          string   `json:"id"`
+	Backend     string   `json:"backend,omitempty"`  // "": a namespace; BackendCgroup
 	Takeover    bool     `json:"takeover,omitempty"` // an earlier broker served it
 	Via         string   `json:"via,omitempty"`
 	Agent       string   `json:"agent,omitempty"` // the caller's SSH_AUTH_SOCK, for Via
@@ -145,8 +160,11 @@ type CaptureArgs struct {
 	Command     []string `json:"command,omitempty"`
 	Debug       int      `json:"debug,omitempty"` // events are told up to this level; see CaptureEvent
 
-	Manifest json.RawMessage `json:"manifest"` // what the descriptors are: a netns.Manifest
+	Manifest json.RawMessage `json:"manifest,omitempty"` // what the descriptors of a namespace are: a netns.Manifest
 }
+
+// BackendCgroup is a capture that ssh-captured has made: nothing comes with the call.
+const BackendCgroup = "cgroup"
 
 // CaptureRow is what a broker tells the client of a capture: once that it serves,
 // then events as they happen.

@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -29,6 +32,10 @@ type Server struct {
 	Log          *slog.Logger
 	MaxClients   int           // more are turned away; 0: 512
 	WriteTimeout time.Duration // for one message to a client that does not read; 0: 5 s
+
+	// Admins is a group whose members are served as well as our own user and root are;
+	// 0: none. It is for the broker of a whole host.
+	Admins int
 
 	// OnClients, if set, is told the number of connected clients after each change,
 	// one call at a time. It must not block.
@@ -179,7 +186,7 @@ func (c *session) hello(ctx context.Context) error {
 		return &Error{Code: CodeForbidden, Message: "credentials of the client: " + err.Error()}
 	}
 	c.pid, c.uid = int(cred.Pid), int(cred.Uid)
-	if c.uid != os.Geteuid() && c.uid != 0 {
+	if c.uid != os.Geteuid() && c.uid != 0 && !c.isAdmin(cred) {
 		return &Error{Code: CodeForbidden, Message: fmt.Sprintf("this broker belongs to %s", accountName(uint32(os.Geteuid())))}
 	}
 	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
@@ -209,6 +216,23 @@ func (c *session) hello(ctx context.Context) error {
 		return err
 	}
 	return c.write(message{Kind: kindHello, Protocol: protocol, Version: Version()})
+}
+
+// isAdmin reports whether the client was a member of Server.Admins when it connected.
+func (c *session) isAdmin(cred *unix.Ucred) bool {
+	if c.server.Admins <= 0 {
+		return false
+	}
+	admins := uint32(c.server.Admins)
+	if cred.Gid == admins {
+		return true
+	}
+	groups, err := c.peerGroups()
+	if err != nil {
+		c.server.Log.Warn("groups of a client", "pid", cred.Pid, "err", err)
+		return false
+	}
+	return slices.Contains(groups, admins)
 }
 
 // readAll takes messages until the client goes away or breaks the protocol, and

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,8 +10,10 @@ import (
 	"slices"
 
 	"sshbroker/broker"
+	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/names"
+	"sshbroker/capture"
 	"sshbroker/capture/netns"
 	"sshbroker/filter"
 	"sshbroker/profiles"
@@ -21,18 +22,38 @@ import (
 
 // served is one capture that this daemon serves.
 type served struct {
-	args     control.CaptureArgs
-	manifest netns.Manifest
-	source   *netns.Served
-	names    *names.Names
-	capture  *broker.Capture
-	warnings []string // for the person who starts it
-	events   chan control.CaptureEvent
+	args    control.CaptureArgs
+	way     way
+	backend backend
+	journal string
+	names   *names.Names
+	capture *broker.Capture
+	events  chan control.CaptureEvent
 
 	keepers int           // connected clients that look after it; guarded by Daemon.mu
 	alone   chan struct{} // one token: keepers may have become 0
 	done    chan struct{} // closed when it is served no more
 	err     error         // why; read after done
+}
+
+// backend is how a capture was made, and how one knows that it is over.
+type backend interface {
+	capture.Source
+	Close() error
+	describe(*broker.Capture) // what the broker has to know of it
+	held() bool               // connect() waits for the decision
+	strangers() uint64
+	answer(ctx context.Context, known *names.Names) // serves name queries, and what else goes round the broker, until ctx ends
+	waitEmpty(ctx context.Context) error            // until no process is left
+	over(err error) bool                            // err, of Next, says that the capture is no more
+	empty() bool                                    // no process is left; false in doubt
+}
+
+// opening is a capture that is about to be served.
+type opening struct {
+	journal string
+	open    func(ctx context.Context, s *served) (backend, error) // called once s knows its way and its names
+	drop    func()                                                // in place of open
 }
 
 // validID keeps what a client calls its capture fit for file names and prompts.
@@ -46,6 +67,11 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 		return err
 	}
 	files := call.Files()
+	if d.System {
+		closeFiles(files)
+		return &control.Error{Code: control.CodeForbidden, Message: "the broker of the whole host serves no captures of single programs",
+			Hint: "ssh-capture starts a broker of your own where -a and " + control.EnvAddress + " name none"}
+	}
 	if !validID.MatchString(args.ID) {
 		closeFiles(files)
 		return &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("capture id %q", args.ID)}
@@ -61,9 +87,9 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 	}
 	defer d.detach(s)
 
-	row := control.CaptureRow{Serving: true, Held: s.manifest.Held}
-	row.Warnings = slices.Clone(s.warnings)
-	if !s.manifest.Held {
+	row := control.CaptureRow{Serving: true, Held: s.backend.held()}
+	row.Warnings = slices.Clone(s.way.warnings)
+	if !row.Held {
 		row.Warnings = append(row.Warnings, "this kernel has no packet queue (nfnetlink_queue): connect() succeeds before it is known whether the far side answers")
 	}
 	if err := d.Audit.Stats().Failing; err != nil {
@@ -91,59 +117,91 @@ func (d *Daemon) handleCapture(ctx context.Context, call *control.Call) error {
 
 // begin serves a capture that is new to this daemon. It owns files.
 func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.CaptureArgs, files []*os.File) (*served, error) {
-	s := &served{args: args, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
+	prepare := d.namespaceOpening
+	switch args.Backend {
+	case "":
+	case control.BackendCgroup:
+		prepare = d.cgroupOpening
+	default:
+		closeFiles(files)
+		return nil, &control.Error{Code: control.CodeBadRequest, Message: fmt.Sprintf("capture backend %q", args.Backend)}
+	}
+	o, err := prepare(args, files)
+	if err != nil {
+		return nil, err
+	}
+	s := &served{args: args, journal: o.journal, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
 		events: make(chan control.CaptureEvent, 256)}
-	if err := json.Unmarshal(args.Manifest, &s.manifest); err != nil {
-		closeFiles(files)
-		return nil, &control.Error{Code: control.CodeBadRequest, Message: "capture manifest: " + err.Error()}
+	if s.way, err = d.wayOf(ctx, call, args); err == nil {
+		err = s.learnNames(d)
 	}
-	way, err := d.wayOf(ctx, call, args)
 	if err != nil {
-		closeFiles(files)
+		o.drop()
 		return nil, err
 	}
-	s.warnings = way.warnings
-	if err := netns.PoolIsFree(way.pool4, way.pool6); err != nil {
-		closeFiles(files)
-		return nil, &control.Error{Code: control.CodeConfig, Message: err.Error(),
-			Hint: "choose other addresses with ip-generate-start on the filter-engine element"}
-	}
-	if s.source, err = netns.Adopt(s.manifest, files, args.Takeover, d.Log); err != nil {
+	d.mu.Lock()
+	before := d.loaded
+	d.mu.Unlock()
+	if s.backend, err = o.open(ctx, s); err != nil {
+		_ = s.names.Close()
 		return nil, err
 	}
-	s.capture = &broker.Capture{ID: args.ID, Backend: "namespace", Source: s.source, Policy: way.policy,
-		Localhost: args.Localhost, User: d.account.name, Groups: d.account.groups}
-	if args.Debug >= 5 {
-		s.capture.Event = func(text string) { s.tell(5, text) }
-	}
-	var trace func(string)
-	if args.Debug >= 7 {
-		trace = func(text string) { s.tell(7, text) }
-	}
-	s.names, err = names.New(names.Config{
-		Policy: namePolicy{d, s}, AllPseudo: args.Via != "",
-		Pool4: way.pool4, Pool6: way.pool6, Logger: d.Log, Journal: d.journal(s),
-		HostsFile: "/etc/hosts", ResolvFile: "/etc/resolv.conf", Trace: trace,
-	})
-	if err != nil {
-		s.source.Close()
-		return nil, err
-	}
-	s.capture.Names = s.names
+	s.capture.Source = s.backend
+	s.backend.describe(s.capture)
 
 	d.mu.Lock()
 	if s.needsRules() && !d.loaded.present { // a reload came between
 		d.mu.Unlock()
+		_ = s.backend.Close()
 		_ = s.names.Close()
-		_ = s.source.Close()
 		return nil, noRules("")
 	}
 	d.captures[args.ID] = s
 	d.reconsider()
-	d.mu.Unlock()
+	if c, ok := s.backend.(*cgroup); ok && d.loaded != before {
+		d.capWG.Go(func() { d.told(s.args.ID, d.renew(s, c)) })
+	}
 	d.capWG.Go(func() { d.live(s) })
-	d.Log.Info("capture served", "capture", args.ID, "command", args.Command, "takeover", args.Takeover, "via", args.Via)
+	d.mu.Unlock()
+	d.Log.Info("capture served", "capture", args.ID, "backend", s.capture.Backend, "command", args.Command, "takeover", args.Takeover, "via", args.Via)
 	return s, nil
+}
+
+// learnNames makes what the broker has to know of the capture's rules, and its names.
+func (s *served) learnNames(d *Daemon) error {
+	if err := netns.PoolIsFree(s.way.pool4, s.way.pool6); err != nil {
+		return poolInUse(err)
+	}
+	s.capture = &broker.Capture{ID: s.args.ID, Policy: s.way.policy, Localhost: s.args.Localhost, User: d.account.name, Groups: d.account.groups}
+	if s.args.Debug >= 5 {
+		s.capture.Event = func(text string) { s.tell(5, text) }
+	}
+	var trace func(string)
+	if s.args.Debug >= 7 {
+		trace = func(text string) { s.tell(7, text) }
+	}
+	var err error
+	s.names, err = names.New(names.Config{
+		Policy: namePolicy{d, s.way.policy}, AllPseudo: s.args.Via != "",
+		Pool4: s.way.pool4, Pool6: s.way.pool6, Logger: d.Log, Journal: s.journal,
+		HostsFile: hostsFile, ResolvFile: resolvFile, Trace: trace,
+	})
+	if err != nil {
+		return err
+	}
+	s.capture.Names = s.names
+	return nil
+}
+
+// Where the host's own names come from.
+const (
+	hostsFile  = "/etc/hosts"
+	resolvFile = "/etc/resolv.conf"
+)
+
+func poolInUse(err error) error {
+	return &control.Error{Code: control.CodeConfig, Message: err.Error(),
+		Hint: "choose other addresses with ip-generate-start on the filter-engine element"}
 }
 
 // way is what decides about a capture's flows.
@@ -151,6 +209,7 @@ type way struct {
 	policy       *broker.Policy // nil: the daemon's current one
 	pool4, pool6 netip.Prefix
 	warnings     []string
+	host         config.Host // beside policy; not used where that is nil
 }
 
 // wayOf finds the rules for a capture, and connects where --via says so.
@@ -175,11 +234,11 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if l.policy.Rules == nil {
 			l.policy.Rules = directOnly()
 		}
-		return way{l.policy, l.pool4, l.pool6, l.warnings()}, nil
+		return way{l.policy, l.pool4, l.pool6, l.warnings(), l.host}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
-	return way{nil, current.pool4, current.pool6, current.warnings()}, nil
+	return way{pool4: current.pool4, pool6: current.pool6, warnings: current.warnings()}, nil
 }
 
 // warnings are what a person should know who starts a capture by these rules.
@@ -223,7 +282,8 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 	if err != nil {
 		return way{}, err
 	}
-	return way{&broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p}, current.pool4, current.pool6, warnings}, nil
+	return way{policy: &broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p},
+		pool4: current.pool4, pool6: current.pool6, warnings: warnings}, nil
 }
 
 // callPrompter asks the person at a client.
@@ -242,13 +302,7 @@ func (d *Daemon) live(s *served) {
 	answering := make(chan struct{})
 	go func() {
 		defer close(answering)
-		_ = s.names.Serve(ctx, s.source.DNSUDP, s.source.DNSTCP)
-	}()
-	relaying := make(chan struct{})
-	go func() {
-		defer close(relaying)
-		// UDP is judged by no rule; what was made up for a name leads nowhere.
-		_ = s.source.ServeUDP(ctx, func(dst netip.AddrPort) bool { return !s.names.IsPool(dst.Addr()) })
+		s.backend.answer(ctx, s.names)
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- d.broker.Run(ctx, s.capture) }()
@@ -262,6 +316,10 @@ func (d *Daemon) live(s *served) {
 	finished := false
 	select {
 	case err = <-ended:
+		if s.backend.over(err) {
+			finished, err = true, nil
+			<-empty // its client has noticed as well
+		}
 		cancel()
 		<-empty
 	case <-empty:
@@ -272,13 +330,12 @@ func (d *Daemon) live(s *served) {
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	_ = s.source.Close()
+	_ = s.backend.Close()
 	<-answering
-	<-relaying
 	_ = s.names.Close()
 	// While a process is left, another broker may take the capture over.
-	if left, lerr := s.source.Processes(); finished || lerr == nil && len(left) == 0 {
-		_ = os.Remove(d.journal(s))
+	if finished || s.backend.empty() {
+		_ = os.Remove(s.journal)
 	}
 	d.mu.Lock()
 	delete(d.captures, s.args.ID)
@@ -297,7 +354,7 @@ func (d *Daemon) waitEmpty(ctx context.Context, s *served) {
 			return
 		case <-s.alone:
 		}
-		if err := netns.WaitEmpty(ctx, s.manifest); err != nil {
+		if err := s.backend.waitEmpty(ctx); err != nil {
 			if ctx.Err() == nil {
 				d.Log.Warn("capture", "capture", s.args.ID, "error", err)
 			}
@@ -335,12 +392,12 @@ func (d *Daemon) detach(s *served) {
 
 // namePolicy has the rules in force for a capture say which names are pseudo.
 type namePolicy struct {
-	d *Daemon
-	s *served
+	d   *Daemon
+	own *broker.Policy // nil: the common ones
 }
 
 func (p namePolicy) Pseudo(name string) bool {
-	policy := p.s.capture.Policy
+	policy := p.own
 	if policy == nil {
 		policy = p.d.broker.Policy()
 	}

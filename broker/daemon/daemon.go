@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/user"
 	"sync"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
 )
 
@@ -25,17 +24,25 @@ const defaultDrain = 5 * time.Second
 
 // Options are what a daemon is made of.
 type Options struct {
-	Listener  *control.Listener // required; the daemon closes it
-	Config    config.Options    // where the configuration is
-	OnDemand  bool              // end when nobody needs us any more
-	MaxFlows  int               // live at once; 0: no limit
-	Audit     *audit.Log        // required; the daemon closes it
+	Listener *control.Listener // required; the daemon closes it
+	Config   config.Options    // where the configuration is
+	OnDemand bool              // end when nobody needs us any more
+	MaxFlows int               // live at once; 0: no limit
+
+	// System makes this the broker of the whole host: it decides about every user's flows
+	// as ssh-captured hands them over, and has no captures of single programs.
+	System       bool
+	Admins       int           // gid whose members may use the control socket of a system broker; 0 and less: none
+	MaxUserFlows int           // live at once of one uid, in a system broker; 0: a quarter of MaxFlows
+	Captured     client.Dialer // where ssh-captured is; the zero value finds it
+
+	Audit     *audit.Log // required; the daemon closes it
 	AuditPath string
 	Tunnels   profiles.Connector
 	Log       *slog.Logger
 	Level     *slog.LevelVar // what Debug changes; may be nil
 	Failure   func(state string)
-	StateDir  string // for name maps; the listener's directory
+	StateDir  string // for name maps; the listener's directory, of a system broker one that lasts
 	Home      string
 }
 
@@ -48,6 +55,9 @@ type Daemon struct {
 	server  *control.Server
 	account account
 
+	captured captured
+	system   *system // nil without Options.System
+
 	ctx       context.Context // Run's: ends when the daemon is to stop
 	stop      context.CancelCauseFunc
 	drainTime time.Duration // guarded by mu
@@ -58,14 +68,9 @@ type Daemon struct {
 	loaded   *loaded
 	captures map[string]*served
 	clients  int
-	leave    *time.Timer // runs while nobody needs us
+	leave    *time.Timer    // runs while nobody needs us
+	carrier  capturedSource // of what a system broker hands over; nil while there is none
 	capWG    sync.WaitGroup
-}
-
-// account is whose flows these are.
-type account struct {
-	name   string
-	groups []string
 }
 
 // errAsked is the cause by which a daemon ends that was asked to.
@@ -73,35 +78,54 @@ var errAsked = errors.New("asked to stop")
 
 // New loads the configuration. What is wrong with it is the error, all of it.
 func New(o Options) (*Daemon, error) {
-	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain}
+	if o.System && o.MaxUserFlows == 0 {
+		o.MaxUserFlows = (o.MaxFlows + 3) / 4
+	}
+	if !o.System {
+		o.MaxUserFlows = 0 // all are of one
+	}
+	o.Config.System = o.System
+	o.Captured.Program = "ssh-broker " + control.Version()
+	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
+		captured: dialed(o.Captured)}
 	first, err := d.load()
+	if answer := (*control.Error)(nil); errors.As(err, &answer) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, &control.Error{Code: control.CodeConfig, Message: err.Error(),
 			Hint: "see what is wrong with ssh-broker-ctl check-config"}
 	}
-	d.pool = profiles.NewPool(o.Tunnels, o.Log)
-	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, Failpoint: o.Failure})
-	d.install(first)
-	d.server = control.NewServer(o.Log)
-	d.server.OnClients = d.countClients
 	d.ctx, d.stop = context.WithCancelCause(context.Background())
+	d.server = control.NewServer(o.Log)
+	if o.System {
+		if d.system, err = newSystem(d, first); err != nil {
+			return nil, err
+		}
+		if err := d.admit(o.Admins); err != nil {
+			d.system.close()
+			return nil, err
+		}
+	}
+	d.pool = profiles.NewPool(o.Tunnels, o.Log)
+	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
+	d.install(first)
+	d.server.OnClients = d.countClients
 	d.handle()
 	return d, nil
 }
 
-func ownAccount() account {
-	u, err := user.Current()
-	if err != nil {
-		return account{name: fmt.Sprint(os.Getuid())}
+// admit lets administrators use the control socket.
+func (d *Daemon) admit(gid int) error {
+	if gid <= 0 {
+		return nil
 	}
-	a := account{name: u.Username}
-	ids, _ := u.GroupIds()
-	for _, id := range ids {
-		if g, err := user.LookupGroupId(id); err == nil {
-			a.groups = append(a.groups, g.Name)
-		}
+	d.server.Admins = gid
+	if err := d.Listener.Share(gid); err != nil {
+		return &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("control socket for administrators: %v", err),
+			Hint: "the broker's account has to be a member of that group: SupplementaryGroups= in its unit"}
 	}
-	return a
+	return nil
 }
 
 // Run serves until ctx ends or a client asks to stop. It then takes no new flows,
@@ -112,6 +136,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.mu.Lock()
 	d.reconsider()
 	d.mu.Unlock()
+	if d.system != nil {
+		d.capWG.Go(func() { d.system.run(d.ctx) })
+	} else {
+		d.capWG.Go(func() { d.carry(d.ctx) })
+	}
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
@@ -146,15 +175,23 @@ func (d *Daemon) reconsider() {
 		d.leave = nil
 	}
 	if d.clients == 0 && len(d.captures) == 0 {
-		d.leave = time.AfterFunc(linger, func() {
-			d.mu.Lock()
-			idle := d.OnDemand && d.clients == 0 && len(d.captures) == 0
-			d.mu.Unlock()
-			if idle {
-				d.sweep()
-				d.stop(errors.New("nobody needs this broker any more"))
-			}
-		})
+		d.leave = time.AfterFunc(linger, d.leaveIfIdle)
+	}
+}
+
+// leaveIfIdle ends a broker that nobody needs. What it carries for a system broker
+// needs it as well.
+func (d *Daemon) leaveIfIdle() {
+	carries := d.carries()
+	d.mu.Lock()
+	idle := d.OnDemand && d.clients == 0 && len(d.captures) == 0
+	if idle && carries {
+		d.reconsider()
+	}
+	d.mu.Unlock()
+	if idle && !carries {
+		d.sweep()
+		d.stop(errors.New("nobody needs this broker any more"))
 	}
 }
 

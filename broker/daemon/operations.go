@@ -27,15 +27,22 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpStay, func(context.Context, *control.Call) error { d.Stay(); return nil })
 }
 
-func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
+func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	var strangers uint64
+	ssh := d.capturedStatus(ctx)
 	d.mu.Lock()
 	l, captures, mode, held := d.loaded, len(d.captures), control.ModeDaemon, true
 	for _, s := range d.captures {
-		held = held && s.manifest.Held
-		strangers += s.source.Strangers()
+		held = held && s.backend.held()
+		strangers += s.backend.strangers()
 	}
-	if d.OnDemand {
+	switch {
+	case d.System:
+		mode, held = control.ModeSystem, ssh.Held
+		if ssh.Connected {
+			captures = 1
+		}
+	case d.OnDemand:
 		mode = control.ModeOnDemand
 	}
 	d.mu.Unlock()
@@ -47,9 +54,45 @@ func (d *Daemon) handleStatus(_ context.Context, call *control.Call) error {
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit:  auditStatus(d.AuditPath, written),
-		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(),
+		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,
 	})
 }
+
+// statusTime is how long ssh-captured may take to answer when somebody waits for us.
+const statusTime = 2 * time.Second
+
+// capturedStatus is nil where nothing is done through ssh-captured.
+func (d *Daemon) capturedStatus(ctx context.Context) *control.CapturedStatus {
+	d.mu.Lock()
+	uses := d.carrier != nil
+	for _, s := range d.captures {
+		if _, ok := s.backend.(*cgroup); ok {
+			uses = true
+		}
+	}
+	d.mu.Unlock()
+	if d.system == nil && !uses {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	now, err := d.captured.status(ctx)
+	row := &control.CapturedStatus{Connected: err == nil, Enabled: now.Enabled, Held: now.Held, Origins: now.Origins == originsBPF}
+	if d.system != nil {
+		row.Policy = now.Policy
+		if serr := d.system.failure(); serr != nil {
+			row.Connected, err = false, serr
+		}
+	}
+	if err != nil {
+		row.Error = err.Error()
+	}
+	return row
+}
+
+// originsBPF is service.Status.Origins where the process behind a connection is known
+// without a search.
+const originsBPF = "bpf"
 
 func auditStatus(path string, s audit.Stats) control.AuditStatus {
 	row := control.AuditStatus{Path: path, Written: s.Written, Pending: s.Pending, Failed: s.Lost}
@@ -133,7 +176,11 @@ func (d *Daemon) handleChannels(_ context.Context, call *control.Call) error {
 		if r.Rule > 0 {
 			rule = strconv.Itoa(r.Rule) + " (" + r.RuleSource + ")"
 		}
-		row := control.ChannelRow{ID: f.ID, Connection: f.Way, Capture: f.Capture, Program: r.Program, PID: r.PID,
+		owner := ""
+		if d.System {
+			owner = r.User
+		}
+		row := control.ChannelRow{ID: f.ID, Owner: owner, Connection: f.Way, Capture: f.Capture, Program: r.Program, PID: r.PID,
 			Src: r.Src.String(), Dst: r.Dst.String(), Name: r.Name, Rule: rule, Action: r.Action, Profile: r.Profile,
 			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State}
 		if err := call.Send(row); err != nil {
@@ -148,12 +195,19 @@ func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
 	if err := call.Decode(&args); err != nil {
 		return err
 	}
-	user, groups := args.User, []string(nil)
-	if user == "" || user == d.account.name {
-		user, groups = d.account.name, d.account.groups
+	owner := account{name: args.User}
+	switch {
+	case d.System && args.User == "":
+		owner = d.system.accounts.of(uint32(call.PeerUID()))
+	case d.System:
+		owner = accountNamed(args.User)
+	case args.User == "" || args.User == d.account.name:
+		owner = d.account
 	}
-	rows := explain.Flow(d.broker.Policy(), args, user, groups)
-	for _, row := range rows {
+	for _, row := range explain.Flow(d.broker.Policy(), args, owner.name, owner.groups) {
+		if d.System && row.Result != nil {
+			row.Result.Owner = owner.name
+		}
 		if err := call.Send(row); err != nil {
 			return err
 		}

@@ -4,10 +4,13 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 
 	"sshbroker/broker"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/capture"
 	"sshbroker/profiles"
 )
 
@@ -18,19 +21,31 @@ type loaded struct {
 	pool4   netip.Prefix
 	pool6   netip.Prefix
 	files   []string
-	digest  [sha256.Size]byte // of the files
+	host    config.Host
+	users   []capture.UIDRange // of a system broker: whose flows
+	digest  [sha256.Size]byte  // of the files
 	warn    []string
 }
 
-func (d *Daemon) load() (*loaded, error) { return d.loadFrom(d.Config) }
+func (d *Daemon) load() (*loaded, error) {
+	l, err := d.loadFrom(d.Config)
+	if err != nil || !d.System {
+		return l, err
+	}
+	return l, d.forSystem(l, uint32(os.Getuid()))
+}
 
 func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
+	if o.Env.UserName == nil {
+		o.Env.UserName, o.Env.GroupName = userName, groupName
+	}
 	c, err := config.Load(o)
 	if err != nil {
 		return nil, err
 	}
 	l := &loaded{
-		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults},
+		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
+		host:    c.Host,
 		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest,
 	}
 	for _, w := range c.Warnings.OfKind(config.General) {
@@ -98,8 +113,12 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 			Hint:    "mend the file, see it pass ssh-broker-ctl check-config, then reload again"}
 	}
 	d.retire()
+	if d.system != nil {
+		d.system.resolve()
+	}
+	warnings := append(slices.Clone(l.warn), d.renewAll()...)
 	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
-	return control.ReloadResult{Generation: l.policy.Generation, Changed: l.digest != before, Warnings: l.warn}, nil
+	return control.ReloadResult{Generation: l.policy.Generation, Changed: l.digest != before, Warnings: warnings}, nil
 }
 
 // retire lets go of transports whose way out no configuration has any more. Those to

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sshbroker/capture"
+	"sshbroker/capture/service"
 )
 
 // Source implements capture.Source. Its zero value is not usable; see NewSource.
@@ -49,7 +50,9 @@ func (s *Source) Offer(a *Attempt) *Attempt {
 type Outcome struct {
 	Admitted bool
 	Passed   bool
-	Refusal  capture.Refusal // where neither of the two
+	Handed   bool            // its owner's own broker has it
+	Refusal  capture.Refusal // where none of these
+	Text     string          // of the refusal of an attempt with an Order
 }
 
 // Attempt implements capture.Attempt.
@@ -59,6 +62,11 @@ type Attempt struct {
 	Abandoned bool // the program is gone when it is admitted
 	Gone      bool // the program gave up as soon as it had begun
 	Exhausted bool // there is no descriptor for it
+
+	Order []byte // a system broker's, as a carrier is given it
+
+	// Carrier is the owner's own broker; nil: there is none.
+	Carrier func(order []byte) (service.Handed, error)
 
 	outcome chan Outcome
 	program chan *net.TCPConn
@@ -114,6 +122,26 @@ func (a *Attempt) Admit(context.Context) (*capture.Conn, error) {
 	a.outcome <- Outcome{Admitted: true}
 	a.program <- program
 	return &capture.Conn{TCPConn: ours}, nil
+}
+
+// Hand has Carrier decide, as the client of ssh-captured does.
+func (a *Attempt) Hand(ctx context.Context, order []byte) (service.Handed, error) {
+	if a.Carrier == nil {
+		return service.Handed{}, &service.Error{Code: service.CodeNoCarrier, Message: "no broker of that user carries"}
+	}
+	h, err := a.Carrier(order)
+	if err == nil && (h.Outcome == service.HandAdmitted || h.Outcome == service.HandLost) {
+		a.outcome <- Outcome{Handed: true}
+	}
+	return h, err
+}
+
+// Payload is Order.
+func (a *Attempt) Payload() []byte { return a.Order }
+
+// RefuseBecause is Refuse with a text.
+func (a *Attempt) RefuseBecause(r capture.Refusal, text string) {
+	a.outcome <- Outcome{Refusal: r, Text: text}
 }
 
 // Refuse implements capture.Attempt.

@@ -2,12 +2,12 @@
 # which is completed as such.
 
 _ssh_capture_options='--via -f --config-file -a --broker-address -l --localhost -F --fallback --allow-direct --udp
-    -D --debug --backend -V --version -h --help'
+    -D --debug --backend --pid -V --version -h --help'
 
 # _ssh_capture_wants WORD: prints the option of WORD whose argument is the next word; fails if there is none.
 _ssh_capture_wants() {
     case $1 in
-    --via | --config-file | --broker-address | --udp | --debug | --backend) printf '%s' "$1" ;;
+    --via | --config-file | --broker-address | --udp | --debug | --backend | --pid) printf '%s' "$1" ;;
     --* | - | [!-]* | '') return 1 ;;
     esac
     # Short options may stand together; the first that takes an argument takes the rest of the word, if there is one.
@@ -69,7 +69,8 @@ _ssh_capture() {
     '') mapfile -t COMPREPLY < <(compgen -W "$_ssh_capture_options" -- "$cur") ;;
     --via) mapfile -t COMPREPLY < <(compgen -A hostname -- "$cur") ;;
     --udp) mapfile -t COMPREPLY < <(compgen -W 'refuse direct' -- "$cur") ;;
-    --backend) mapfile -t COMPREPLY < <(compgen -W 'auto namespace' -- "$cur") ;;
+    --backend) mapfile -t COMPREPLY < <(compgen -W 'auto cgroup namespace' -- "$cur") ;;
+    --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -u "$UID" -o pid= 2>/dev/null)" -- "$cur") ;;
     --debug | -D) mapfile -t COMPREPLY < <(compgen -W '1 3 5 7' -- "$cur") ;;
     *)
         compopt -o filenames 2>/dev/null

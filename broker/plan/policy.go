@@ -1,0 +1,38 @@
+package plan
+
+import "sshbroker/filter"
+
+// RefusesUDP tells whether datagrams of programs under rules should be refused:
+// where what no rule names is tunneled, UDP in clear would go round that. It goes by
+// the default action, or that of a rule without any condition, which stands for it.
+func RefusesUDP(rules *filter.Set) bool {
+	for _, r := range rules.Rules() {
+		anywhere := r.Host == nil || r.Host.Any()
+		if r.Host == nil {
+			anywhere = !r.Prefix.IsValid() && (r.Address == nil || r.Address.Any())
+		}
+		if anywhere && len(r.Ports) == 0 && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil {
+			return secures(r.Action)
+		}
+	}
+	return secures(rules.Default())
+}
+
+// MayOpen tells whether the rules allow the crash policy "open": no flow that they
+// tunnel may be left in clear by them, unless they say fallback-to-plain. Nil rules
+// do not.
+func MayOpen(rules *filter.Set) bool {
+	if rules == nil || secures(rules.Default()) {
+		return false
+	}
+	for _, r := range rules.Rules() {
+		if secures(r.Action) && !r.FallbackToPlain {
+			return false
+		}
+	}
+	return true
+}
+
+// secures tells whether a's flows are not to go in clear; an action that is not
+// known is taken for one of these.
+func secures(a filter.Action) bool { return a != filter.Direct && a != filter.Block }
