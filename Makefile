@@ -8,8 +8,10 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 RACE     ?=
 # Options of `make bench`.
 BENCH    ?=
+# What of ours is linked into ssh-captured, the one privileged program, is to stay readable: lines at most.
+CAPTURED := 4000
 
-PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl
+PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.
 ENTRY    := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E sshbroker/capture/inherit.start)
@@ -18,7 +20,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo test test-long bench lint install clean help packages
+.PHONY: build demo test test-long bench size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -45,6 +47,12 @@ test-long: packages ## what takes long: volume, repetition, every fuzz target
 
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 20m -args $(BENCH)
+
+size: ## lines of ours that are linked into ssh-captured; at most 4,000
+	@files=$$($(GO) list -deps -f '{{if .Module}}{{if .Module.Main}}{{range $$f := .GoFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{range $$f := .SFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/ssh-captured) || exit 1; \
+	echo "$$files" | awk -v most=$(CAPTURED) 'NF == 2 { while ((getline line < $$2) > 0) lines[$$1]++; close($$2) } \
+		END { for (p in lines) { total += lines[p]; printf "%6d %s\n", lines[p], p | "sort -k 2" } close("sort -k 2"); \
+			printf "%6d of at most %d\n", total, most; exit !total || total > most }'
 
 lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \

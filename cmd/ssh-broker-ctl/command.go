@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -21,6 +22,7 @@ type app struct {
 	width  int // of the terminal; 0: standard output is none
 
 	address    string
+	system     bool
 	quiet      bool
 	short      bool
 	verbose    bool
@@ -37,6 +39,7 @@ const (
 	groupBroker = "broker"
 	groupFlows  = "flows"
 	groupConfig = "config"
+	groupSystem = "system"
 )
 
 func (a *app) command() *cobra.Command {
@@ -47,11 +50,13 @@ func (a *app) command() *cobra.Command {
 
 Every command has its own help: ssh-broker-ctl status --help
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker is running.`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker (or, for connector and
+capture, no ssh-captured) is running.`,
 		Example: `  ssh-broker-ctl status
   ssh-broker-ctl list-connections -c
   ssh-broker-ctl check-config ~/.ssh2/ssh-broker-config.xml && ssh-broker-ctl reload
-  ssh-broker-ctl explain db.internal 5432`,
+  ssh-broker-ctl explain db.internal 5432
+  ssh-broker-ctl --system reload`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError{fmt.Errorf("no command given; see %s --help", cmd.Name())}
@@ -70,6 +75,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker is running.`,
 			if !slices.Contains(charsets, strings.ToLower(a.charset)) {
 				return usageError{fmt.Errorf("-e %s: it is one of %s", a.charset, strings.Join(charsets, ", "))}
 			}
+			if a.system && a.address != "" {
+				return usageError{errors.New("--system and -a: use one of the two")}
+			}
 			return checkTimeFormat(a.timeFormat)
 		},
 	}
@@ -82,6 +90,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker is running.`,
 	f := root.PersistentFlags()
 	f.SortFlags = false
 	f.StringVarP(&a.address, "broker-address", "a", "", "talk to the broker at this socket `PATH` (also "+control.EnvAddress+")")
+	f.BoolVar(&a.system, "system", false, "talk to the broker of the whole system, at "+control.SystemAddress)
 	f.BoolVarP(&a.short, "short", "s", false, "print JSON, one object a line")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print little or nothing")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "print more")
@@ -93,9 +102,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no broker is running.`,
 
 	root.AddGroup(&cobra.Group{ID: groupBroker, Title: "The broker:"},
 		&cobra.Group{ID: groupFlows, Title: "What it carries:"},
-		&cobra.Group{ID: groupConfig, Title: "Its configuration:"})
+		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
+		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
-		a.listConnectionsCommand(), a.listChannelsCommand(), a.checkConfigCommand(), a.explainCommand())
+		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.connectorCommand())
 	for _, cmd := range append(root.Commands(), root) {
 		cmd.DisableFlagsInUseLine = true
 		cmd.Flags().SortFlags = false
@@ -164,13 +174,17 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// dial connects to the broker. With -a, root may talk to anybody's.
+// dial connects to the broker. With -a or --system, root may talk to anybody's.
 func (a *app) dial(ctx context.Context) (*control.Client, error) {
-	address, err := control.Address(a.address, a.getenv)
+	given := a.address
+	if a.system {
+		given = control.SystemAddress
+	}
+	address, err := control.Address(given, a.getenv)
 	if err != nil {
 		return nil, err
 	}
-	return control.Dialer{Address: address, AnyOwner: a.address != ""}.Dial(ctx)
+	return control.Dialer{Address: address, AnyOwner: given != ""}.Dial(ctx)
 }
 
 // call does one operation and hands each row to row.

@@ -125,6 +125,7 @@ func (a *app) explained(flow control.ExplainArgs, steps []control.ExplainStep, r
 			a.printf("  %-12s %s\n", name, value)
 		}
 	}
+	field("user", r.Owner)
 	field("profile", r.Profile)
 	server := r.Server
 	if server != "" && r.User != "" {

@@ -25,7 +25,12 @@ One that was started on demand by ssh-capture is told to stay.`,
 		Example: `  ssh-broker-ctl start
   ssh-broker-ctl -a /run/user/1000/test-broker start -f test.xml`,
 		Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.start(cmd.Context(), file) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.system {
+				return usageError{errors.New("start: " + noSystemBroker)}
+			}
+			return a.start(cmd.Context(), file)
+		},
 	}
 	cmd.Flags().StringVarP(&file, "config-file", "f", "", "read this `FILE` in place of the user's")
 	return cmd
@@ -214,9 +219,7 @@ keeps up. The exit code is 3 when no broker runs, so -q is enough for scripts.`,
 }
 
 func (a *app) status(r control.StatusRow) {
-	field := func(name, format string, args ...any) {
-		a.printf("%-14s %s\n", name, fmt.Sprintf(format, args...))
-	}
+	field := a.field
 	field("broker", "running, process %d, %s, %s", r.PID, modeText(r.Mode), r.Version)
 	field("since", "%s", a.time(r.Since))
 	field("address", "%s", r.Address)
@@ -240,8 +243,14 @@ func (a *app) status(r control.StatusRow) {
 	if !r.HeldSYN {
 		held = "not held: this kernel cannot, so connect() succeeds before the far side has answered"
 	}
+	if r.Captured != nil && !r.Captured.Connected && r.Mode == control.ModeSystem {
+		held = "not known before ssh-captured is connected"
+	}
 	field("SYN", "%s", held)
 	field("captures", "%d", r.Captures)
+	if r.Captured != nil {
+		field("ssh-captured", "%s", capturedText(*r.Captured, r.Mode))
+	}
 	field("connections", "%d live, %d in all", r.FlowsLive, r.FlowsTotal)
 	audit := fmt.Sprintf("%s, %d records", r.Audit.Path, r.Audit.Written)
 	switch {
@@ -261,6 +270,23 @@ func (a *app) status(r control.StatusRow) {
 		field("goroutines", "%d", r.Goroutines)
 		field("descriptors", "%d", r.FDs)
 	}
+}
+
+// capturedText is how the broker stands with ssh-captured.
+func capturedText(c control.CapturedStatus, mode control.Mode) string {
+	switch {
+	case !c.Connected && c.Error != "":
+		return "not connected: " + c.Error
+	case !c.Connected:
+		return "not connected"
+	case mode != control.ModeSystem:
+		return "connected"
+	case !c.Enabled:
+		return "connected; capture for the whole system is off: ssh-broker-ctl connector enable"
+	case c.Policy != "":
+		return "connected; capture for the whole system is on, " + c.Policy + " when this broker is not there"
+	}
+	return "connected; capture for the whole system is on"
 }
 
 func modeText(m control.Mode) string {

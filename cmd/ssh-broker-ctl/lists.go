@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -135,9 +136,17 @@ tunnel. -v adds the program's path and the addresses.`,
 func (a *app) channelTable(rows []control.ChannelRow) {
 	t := a.newTable("ID", "CONNECTION", "PROGRAM", "TO", "RULE", "ACTION", "STATE", "UP", "DOWN", "SINCE")
 	t.right(0, 1, 7, 8)
+	owned := slices.ContainsFunc(rows, func(r control.ChannelRow) bool { return r.Owner != "" })
+	if owned {
+		t.head = append(t.head, "USER")
+	}
 	for _, r := range rows {
-		t.add(id(r.ID), id(r.Connection), program(r), target(r), cmp.Or(r.Rule, "-"), r.Action, r.State,
-			size(r.BytesUp), size(r.BytesDown), a.time(r.Since))
+		cells := []string{id(r.ID), id(r.Connection), program(r), target(r), cmp.Or(r.Rule, "-"), r.Action, r.State,
+			size(r.BytesUp), size(r.BytesDown), a.time(r.Since)}
+		if owned {
+			cells = append(cells, cmp.Or(r.Owner, "-"))
+		}
+		t.add(cells...)
 		if a.verbose {
 			t.note(fmt.Sprintf("%s, capture %s, %s to %s, profile %s", cmp.Or(r.Program, "unknown program"),
 				r.Capture, r.Src, r.Dst, cmp.Or(r.Profile, "-")))

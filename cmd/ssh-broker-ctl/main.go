@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"sshbroker/broker/control"
+	"sshbroker/capture/service/client"
 )
 
 // The exit codes.
@@ -20,7 +22,7 @@ const (
 	exitDone     = 0
 	exitFailed   = 1
 	exitUsage    = 2
-	exitNoBroker = 3
+	exitNoBroker = 3 // nor, for what needs it, an ssh-captured
 )
 
 func main() {
@@ -66,11 +68,21 @@ func (a *app) report(err error) int {
 	case errors.Is(err, control.ErrNoBroker):
 		code = exitNoBroker
 		hint = "start one with ssh-broker-ctl start; ssh-capture starts one by itself"
-		if a.quiet {
-			return code
+		if a.system {
+			hint = noSystemBroker
 		}
+	case errors.Is(err, client.ErrNotRunning):
+		code = exitNoBroker
+		hint = hintOf(err)
 	case errors.As(err, &answer):
 		hint = answer.Hint
+	case a.system && errors.Is(err, fs.ErrPermission):
+		hint = "only root, and members of the group that ssh-broker --system was started for with --admin-group, may talk to it"
+	default:
+		hint = hintOf(err)
+	}
+	if code == exitNoBroker && a.quiet {
+		return code
 	}
 	fmt.Fprintf(a.err, "ssh-broker-ctl: %s\n", printable(err.Error()))
 	if hint != "" {

@@ -22,8 +22,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == control.BrokerProgram {
+	switch filepath.Base(os.Args[0]) {
+	case control.BrokerProgram:
 		os.Exit(playBroker(os.Args[1:]))
+	case "ssh-capture":
+		os.Exit(playCapture(os.Args[1:]))
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -203,6 +206,15 @@ func TestUsage(t *testing.T) {
 		{[]string{"stop", "--drain", "soon"}, "soon"},
 		{[]string{"status", "--time-format", "%Q"}, "%Q is not supported"},
 		{[]string{"-e", "ebcdic", "status"}, "ebcdic"},
+		{[]string{"--system", "-a", "x", "status"}, "--system and -a: use one of the two"},
+		{[]string{"--system", "start"}, "systemctl start ssh-broker-system"},
+		{[]string{"--system", "capture", "--pid", "1"}, "leave out --system"},
+		{[]string{"capture"}, "--pid PID is missing"},
+		{[]string{"capture", "--pid", "0"}, "--pid 0: not the number of a process"},
+		{[]string{"capture", "--pid", "1", "sleep"}, `"sleep" is one argument too many`},
+		{[]string{"connector"}, "enable, disable or status is missing"},
+		{[]string{"connector", "on"}, `"on" is not one of enable, disable, status`},
+		{[]string{"connector", "status", "now"}, `"now" is one argument too many`},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), tc.args, nil, &out, &errs); code != exitUsage || out.Len() > 0 {
@@ -216,7 +228,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "check-config", "explain"}
+	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "capture", "check-config", "explain", "connector"}
 	var out, errs bytes.Buffer
 	if code := run(t.Context(), []string{"--help"}, nil, &out, &errs); code != exitDone || errs.Len() > 0 {
 		t.Errorf("code %d, %s", code, errs.String())

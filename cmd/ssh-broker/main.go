@@ -1,5 +1,6 @@
 // Command ssh-broker decides what becomes of captured connections and carries them.
-// It runs as the user, never as root. See ssh-broker(1).
+// It runs as the user, or with --system as a service's account for all users; it never
+// needs root. See ssh-broker(1).
 package main
 
 import (
@@ -54,6 +55,9 @@ type options struct {
 	foreground bool
 	onDemand   bool
 	auditFile  string
+	system     bool
+	stateDir   string
+	adminGroup string
 
 	auditRequired bool
 	readyFD       int
@@ -82,11 +86,15 @@ func newCommand(o *options, do func(context.Context)) *cobra.Command {
 connections that their flows go through.
 
 Started by hand it goes to the background once it serves. ssh-capture starts one on
-demand, which ends ten seconds after its last client.`,
+demand, which ends ten seconds after its last client.
+
+With --system it decides about the connections of all users, as ssh-captured hands
+them over, by the rules of /etc/ssh2/ssh-broker-config.xml.`,
 		Example: `  ssh-broker                      start in the background
   ssh-broker -f rules.xml -D 5 --foreground
   ssh-broker --reconfig           have the running broker read its configuration again
-  ssh-broker --exit               stop the running broker and cut its connections`,
+  ssh-broker --exit               stop the running broker and cut its connections
+  ssh-broker --system --foreground --admin-group netadmin`,
 		Args:          cobra.NoArgs,
 		PreRunE:       func(*cobra.Command, []string) error { return o.check() },
 		Run:           func(cmd *cobra.Command, _ []string) { do(cmd.Context()) },
@@ -101,11 +109,14 @@ demand, which ends ten seconds after its last client.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVarP(&o.address, "broker-address", "a", "", "listen at this socket `PATH` (also "+control.EnvAddress+")")
-	f.StringVarP(&o.config, "config-file", "f", "", "read this `FILE` in place of ~/.ssh2/ssh-broker-config.xml")
+	f.StringVarP(&o.config, "config-file", "f", "", "read this `FILE` in place of ~/.ssh2/ssh-broker-config.xml, or of the global one with --system")
 	f.StringVarP(&o.debug, "debug", "D", "", "log at this `LEVEL`: 0-99, or MODULE=LEVEL,...")
 	f.StringVarP(&o.logFile, "debug-log-file", "l", "", "log to this `FILE`")
 	f.StringVar(&o.auditFile, "audit-file", "", "write the audit record to this `FILE` (default ~/.ssh2/ssh-broker-audit.jsonl)")
 	f.BoolVar(&o.auditRequired, "audit-required", false, "refuse connections while the audit record cannot be written")
+	f.BoolVar(&o.system, "system", false, "be the broker of the whole system, at "+control.SystemAddress)
+	f.StringVar(&o.stateDir, "state-dir", "", "with --system, keep made-up addresses in this `DIR` (default "+systemStateDir+")")
+	f.StringVar(&o.adminGroup, "admin-group", "", "with --system, obey the members of this `GROUP`, not only root")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the process id to this `FILE`")
 	f.BoolVar(&o.exit, "exit", false, "stop the running broker, closing all connections")
 	f.BoolVar(&o.reconfig, "reconfig", false, "have the running broker read its configuration again")
@@ -124,6 +135,9 @@ func (o *options) check() error {
 	if o.exit && o.reconfig {
 		return errors.New("--exit and --reconfig: use one of the two")
 	}
+	if err := o.checkSystem(); err != nil {
+		return err
+	}
 	if o.debug != "" {
 		_, err := daemon.ParseLevel(o.debug)
 		return err
@@ -132,7 +146,7 @@ func (o *options) check() error {
 }
 
 func (o *options) run(ctx context.Context, stderr io.Writer) int {
-	address, err := control.Address(o.address, os.Getenv)
+	address, err := o.socket()
 	if err != nil {
 		complain(stderr, err)
 		return exitFailed
@@ -162,6 +176,15 @@ func (o *options) run(ctx context.Context, stderr io.Writer) int {
 		return exitDone
 	}
 	return o.background(ctx, address, stderr)
+}
+
+// socket is the path of the broker's socket. A user's environment does not move the
+// system's.
+func (o *options) socket() (string, error) {
+	if o.system {
+		return control.Address(cmp.Or(o.address, control.SystemAddress), os.Getenv)
+	}
+	return control.Address(o.address, os.Getenv)
 }
 
 // background starts the broker that stays. One that runs on demand is told to stay.
@@ -197,8 +220,14 @@ func (o *options) passedOn() ([]string, error) {
 	if o.auditRequired {
 		extra = append(extra, "--audit-required")
 	}
+	if o.system {
+		extra = append(extra, "--system")
+	}
+	if o.adminGroup != "" {
+		extra = append(extra, "--admin-group", o.adminGroup)
+	}
 	for _, file := range []struct{ option, path string }{
-		{"-l", o.logFile}, {"--pid-file", o.pidFile}, {"--audit-file", o.auditFile},
+		{"-l", o.logFile}, {"--pid-file", o.pidFile}, {"--audit-file", o.auditFile}, {"--state-dir", o.stateDir},
 	} {
 		if file.path == "" {
 			continue
@@ -234,7 +263,16 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		return err
 	}
 	defer closeLog()
-	env, err := environment()
+	admins, err := o.admins()
+	if err != nil {
+		return err
+	}
+	if o.system {
+		if err := o.systemPlaces(address); err != nil {
+			return err
+		}
+	}
+	env, err := o.environment()
 	if err != nil {
 		return err
 	}
@@ -256,14 +294,20 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		log.Warn("the audit record cannot be written, connections go unrecorded", "error", err)
 	}
 	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
+	if o.system {
+		conf = config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, System: true}
+		if o.config != "" { // in its place, and it must be there
+			conf.GlobalFile, conf.File = "", o.config
+		}
+	}
 	go heap.Keep(ctx)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
 		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
-		StateDir: filepath.Dir(l.Address()), Home: env.Home})
+		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins})
 	if err != nil {
 		l.Close()
 		auditLog.Close()
-		if answer := (*control.Error)(nil); errors.As(err, &answer) { // a line each, for editors to jump to
+		if answer := (*control.Error)(nil); errors.As(err, &answer) && answer.Code == control.CodeConfig { // a line each, for editors to jump to
 			answer.Message = "the configuration cannot be used:\n" + answer.Message
 		}
 		return err
@@ -370,7 +414,7 @@ func (o *options) auditPath(userDir string) string {
 const auditKeep = 4
 
 // environment is what values of the configuration may refer to.
-func environment() (config.Env, error) {
+func (o *options) environment() (config.Env, error) {
 	env := config.Env{Home: os.Getenv("HOME"), UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ()}
 	// An account need not be in /etc/passwd, nor USER be set: then its number will do.
 	if u, err := user.Current(); err == nil {
@@ -380,6 +424,9 @@ func environment() (config.Env, error) {
 		}
 	} else {
 		env.User = cmp.Or(os.Getenv("LOGNAME"), strconv.Itoa(env.UID))
+	}
+	if o.system { // a service's account may have none, and should not
+		env.Home = o.stateDir
 	}
 	if !filepath.IsAbs(env.Home) {
 		return config.Env{}, fmt.Errorf("uid %d has no home directory: set HOME", env.UID)
@@ -412,8 +459,5 @@ func complain(w io.Writer, err error) {
 	var answer *control.Error
 	if errors.As(err, &answer) && answer.Hint != "" {
 		fmt.Fprintf(w, "ssh-broker: hint: %s\n", answer.Hint)
-	}
-	if errors.Is(err, control.ErrNoBroker) {
-		fmt.Fprintf(w, "ssh-broker: hint: start one with ssh-broker\n")
 	}
 }

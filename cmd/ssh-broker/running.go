@@ -17,10 +17,15 @@ import (
 func (o *options) tell(ctx context.Context, address string, stderr io.Writer,
 	do func(context.Context, *control.Client, io.Writer) error) int {
 
-	c, err := control.Dialer{Address: address, AnyOwner: o.address != ""}.Dial(ctx)
+	c, err := control.Dialer{Address: address, AnyOwner: o.address != "" || o.system}.Dial(ctx)
 	if err != nil {
 		complain(stderr, err)
 		if errors.Is(err, control.ErrNoBroker) {
+			program := "ssh-broker"
+			if o.system {
+				program += " --system"
+			}
+			fmt.Fprintf(stderr, "ssh-broker: hint: start one with %s\n", program)
 			return exitNone
 		}
 		return exitFailed
@@ -84,7 +89,7 @@ func reload(ctx context.Context, c *control.Client, _ io.Writer) error {
 func (o *options) exitBroker(ctx context.Context, address string, stderr io.Writer) int {
 	stopping := false
 	for deadline := time.Now().Add(endTime); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		c, err := control.Dialer{Address: address, AnyOwner: o.address != ""}.Dial(ctx)
+		c, err := control.Dialer{Address: address, AnyOwner: o.address != "" || o.system}.Dial(ctx)
 		if err == nil {
 			c.Close()
 		}

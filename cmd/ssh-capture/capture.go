@@ -14,7 +14,9 @@ import (
 
 	"sshbroker/broker/control"
 	"sshbroker/capture/inherit"
+	"sshbroker/capture/message"
 	"sshbroker/capture/netns"
+	"sshbroker/capture/service/client"
 )
 
 var errNoBroker = errors.New("no broker can be reached or started")
@@ -22,7 +24,11 @@ var errNoBroker = errors.New("no broker can be reached or started")
 // session is one capture as this process holds it: the process that becomes the
 // command, copies of the descriptors, and the broker that serves them.
 type session struct {
-	child  *netns.Child
+	process *os.Process // becomes the command; nil where none of ours does
+	child   child       // its other side
+	inside  inside
+	files   []*os.File // of a namespace: the capture's descriptors
+
 	args   control.CaptureArgs
 	ensure control.EnsureOptions
 	person *person // nil where nobody can be asked
@@ -33,46 +39,96 @@ type session struct {
 	done   chan struct{} // closed when nobody looks after the broker any more
 }
 
-// openCapture makes the namespace and waits until a broker serves it, with every
+// child is the process that becomes the command. It waits until Release.
+type child interface {
+	Release() error // nil once it is the command
+	Abort()
+}
+
+// openCapture makes the capture and waits until a broker serves it, with every
 // question answered that has to be asked first.
 func openCapture(ctx context.Context, o options, path string, started inherit.State, asked *person, stderr io.Writer) (*session, error) {
-	self, err := os.Executable()
+	captured, err := o.chooseBackend(ctx, path, stderr)
 	if err != nil {
 		return nil, err
 	}
-	ensure, err := brokerToUse(o)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
+	if captured != nil {
+		defer captured.Close()
 	}
-	client, err := connect(ctx, ensure)
-	if answer := (*control.Error)(nil); errors.As(err, &answer) && answer.Code == control.CodeConfig {
-		return nil, err // a broker could be had: -F is not for rules that are wrong
-	}
+	s, broker, err := newSession(ctx, o, asked, stderr)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoBroker, err)
-	}
-	o.trace(stderr, 3, "broker %s is process %d", ensure.Address, client.PID)
-
-	id := newID()
-	child, err := netns.Start(netns.Options{
-		Self: self, Path: path, Argv: o.command, ID: id,
-		AllNames: o.via != "", UDPRelay: o.udp == "direct", Inherit: started,
-	})
-	if err != nil {
-		client.Close()
 		return nil, err
 	}
-	s := &session{child: child, ensure: ensure, person: asked, stderr: stderr,
-		told: make(chan struct{}, 1), done: make(chan struct{})}
-	if s.args, err = captureArgs(o, id, child.Manifest); err == nil {
-		err = s.serve(ctx, client)
+	if err = s.makeChild(ctx, o, captured, path, started); err == nil {
+		err = s.serve(ctx, broker)
 	}
 	if err != nil {
-		client.Close()
-		child.Abort()
+		broker.Close()
+		s.abort()
 		return nil, err
 	}
 	return s, nil
+}
+
+// newSession has a broker to serve a capture that is yet to be made. It is started
+// before, and by us, so that it is outside.
+func newSession(ctx context.Context, o options, asked *person, stderr io.Writer) (*session, *control.Client, error) {
+	ensure, err := brokerToUse(o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errNoBroker, err)
+	}
+	broker, err := connect(ctx, ensure)
+	if answer := (*control.Error)(nil); errors.As(err, &answer) && answer.Code == control.CodeConfig {
+		return nil, nil, err // a broker could be had: -F is not for rules that are wrong
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errNoBroker, err)
+	}
+	o.trace(stderr, 3, "broker %s is process %d", ensure.Address, broker.PID)
+	args, err := captureArgs(o, newID())
+	if err != nil {
+		broker.Close()
+		return nil, nil, err
+	}
+	return &session{args: args, ensure: ensure, person: asked, stderr: stderr,
+		told: make(chan struct{}, 1), done: make(chan struct{})}, broker, nil
+}
+
+// makeChild makes the capture, by cgroup where ssh-captured was reached, and in it
+// the process that becomes the command.
+func (s *session) makeChild(ctx context.Context, o options, captured *client.Client, path string, started inherit.State) error {
+	if captured != nil {
+		err := s.inCgroup(ctx, captured, o, path, started)
+		switch {
+		case err == nil:
+			return nil
+		case o.backend == backendCgroup || !canDoWithout(err):
+			return fmt.Errorf("capture by cgroup: %w", err)
+		}
+		// A namespace protects no less: what the broker does not carry gets nowhere.
+		o.trace(s.stderr, 3, "warning: captured in a namespace, as not by cgroup: %v", err)
+		if err := refuseSetID(path); err != nil {
+			return err
+		}
+	}
+	return s.inNamespace(o, path, started)
+}
+
+func (s *session) inNamespace(o options, path string, started inherit.State) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c, err := netns.Start(netns.Options{
+		Self: self, Path: path, Argv: o.command, ID: s.args.ID,
+		AllNames: o.via != "", UDPRelay: o.udp == "direct", Inherit: started,
+	})
+	if err != nil {
+		return err
+	}
+	s.process, s.child, s.files, s.inside = c.Process, c, c.Files, inside{Namespace: &c.Manifest}
+	s.args.Manifest, err = json.Marshal(c.Manifest)
+	return err
 }
 
 // brokerToUse says where the broker is, and how one is started if none is there.
@@ -90,23 +146,20 @@ func brokerToUse(o options) (control.EnsureOptions, error) {
 // connect starts a broker where none runs, but never inside a capture: it could not
 // serve the capture around it, nor reach anything but through it.
 func connect(ctx context.Context, ensure control.EnsureOptions) (*control.Client, error) {
-	if os.Getenv("SSH_CAPTURE") == "" {
+	if !isCaptured() {
 		return control.Ensure(ctx, ensure)
 	}
 	client, err := control.Dialer{Address: ensure.Address, AnyOwner: ensure.AnyOwner}.Dial(ctx)
 	if errors.Is(err, control.ErrNoBroker) {
-		return nil, fmt.Errorf("%w, and none is started inside a capture (SSH_CAPTURE is set)", err)
+		return nil, fmt.Errorf("%w, and none is started inside a capture", err)
 	}
 	return client, err
 }
 
-func captureArgs(o options, id string, m netns.Manifest) (control.CaptureArgs, error) {
-	manifest, err := json.Marshal(m)
-	if err != nil {
-		return control.CaptureArgs{}, err
-	}
+func captureArgs(o options, id string) (control.CaptureArgs, error) {
 	config := o.config
 	if config != "" {
+		var err error
 		if config, err = filepath.Abs(config); err != nil {
 			return control.CaptureArgs{}, err
 		}
@@ -117,7 +170,7 @@ func captureArgs(o options, id string, m netns.Manifest) (control.CaptureArgs, e
 	}
 	return control.CaptureArgs{
 		ID: id, Via: o.via, ConfigFile: config, Localhost: o.localhost, UDPDirect: o.udp == "direct",
-		AllowDirect: o.allowDirect, Debug: int(o.debug), Command: command, Manifest: manifest,
+		AllowDirect: o.allowDirect, Debug: int(o.debug), Command: command,
 		Agent: os.Getenv("SSH_AUTH_SOCK"),
 	}, nil
 }
@@ -201,7 +254,7 @@ func isGone(err error) bool {
 
 // offer gives the capture to a broker and returns when the broker is gone.
 func (s *session) offer(ctx context.Context, client *control.Client, ask control.Prompter, serving func()) error {
-	return client.Call(ctx, control.OpCapture, s.args, s.child.Files, func(b json.RawMessage) error {
+	return client.Call(ctx, control.OpCapture, s.args, s.files, func(b json.RawMessage) error {
 		var row control.CaptureRow
 		if err := json.Unmarshal(b, &row); err != nil {
 			return err
@@ -246,7 +299,7 @@ func (s *session) settle() {
 // handOver leaves the capture to a keeper if the command left processes behind: they
 // stay captured, and need somebody who starts a new broker when theirs is gone.
 func (s *session) handOver() error {
-	if left, err := netns.Processes(s.child.Manifest); err == nil && len(left) == 0 {
+	if empty, err := s.inside.empty(); err == nil && empty {
 		return nil
 	}
 	return startKeeper(s)
@@ -258,9 +311,15 @@ func (s *session) close() {
 		s.cancel()
 		<-s.done
 	}
-	for _, f := range s.child.Files {
-		f.Close()
+	message.CloseAll(s.files)
+}
+
+// abort ends the process that was to become the command, and with it the capture.
+func (s *session) abort() {
+	if s.child != nil {
+		s.child.Abort()
 	}
+	s.close()
 }
 
 // newID names a capture: short, for prompts, and not to be guessed from another.

@@ -17,20 +17,13 @@ var errNotFound = errors.New("command not found")
 // defaultPath is where commands are looked for without a PATH, as execvp(3) does.
 const defaultPath = "/bin:/usr/bin"
 
-// findCommand finds the executable as a shell would, and refuses one that would run
-// as another user: in the capture's user namespace it could not.
+// findCommand finds the executable as a shell would.
 func findCommand(name string) (string, error) {
 	path, err := search(name)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
-	if path, err = filepath.Abs(path); err != nil {
-		return "", err
-	}
-	if os.Geteuid() == 0 {
-		return path, nil
-	}
-	return path, refuseSetID(path)
+	return filepath.Abs(path)
 }
 
 // search is what os/exec does not do quite as shells and execvp(3) do: a file that is
@@ -76,16 +69,35 @@ func mayRun(path string) error {
 	return unix.Access(path, unix.X_OK)
 }
 
+// setIDError is a command that would gain rights which a namespace cannot give.
+type setIDError struct {
+	path string
+	kind string // "user" or "group"
+}
+
+func (e *setIDError) Error() string {
+	text := fmt.Sprintf("%s is set-%cid: a program that gains another %s's rights cannot be captured without privilege; run it outside", e.path, e.kind[0], e.kind)
+	if e.kind == "user" {
+		text += ", or as the user it is for"
+	}
+	return text
+}
+
+// refuseSetID refuses a command that would run as another user: in a capture's user
+// namespace it could not.
 func refuseSetID(path string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	switch {
 	case st.Mode&unix.S_ISUID != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s is set-uid: a program that gains another user's rights cannot be captured without privilege; run it outside, or as the user it is for", path)
+		return &setIDError{path: path, kind: "user"}
 	case st.Mode&unix.S_ISGID != 0 && st.Mode&unix.S_IXGRP != 0 && int(st.Gid) != os.Getegid():
-		return fmt.Errorf("%s is set-gid: a program that gains another group's rights cannot be captured without privilege; run it outside", path)
+		return &setIDError{path: path, kind: "group"}
 	}
 	return nil
 }

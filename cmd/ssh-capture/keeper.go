@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"sshbroker/broker/control"
-	"sshbroker/capture/netns"
 )
 
 // keepArg is the first argument of the keeper: the process that looks after a
@@ -21,7 +20,8 @@ const keepArg = "--keep-capture"
 // from number 4 on, and 3 is where it says that it has them.
 type bequest struct {
 	Args     control.CaptureArgs `json:"args"`
-	Manifest netns.Manifest      `json:"manifest"`
+	Inside   inside              `json:"inside"`
+	Files    int                 `json:"files"`
 	Address  string              `json:"address"`
 	AnyOwner bool                `json:"any_owner"`
 }
@@ -44,13 +44,13 @@ func startKeeper(s *session) error {
 		w.Close()
 		return err
 	}
-	cmd.ExtraFiles = append([]*os.File{w}, s.child.Files...)
+	cmd.ExtraFiles = append([]*os.File{w}, s.files...)
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		return err
 	}
-	err = json.NewEncoder(stdin).Encode(bequest{s.args, s.child.Manifest, s.ensure.Address, s.ensure.AnyOwner})
+	err = json.NewEncoder(stdin).Encode(bequest{s.args, s.inside, len(s.files), s.ensure.Address, s.ensure.AnyOwner})
 	stdin.Close()
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func keep([]string) int {
 		return exitFailed
 	}
 	var files []*os.File
-	for i := range b.Manifest.Files {
+	for i := range b.Files {
 		syscall.CloseOnExec(4 + i)
 		files = append(files, os.NewFile(uintptr(4+i), "capture"))
 	}
@@ -79,7 +79,7 @@ func keep([]string) int {
 	ready := os.NewFile(3, "ready")
 
 	s := &session{
-		child: &netns.Child{Manifest: b.Manifest, Files: files}, args: b.Args, stderr: io.Discard,
+		inside: b.Inside, files: files, args: b.Args, stderr: io.Discard,
 		ensure: control.EnsureOptions{Address: b.Address, AnyOwner: b.AnyOwner, Start: control.StartOptions{Address: b.Address}},
 		done:   make(chan struct{}),
 	}
@@ -94,7 +94,7 @@ func keep([]string) int {
 	}()
 	_, _ = ready.WriteString("ready\n")
 	ready.Close()
-	_ = netns.WaitEmpty(ctx, b.Manifest)
+	_ = s.inside.waitEmpty(ctx)
 	s.close()
 	return 0
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,8 @@ func main() {
 		switch os.Args[1] {
 		case netns.InsideArg:
 			netns.Inside(os.Args[2:])
+		case insideCgroupArg:
+			becomeCommand(os.Args[2:])
 		case keepArg:
 			os.Exit(keep(os.Args[2:]))
 		}
@@ -50,6 +53,7 @@ type options struct {
 	udp         string
 	debug       debugLevel
 	backend     string
+	pid         int // of the process to capture; 0: COMMAND
 	command     []string
 }
 
@@ -73,7 +77,13 @@ func (l *debugLevel) Set(s string) error {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var o options
 	code := 0
-	cmd := newCommand(&o, func() { code = captureCommand(ctx, o, stderr) })
+	cmd := newCommand(&o, func() {
+		if o.pid != 0 {
+			code = captureProcess(ctx, o, stdout, stderr)
+		} else {
+			code = captureCommand(ctx, o, stderr)
+		}
+	})
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
@@ -86,19 +96,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newCommand(o *options, do func()) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ssh-capture [options] COMMAND [ARGS]...",
+		Use:   "ssh-capture [options] COMMAND [ARGS]...\n  ssh-capture [options] --pid PID",
 		Short: "Run a command with its TCP connections captured",
 		Long: `Run COMMAND with every TCP connection that it and its children open caught before
 it leaves the host. The filter rules of ssh-broker-config.xml decide what becomes of
 each: carried over SSH, let through, or refused. With --via no configuration is
 needed: everything goes through that server, and names are resolved there.
 
+With --pid a process that runs already is captured from now on, with what it starts
+from now on; its connections and children of before are not. It needs ssh-captured.
+
 Options end at the first word that is none.`,
 		Example: `  ssh-capture --via me@bastion psql -h db.internal
   ssh-capture telnet host.example.com
   ssh-capture bash`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch pid := cmd.Flags().Changed("pid"); {
+			case pid && len(args) > 0:
+				return errors.New("--pid captures a process that runs already: there is no command with it")
+			case pid && o.pid <= 0:
+				return fmt.Errorf("--pid %d: not the number of a process", o.pid)
+			case !pid && len(args) == 0:
 				return errors.New("no command to run; see ssh-capture --help")
 			}
 			return nil
@@ -125,7 +143,8 @@ Options end at the first word that is none.`,
 	f.BoolVar(&o.allowDirect, "allow-direct", false, "run COMMAND even if no filter rules exist: everything goes out in clear")
 	f.StringVar(&o.udp, "udp", "refuse", "what becomes of UDP other than name queries: `refuse|direct`")
 	f.VarP(&o.debug, "debug", "D", "tell on standard error: `LEVEL` 1 fatal errors, 3 start-up, 5 connections, 7 name queries")
-	f.StringVar(&o.backend, "backend", "auto", "how to capture: `auto|namespace`")
+	f.StringVar(&o.backend, "backend", backendAuto, "how to capture: `auto|cgroup|namespace`; auto: by cgroup where ssh-captured runs")
+	f.IntVar(&o.pid, "pid", 0, "capture the running process `PID`, and what it starts from now on")
 	f.BoolP("version", "V", false, "print the version")
 	f.BoolP("help", "h", false, "print this help")
 	return cmd
@@ -140,8 +159,12 @@ func (o *options) check() error {
 		return errors.New("-F would send in clear what --via promises to protect: use one of the two")
 	case o.via != "" && o.allowDirect:
 		return errors.New("--allow-direct has no meaning with --via")
-	case o.backend != "auto" && o.backend != "namespace":
-		return fmt.Errorf("--backend %q: it is auto or namespace", o.backend)
+	case !slices.Contains([]string{backendAuto, backendCgroup, backendNamespace}, o.backend):
+		return fmt.Errorf("--backend %q: it is auto, cgroup or namespace", o.backend)
+	case o.pid != 0 && o.backend == backendNamespace:
+		return errors.New("--pid: a process cannot be moved into a namespace, only into a cgroup")
+	case o.pid != 0 && o.fallback:
+		return errors.New("--pid: -F has no meaning, the process runs uncaptured already")
 	case o.udp != "refuse" && o.udp != "direct":
 		return fmt.Errorf("--udp %q: it is refuse or direct", o.udp)
 	}
@@ -159,6 +182,9 @@ func complain(w io.Writer, err error) {
 		hint = answer.Hint
 	case errors.As(err, &forbidden):
 		hint = forbidden.Cure
+	}
+	if hint == "" {
+		hint = cureOf(err)
 	}
 	if hint != "" {
 		fmt.Fprintf(w, "ssh-capture: hint: %s\n", strings.ReplaceAll(hint, "\n", "\n                   "))
@@ -195,18 +221,16 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 		return failed(stderr, err)
 	}
 	person.leave()
-	child := c.child.Process
-	if before := gate.toCommand(child); before != 0 {
-		c.child.Abort()
-		c.close()
+	if before := gate.toCommand(c.process); before != 0 {
+		c.abort()
 		return 128 + int(before)
 	}
 	if err := c.child.Release(); err != nil {
 		c.close()
 		return failed(stderr, err)
 	}
-	o.trace(stderr, 3, "command runs as process %d in capture %s", child.Pid, c.args.ID)
-	code := superviseJob(child.Pid)
+	o.trace(stderr, 3, "command runs as process %d in capture %s", c.process.Pid, c.args.ID)
+	code := superviseJob(c.process.Pid)
 	c.settle()
 	if err := c.handOver(); err != nil {
 		complain(stderr, fmt.Errorf("processes in the background lose their keeper: %w", err))
@@ -219,13 +243,14 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 func failed(stderr io.Writer, err error) int {
 	var killed netns.KilledError
 	var exec *netns.ExecError
+	var id *setIDError
 	switch {
 	case errors.As(err, &killed): // Ctrl-C reaches the child as well, and sooner at times
 		return 128 + int(killed)
 	case errors.As(err, &exec) && errors.Is(err, syscall.ENOENT):
 		complain(stderr, fmt.Errorf("%w: it, or the interpreter that it names, is missing", err))
 		return exitNotFound
-	case errors.As(err, &exec):
+	case errors.As(err, &exec), errors.As(err, &id):
 		complain(stderr, err)
 		return exitCannotRun
 	}

@@ -128,6 +128,8 @@ func TestCaptureCompletesInBash(t *testing.T) {
 		{"ssh-capture --udp=d", "direct"},
 		{"ssh-capture --udp=", "refuse\ndirect"},
 		{"ssh-capture --backend n", "namespace"},
+		{"ssh-capture --backend c", "cgroup"},
+		{"ssh-capture --pid 1 -l psq", "OFFSET 4 psq"},
 		{"ssh-capture -lD ", "1\n3\n5\n7"},
 		{"ssh-capture -D 5 psq", "OFFSET 3 psq"},
 		{"ssh-capture -D5 psq", "OFFSET 2 psq"},

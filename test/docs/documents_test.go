@@ -22,7 +22,7 @@ var (
 
 // takesValue are the options whose value is a word of its own.
 var takesValue = map[string]set{
-	"ssh-capture": {"--via": true, "-f": true, "-a": true, "-D": true, "--udp": true, "--backend": true,
+	"ssh-capture": {"--via": true, "-f": true, "-a": true, "-D": true, "--udp": true, "--backend": true, "--pid": true,
 		"--config-file": true, "--broker-address": true, "--debug": true},
 	"ssh-broker-ctl": {"-a": true, "--broker-address": true, "-D": true, "--debug": true, "-e": true, "--charset": true, "--time-format": true},
 }

@@ -14,6 +14,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/capture/service"
 )
 
 // section is what stands below a heading of a manual page. Sections come before their
@@ -350,10 +351,11 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		said[e.tag] = e.text
 	}
 	for command, rows := range map[string][]any{
-		"status":           {control.StatusRow{}, control.AuditStatus{}},
+		"status":           {control.StatusRow{}, control.AuditStatus{}, control.CapturedStatus{}},
 		"reload":           {control.ReloadResult{}},
 		"list-connections": {control.ConnectionRow{}},
 		"list-channels":    {control.ChannelRow{}},
+		"connector":        {service.Status{}, service.Capture{}, service.Hit{}},
 		"explain":          {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
 	} {
 		for _, row := range rows {

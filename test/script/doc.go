@@ -5,4 +5,7 @@
 // Every test runs the real programs, as root and as an ordinary uid where the tests
 // run as root. Messages are in testdata/*.txtar, a script each. Traffic stays on the
 // loopback. What needs servers or a network is test/interop's business.
+//
+// Captures are by namespaces, or by cgroups of the ssh-captured whose socket
+// SSHBROKER_TEST_CAPTURED names.
 package script

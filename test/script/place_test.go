@@ -2,6 +2,7 @@ package script
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/service"
 	"sshbroker/test/sut"
 )
 
@@ -30,6 +32,10 @@ func TestMain(m *testing.M) { sut.Main(m, nil) }
 // patience is how long anything may take before a test gives up on it. The machine may
 // be busy; where a time matters, the test says so itself.
 const patience = 30 * time.Second
+
+// capturedEnv names the socket of an ssh-captured by which the programs are to capture;
+// without it none is to be found, and they capture by namespaces.
+const capturedEnv = "SSHBROKER_TEST_CAPTURED"
 
 // mark is in the environment of every process of a place.
 const mark = "SSHBROKER_TEST_PLACE"
@@ -97,9 +103,12 @@ func newPlace(t testing.TB, uid, gid int) *place {
 		}
 	}
 	p.env = []string{"HOME=" + p.home, "PATH=" + p.programs.Dir + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "TERM=xterm", "LANG=C.UTF-8",
-		"SSH_SECSH_BROKER=" + p.address(), mark + "=" + p.id}
+		"SSH_SECSH_BROKER=" + p.address(), service.EnvSocket + "=" + cmp.Or(os.Getenv(capturedEnv), p.noCaptured()), mark + "=" + p.id}
 	return p
 }
+
+// noCaptured is where no ssh-captured listens.
+func (p *place) noCaptured() string { return filepath.Join(p.dir, "no-ssh-captured") }
 
 func (p *place) address() string { return filepath.Join(p.home, "broker") }
 
