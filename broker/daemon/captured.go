@@ -19,8 +19,9 @@ import (
 // answerTime is how long ssh-captured may take to answer one request.
 const answerTime = 10 * time.Second
 
-// maxSpec is how long a Spec may be, in bytes of JSON, to fit a message to ssh-captured.
-const maxSpec = 900 << 10
+// maxSpec is how long a Spec may be, in bytes of JSON, to fit a message to ssh-captured: a
+// socket of an ordinary user sends about 400 KiB at once (net.core.wmem_max).
+const maxSpec = 300 << 10
 
 // capturedSource is a capture that ssh-captured has made; *client.Source is one.
 type capturedSource interface {

@@ -123,9 +123,12 @@ type Served struct {
 	Held    bool `json:"held"`
 	Enabled bool `json:"enabled"` // for System: whether it is in force
 	// Origins says that asking for the origin costs microseconds; else /proc is searched.
-	Origins bool   `json:"origins"`
-	Owner   uint32 `json:"owner"`            // uid whose sockets are captured; 0 for System
-	Cgroup  string `json:"cgroup,omitempty"` // its directory; "" for System
+	Origins bool `json:"origins"`
+	// Marks says that the UDP sockets tell of each datagram its mark, which is its sender's:
+	// capture.SenderMark. For System, on kernels that can (5.19).
+	Marks  bool   `json:"marks,omitempty"`
+	Owner  uint32 `json:"owner"`            // uid whose sockets are captured; 0 for System
+	Cgroup string `json:"cgroup,omitempty"` // its directory; "" for System
 }
 
 // Key is how an attempt is known on both sides of a restart.

@@ -28,6 +28,9 @@ type Machine struct {
 	netns *os.File // the network namespace, for setns(2)
 	inode uint64   // of netns
 
+	cgroup   string   // of OwnCgroup, as the host sees it; "" without
+	cgroupFD *os.File // for processes to begin in
+
 	// The thread that holds the namespaces runs what work delivers. Processes
 	// are started by it and no other, as PR_SET_PDEATHSIG is about the thread.
 	work chan func()

@@ -32,6 +32,7 @@ type Net struct {
 	mu        sync.Mutex
 	processes []*Process // guarded by mu
 	wires     []*Wire    // guarded by mu
+	more      []*User    // beside Alice and Bob; guarded by mu
 }
 
 // environment variable that marks whatever was started in a Net.
@@ -151,7 +152,9 @@ func (n *Net) machines() []*Machine {
 }
 
 func (n *Net) users() []*User {
-	all := []*User{n.Alice, n.Bob}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := append([]*User{n.Alice, n.Bob}, n.more...)
 	return slices.DeleteFunc(all, func(u *User) bool { return u == nil })
 }
 
@@ -202,6 +205,9 @@ func (n *Net) close(t testing.TB) {
 		w.close()
 	}
 	for _, m := range n.machines() {
+		if err := m.closeCgroup(); err != nil {
+			t.Error(err)
+		}
 		m.close()
 	}
 	for _, u := range n.users() {

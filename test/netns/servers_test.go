@@ -271,6 +271,18 @@ func TestSnapshot(t *testing.T) {
 			n.Client.Output(t, nil, "ip", "link", "add", "left-behind", "type", "veth")
 			return func() { n.Client.Output(t, nil, "ip", "link", "delete", "left-behind") }
 		}, "+ interface left-behind of client"},
+		{"route", func(t *testing.T) func() {
+			n.Client.Output(t, nil, "ip", "route", "add", "192.0.2.0/24", "via", "10.99.1.2", "table", "77")
+			return func() { n.Client.Output(t, nil, "ip", "route", "flush", "table", "77") }
+		}, "+ route of client: "},
+		{"policy rule", func(t *testing.T) func() {
+			n.Client.Output(t, nil, "ip", "-6", "rule", "add", "fwmark", "5", "lookup", "main")
+			return func() { n.Client.Output(t, nil, "ip", "-6", "rule", "delete", "fwmark", "5") }
+		}, "+ policy rule of client, "},
+		{"kernel parameter", func(t *testing.T) func() {
+			n.Client.Sysctl(t, "net.ipv4.icmp_ratemask", "6160")
+			return func() { n.Client.Sysctl(t, "net.ipv4.icmp_ratemask", "6168") }
+		}, "+ /proc/sys/net/ipv4/icmp_ratemask of client: 6160"},
 		{"TCP socket", func(t *testing.T) func() {
 			l := n.Client.Listen(t, "tcp", "127.0.0.1:4000")
 			return func() { l.Close() }

@@ -25,9 +25,10 @@ import (
 //	namespaces      network namespaces other than the machines' and the host's that
 //	                those processes are in, have open, or have a socket in, or that
 //	                are mounted
-//	interfaces, nftables rulesets, mounts, TCP, UDP and Unix sockets of the machines;
-//	                of the host the ruleset
-//	cgroups         of the test users, or named after our programs
+//	interfaces, nftables rulesets, routes, policy rules, kernel parameters of IPv4 and
+//	                IPv6, mounts, TCP, UDP and Unix sockets of the machines; of the
+//	                host the ruleset
+//	cgroups         of the test users, or named after our programs; not of other Nets' machines
 //	files           in /tmp, /var/tmp, /dev/shm and /run: the test users', and /tmp/ssh-NAME, for root too
 type Snapshot struct{ items map[string]bool }
 
@@ -38,7 +39,7 @@ func (n *Net) Snapshot(t testing.TB) Snapshot {
 	processes := n.ours()
 	s.addProcesses(processes)
 	for _, collect := range []func(testing.TB, *Net, []stray){
-		s.addNamespaces, s.addRulesets, s.addInterfaces, s.addTables, s.addCgroups, s.addFiles,
+		s.addNamespaces, s.addRulesets, s.addInterfaces, s.addRouting, s.addSettings, s.addTables, s.addCgroups, s.addFiles,
 	} {
 		collect(t, n, processes)
 	}
@@ -262,6 +263,9 @@ func (s Snapshot) addCgroups(_ testing.TB, n *Net, _ []stray) {
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
 			return nil // gone while we looked
+		}
+		if n.isOthers(path) {
+			return filepath.SkipDir
 		}
 		named := slices.ContainsFunc(programNames, func(name string) bool { return strings.Contains(entry.Name(), name) })
 		if named || n.ownsFile(entry) {

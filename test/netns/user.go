@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // User is an ordinary user who exists on the machines of one Net and nowhere
@@ -40,14 +41,55 @@ type User struct {
 const (
 	firstTestUID = 20000
 	testUIDs     = 30000
+
+	// Accounts of services live above UID_MAX, so that no capture of the host takes them.
+	firstServiceUID = 60200
+	serviceUIDs     = 800
 )
+
+// AddUser makes one more user of the machines, a stranger to all others.
+func (n *Net) AddUser(t testing.TB, name string) *User {
+	t.Helper()
+	return n.add(t, name, firstTestUID, testUIDs)
+}
+
+// AddService makes the account of a service: a user whose flows a capture of the whole
+// host does not take.
+func (n *Net) AddService(t testing.TB, name string) *User {
+	t.Helper()
+	return n.add(t, name, firstServiceUID, serviceUIDs)
+}
+
+func (n *Net) add(t testing.TB, name string, first, count int) *User {
+	t.Helper()
+	u, err := newUserIn(n.Dir, name, 0, first, count)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	n.more = append(n.more, u)
+	n.mu.Unlock()
+	passwd, group, shadow, err := accounts(n.users())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range n.machines() {
+		for path, content := range map[string]string{"/etc/passwd": passwd, "/etc/group": group} {
+			m.Replace(t, path, content)
+		}
+		if err := m.replace("/etc/shadow", shadow, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u
+}
 
 // reserveUID finds a uid that neither the host nor another test process uses.
 // A socket of the abstract namespace stands for it, which dies with the process.
-func reserveUID() (uint32, net.Listener, error) {
-	start := mathrand.IntN(testUIDs)
-	for i := range 1000 {
-		uid := firstTestUID + (start+i)%testUIDs
+func reserveUID(first, count int) (uint32, net.Listener, error) {
+	start := mathrand.IntN(count)
+	for i := range count {
+		uid := first + (start+i)%count
 		if _, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 			continue
 		}
@@ -58,11 +100,15 @@ func reserveUID() (uint32, net.Listener, error) {
 			return uint32(uid), l, nil
 		}
 	}
-	return 0, nil, fmt.Errorf("no free uid from %d on", firstTestUID)
+	return 0, nil, fmt.Errorf("no free uid from %d on", first)
 }
 
 func newUser(dir, name string, group uint32) (*User, error) {
-	uid, reservation, err := reserveUID()
+	return newUserIn(dir, name, group, firstTestUID, testUIDs)
+}
+
+func newUserIn(dir, name string, group uint32, first, count int) (*User, error) {
+	uid, reservation, err := reserveUID(first, count)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +164,30 @@ func hashPassword(password string) (string, error) {
 		return "", fmt.Errorf("crypt by perl: %w", err)
 	}
 	return string(out), nil
+}
+
+// Become makes the calling thread alone the user's, for good.
+func (u *User) Become() error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.GID), uintptr(u.GID), uintptr(u.GID)); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.UID), uintptr(u.UID), uintptr(u.UID)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// As is Do as an ordinary user: the sockets that f opens are that user's.
+func (m *Machine) As(u *User, f func() error) error {
+	return m.Do(func() error {
+		if err := u.Become(); err != nil {
+			return err
+		}
+		return f()
+	})
 }
 
 // Path is a file in the user's home directory.
@@ -193,7 +263,7 @@ func accounts(users []*User) (passwd, group, shadow string, err error) {
 		members = append(members, u.Name)
 	}
 	if len(users) > 0 {
-		group += fmt.Sprintf("projects%d:x:%d:%s\n", users[0].Groups[0], users[0].Groups[0], strings.Join(members, ","))
+		group += fmt.Sprintf("projects%d:x:%d:%s\n", users[0].Groups[0], users[0].Groups[0], strings.Join(members[:min(2, len(members))], ","))
 	}
 	return passwd, group, shadow, nil
 }

@@ -19,6 +19,7 @@ type Programs struct {
 	Capture  string // ssh-capture
 	Ctl      string // ssh-broker-ctl
 	Testprog string // see test/programs/testprog
+	Captured string // ssh-captured
 }
 
 // packages, by program name, relative to the root of the module.
@@ -26,6 +27,7 @@ var packages = map[string]string{
 	"ssh-broker":     "./cmd/ssh-broker",
 	"ssh-capture":    "./cmd/ssh-capture",
 	"ssh-broker-ctl": "./cmd/ssh-broker-ctl",
+	"ssh-captured":   "./cmd/ssh-captured",
 	"testprog":       "./test/programs/testprog",
 }
 
@@ -72,7 +74,7 @@ func Build(t testing.TB) Programs {
 	t.Helper()
 	return Programs{
 		Broker: Program(t, "ssh-broker"), Capture: Program(t, "ssh-capture"), Ctl: Program(t, "ssh-broker-ctl"),
-		Testprog: Program(t, "testprog"), Dir: programs.dir,
+		Testprog: Program(t, "testprog"), Captured: Program(t, "ssh-captured"), Dir: programs.dir,
 	}
 }
 
@@ -113,7 +115,7 @@ func build(name, path string) error {
 	if err != nil {
 		return fmt.Errorf("build %s: go env GOMOD: %w", name, err)
 	}
-	flags := "-X sshbroker/broker/control.version=test"
+	flags := "-X sshbroker/broker/control.version=test -X main.version=test"
 	if name == "ssh-capture" && inherit.Entry != "" {
 		flags += " -E " + inherit.Entry // as the Makefile does
 	}

@@ -159,33 +159,20 @@ func (a *attempt) Admit(ctx context.Context) (*capture.Conn, error) {
 	return c, err
 }
 
-// admit asks, by id where ssh-captured knows the attempt by that. The connection may have
-// been made while there was no ssh-captured, so after a loss it asks by key.
+// admit asks by id while ssh-captured knows the attempt by one. After a loss that may be
+// over: the connection may have been made while there was no ssh-captured. Then it asks by key.
 func (a *attempt) admit(ctx context.Context) (answer, error) {
 	s := a.source
-	again := false
 	for {
-		sess, id, _ := a.bound()
-		if sess == nil || again {
-			var err error
-			if sess, err = s.current(ctx, nil); err != nil {
-				return answer{}, err
-			}
-			id = 0
-		}
 		var ans answer
+		sess, id, moved := a.bound()
 		var err error
-		if id != 0 {
+		if sess != nil {
 			ans, err = s.ask(ctx, sess, service.Message{Op: service.OpAdmit, ID: id})
-		} else {
-			ans, err = a.admitByKey(ctx, sess)
+		} else if sess, err = s.current(ctx, nil); err == nil {
+			ans, err = a.admitByKey(ctx, sess, moved)
 		}
-		switch {
-		case errors.Is(err, ErrLost):
-			again = true
-		case errors.Is(err, errCameAgain):
-			again = false
-		default:
+		if !errors.Is(err, ErrLost) && !errors.Is(err, errCameAgain) {
 			return ans, err
 		}
 	}
@@ -195,26 +182,18 @@ func (a *attempt) admit(ctx context.Context) (answer, error) {
 var errCameAgain = errors.New("the SYN has come again")
 
 // admitByKey takes the connection if it comes in time.
-func (a *attempt) admitByKey(ctx context.Context, sess *session) (answer, error) {
+func (a *attempt) admitByKey(ctx context.Context, sess *session, moved <-chan struct{}) (answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	isBound := func() bool {
-		on, _, _ := a.bound()
-		return on == sess
-	}
 	limit := time.AfterFunc(againLimit, func() {
-		if !isBound() { // else it is held, and there will be an answer
+		if on, _, _ := a.bound(); on != sess { // else it is held, and there will be an answer
 			cancel(capture.ErrAbandoned)
 		}
 	})
 	defer limit.Stop()
-	_, _, moved := a.bound()
 	ans, err := a.source.ask(ctx, sess, service.Message{Op: service.OpAdmit, Key: &a.key})
 	if code := codeOf(err); code != service.CodeAbandoned && code != service.CodeNotFound {
 		return ans, err
-	}
-	if isBound() {
-		return answer{}, errCameAgain
 	}
 	select {
 	case <-moved:
@@ -241,9 +220,9 @@ func (a *attempt) Waits() bool {
 }
 
 // Hand lets the broker of the flow's owner carry it, and waits until that has decided.
-// After service.HandRefused and service.HandGone, and after ErrNoCarrier, the attempt is
-// undecided. capture.ErrAbandoned means that it is gone, or that it was dealt with while
-// ssh-captured was restarted.
+// After service.HandRefused and service.HandGone, after ErrNoCarrier and when ctx has
+// ended, the attempt is undecided. capture.ErrAbandoned means that it is gone, or that it
+// was dealt with while ssh-captured was restarted.
 func (a *attempt) Hand(ctx context.Context, payload []byte) (service.Handed, error) {
 	ans, err := a.ask(ctx, service.Message{Op: service.OpHand, Payload: payload})
 	switch code := codeOf(err); {
@@ -254,7 +233,7 @@ func (a *attempt) Hand(ctx context.Context, payload []byte) (service.Handed, err
 	case err == nil && ans.Handed == nil:
 		err = errEmpty
 	}
-	if errors.Is(err, capture.ErrAbandoned) {
+	if errors.Is(err, capture.ErrAbandoned) && ctx.Err() == nil { // ctx's cause may be just that
 		a.settle(verdict{})
 	}
 	if err != nil {

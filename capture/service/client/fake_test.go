@@ -61,7 +61,7 @@ type fake struct {
 
 	version int
 	served  service.Served
-	sockets []*os.File // with the next answer to serve
+	sockets []*os.File // with the answer to serve
 	// before and after see every message; false kills the server.
 	before, after func(*service.Message) bool
 	// answer replaces the answer; nil: as it is. An empty Op: none.
@@ -92,6 +92,7 @@ func newFake(t testing.TB) *fake {
 	}
 	t.Cleanup(func() {
 		f.stop()
+		message.CloseAll(f.sockets)
 		f.kernel.mu.Lock()
 		defer f.kernel.mu.Unlock()
 		for _, s := range f.syns {
@@ -218,19 +219,19 @@ func (f *fake) handle(c *served, m *service.Message, files []*os.File) {
 	case service.OpStatus:
 		a.Status = &service.Status{PID: 7, Program: "fake 1", Enabled: true}
 	case service.OpServe, service.OpCarry:
+		f.kernel.mu.Lock() // what arrives from now on is offered after what is held
+		defer f.kernel.mu.Unlock()
 		f.mu.Lock()
 		f.serves = append(f.serves, *m)
 		if m.Op == service.OpServe {
 			served := f.served
 			a.Served, out = &served, f.sockets
-			f.sockets = nil
 		}
-		c.serving = true
 		f.mu.Unlock()
-		defer message.CloseAll(out)
 		done = func() {
-			f.kernel.mu.Lock()
-			defer f.kernel.mu.Unlock()
+			f.mu.Lock()
+			c.serving = true
+			f.mu.Unlock()
 			for _, s := range f.syns {
 				if s.given == "" {
 					f.offer(c, s)

@@ -8,8 +8,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,8 +45,9 @@ type Options struct {
 	Log     *slog.Logger // nil: nothing is logged
 
 	// Names is given the sockets of the capture's name queries, when serving begins and
-	// whenever ssh-captured had to make new ones; the receiver closes them. It may be nil.
-	Names func(udp []net.PacketConn, tcp []net.Listener)
+	// whenever ssh-captured had to make new ones; the receiver closes them, and keeps those
+	// that it has until then. It may be nil.
+	Names func(served service.Served, udp []net.PacketConn, tcp []net.Listener)
 	// Changed is told after every time that serving began. It may be nil.
 	//
 	// Neither may call Close, nor SetSpec; attempts come once they have returned.
@@ -62,6 +65,8 @@ type Source struct {
 	carries bool
 	connect func(context.Context) (wire, error)
 	slowest time.Duration // lastDelay, but for tests
+	names   []uint64      // inodes of the sockets that Names was given; run's
+	marks   bool          // and whether those tell of marks
 	room    spares
 
 	ready chan *attempt
@@ -364,17 +369,30 @@ func (s *Source) begin(a answer) error {
 	if a.Served == nil {
 		return errEmpty
 	}
-	if len(a.files) > 0 && s.opts.Names != nil {
+	are, marks := inodes(a.files), a.Served.Marks
+	if len(are) > 0 && (marks != s.marks || !slices.Equal(are, s.names)) && s.opts.Names != nil {
 		udp, tcp, err := nameSockets(a.files)
 		if err != nil {
 			return err
 		}
-		s.opts.Names(udp, tcp)
+		s.opts.Names(*a.Served, udp, tcp)
+		s.names, s.marks = are, marks
 	}
 	if s.opts.Changed != nil {
 		s.opts.Changed(*a.Served)
 	}
 	return nil
+}
+
+// inodes tells sockets from those of the connection before: what is served already is
+// not given away once more.
+func inodes(files []*os.File) (are []uint64) {
+	for _, f := range files {
+		if info, err := f.Stat(); err == nil {
+			are = append(are, info.Sys().(*syscall.Stat_t).Ino)
+		}
+	}
+	return are
 }
 
 // nameSockets makes connections and listeners of files, which stay the caller's.

@@ -101,7 +101,7 @@ func TestServe(t *testing.T) {
 	o := f.options()
 	o.Spec.Local = true
 	named, changed := 0, 0
-	o.Names = func(udp []net.PacketConn, tcp []net.Listener) {
+	o.Names = func(_ service.Served, udp []net.PacketConn, tcp []net.Listener) {
 		named++
 		if len(udp) != 1 || len(tcp) != 1 || udp[0].LocalAddr().String() != u.LocalAddr().String() || tcp[0].Addr().String() != l.Addr().String() {
 			t.Errorf("sockets %v and %v", udp, tcp)
@@ -175,6 +175,49 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestNamesAgain gives the same sockets away once, and other ones when they come.
+func TestNamesAgain(t *testing.T) {
+	f := newFake(t)
+	socket := func() *os.File {
+		u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		file, err := u.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	f.sockets = []*os.File{socket()}
+	f.start()
+	o := f.options()
+	named, changed := make(chan net.PacketConn, 10), make(chan bool, 10)
+	o.Names = func(_ service.Served, udp []net.PacketConn, _ []net.Listener) { named <- udp[0] }
+	o.Changed = func(service.Served) { changed <- true }
+	serve(t, o)
+	<-changed
+	f.cut()
+	<-changed
+	f.mu.Lock()
+	old := f.sockets
+	f.sockets = []*os.File{socket()}
+	f.mu.Unlock()
+	message.CloseAll(old)
+	f.cut()
+	<-changed
+	close(named)
+	var ports []string
+	for c := range named {
+		ports = append(ports, c.LocalAddr().String())
+		c.Close()
+	}
+	if len(ports) != 2 || ports[0] == ports[1] {
+		t.Errorf("was given %v", ports)
+	}
+}
+
 func TestServeWithoutTheServed(t *testing.T) {
 	f := newFake(t)
 	f.answer = func(m *service.Message, usual service.Message) service.Message {
@@ -197,7 +240,7 @@ func TestNamesAreSockets(t *testing.T) {
 	f.sockets = []*os.File{null}
 	f.start()
 	o := f.options()
-	o.Names = func([]net.PacketConn, []net.Listener) { t.Error("was given no socket") }
+	o.Names = func(service.Served, []net.PacketConn, []net.Listener) { t.Error("was given no socket") }
 	if _, err := Serve(t.Context(), o); err == nil {
 		t.Error("no error")
 	}
@@ -297,6 +340,12 @@ func TestErrors(t *testing.T) {
 			if undecided != c.undecided {
 				t.Errorf("undecided: %t", undecided)
 			}
+			if errors.Is(c.admit, capture.ErrAbandoned) { // the SYN that comes again is another attempt
+				f.arrive(attemptOf(1))
+				if again := next(t, s); again == a || again.key != a.key {
+					t.Errorf("delivered %v", again.key)
+				}
+			}
 			if c.admit == nil { // nobody else would end it
 				f.syn(a.key, func(s syn) bool { return s.given == service.OpRefuse })
 			}
@@ -341,6 +390,28 @@ func TestHand(t *testing.T) {
 	}
 }
 
+// TestHandIsNotWanted ends for want of the program, and leaves the attempt to be refused.
+func TestHandIsNotWanted(t *testing.T) {
+	f := newFake(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f.answer = func(m *service.Message, usual service.Message) service.Message {
+		if m.Op == service.OpHand {
+			cancel(capture.ErrAbandoned)
+			usual.Op = ""
+		}
+		return usual
+	}
+	f.start()
+	s := serve(t, f.options())
+	f.arrive(attemptOf(1))
+	a := next(t, s)
+	if _, err := a.Hand(ctx, nil); !errors.Is(err, capture.ErrAbandoned) {
+		t.Errorf("hand: %v", err)
+	}
+	a.Refuse(capture.Silent)
+	f.syn(a.key, func(s syn) bool { return s.given == service.OpRefuse && s.refusal == capture.Silent })
+}
+
 func TestOriginAnswers(t *testing.T) {
 	for _, c := range []struct {
 		answer *service.Origin
@@ -381,6 +452,7 @@ func TestCopies(t *testing.T) {
 	f.arrive(attemptOf(1), attemptOf(2), attemptOf(3), attemptOf(4))
 	f.arrive(attemptOf(1)) // undecided: not delivered twice
 	refused, passed, admitted, open := next(t, s), next(t, s), next(t, s), next(t, s)
+	poll(t, func() bool { _, id, _ := state(refused); return id == 5 }) // the copy has been seen
 	refused.Refuse(capture.Refused)
 	if err := passed.Pass(); err != nil {
 		t.Error(err)

@@ -406,6 +406,7 @@ func TestRefuseDoesNotBlock(t *testing.T) {
 		}
 		p.said = nil
 		p.offer(3, 1)
+		synctest.Wait()
 		began := time.Now()
 		s.Close()
 		if took := time.Since(began); took != flushLimit {

@@ -1,0 +1,118 @@
+package captured
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/cgroup"
+	"sshbroker/capture/message"
+	"sshbroker/capture/nft"
+	"sshbroker/capture/service"
+)
+
+// lockFile stands in StateDir beside the state, held by the one ssh-captured.
+const lockFile = "lock"
+
+// Lock keeps a second ssh-captured away for as long as the file is open. Its error
+// names the process that has it.
+func Lock(stateDir string) (*os.File, error) {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		b := make([]byte, 20)
+		n, _ := f.Read(b)
+		f.Close()
+		return nil, fmt.Errorf("process %s has the lock: %w", b[:n], err)
+	}
+	_ = f.Truncate(0) // for people
+	_, _ = fmt.Fprint(f, os.Getpid())
+	return f, nil
+}
+
+// Release opens everything: it asks the running ssh-captured to, and does it itself
+// where none runs.
+func Release(o Options) error {
+	const patience = 10 * time.Second
+	uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: o.Socket, Net: "unixpacket"})
+	if err == nil {
+		defer uc.Close()
+		f, err := uc.File()
+		if err != nil {
+			return err
+		}
+		conn, err := message.New(f)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		defer time.AfterFunc(patience, func() { conn.Close() }).Stop()
+		return releaseBy(conn, o.Program)
+	}
+	lock, err := Lock(o.StateDir)
+	if err != nil {
+		return fmt.Errorf("ssh-captured does not answer at %s, and %w: end it with kill -9, and its parent, then release again", o.Socket, err)
+	}
+	defer lock.Close()
+	return releaseHere(o)
+}
+
+func releaseBy(conn *message.Conn, program string) error {
+	for _, m := range []service.Message{
+		{Op: service.OpHello, Hello: &service.Hello{Version: service.Version, Program: program}},
+		{Op: service.OpRelease, Seq: 1},
+	} {
+		var answer service.Message
+		if err := conn.Send(m); err != nil {
+			return fmt.Errorf("ssh-captured: %w", err)
+		}
+		files, err := conn.Receive(&answer)
+		message.CloseAll(files)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return errors.New("ssh-captured does not answer: end it with kill -9, and its parent, then release again")
+		case err != nil:
+			return fmt.Errorf("ssh-captured: %w", err)
+		case answer.Error != nil:
+			return answer.Error
+		}
+	}
+	return nil
+}
+
+// releaseHere removes what a dead process left.
+func releaseHere(o Options) error {
+	owned := nft.Unowned
+	if nft.Persists() {
+		owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
+	}
+	table, err := nft.NewTable(owned)
+	if err == nil {
+		err = table.Delete()
+		table.Close()
+	}
+	if tree, terr := cgroup.Find(); terr == nil {
+		leaves, lerr := tree.Leaves()
+		err = errors.Join(err, lerr)
+		for _, l := range leaves {
+			_ = l.Remove() // one with processes in it means nothing any more
+		}
+	}
+	if st, serr := (&Server{Options: o}).load(); serr == nil && st.Ratemask != "" {
+		err = errors.Join(err, os.WriteFile(ratemaskFile, []byte(st.Ratemask), 0))
+	}
+	if rerr := os.Remove(filepath.Join(o.StateDir, stateFile)); !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
