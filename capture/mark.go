@@ -11,5 +11,13 @@ const (
 	MarkUnreachable uint32 = 0x0040_0000 // ICMP host unreachable: EHOSTUNREACH
 )
 
+// SenderMark is the mark with which a name query arrives at the resolver of the whole
+// host's capture: the complement of its sender's uid, whatever the redirect made of its
+// source port. So a query that our rules did not see, with mark 0, is nobody's.
+func SenderMark(uid uint32) uint32 { return ^uid }
+
+// Sender is the inverse of SenderMark; nobody has the uid of mark 0.
+func Sender(mark uint32) (uid uint32, ok bool) { return ^mark, mark != 0 }
+
 // WithClass returns old with the verdict class set and every foreign bit kept.
 func WithClass(old, class uint32) uint32 { return old&^MarkMask | class&MarkMask }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"sshbroker/broker/names"
 	"sshbroker/broker/plan"
 	"sshbroker/capture"
+	hierarchy "sshbroker/capture/cgroup"
 	"sshbroker/capture/service"
 	"sshbroker/capture/service/client"
 )
@@ -41,7 +43,9 @@ func (d *Daemon) cgroupOpening(args control.CaptureArgs, files []*os.File) (open
 }
 
 func (d *Daemon) openCgroup(ctx context.Context, s *served) (backend, error) {
-	r := &resolver{serve: s.names.Serve}
+	r := &resolver{serve: func(ctx context.Context, _ service.Served, udp []net.PacketConn, tcp []net.Listener) error {
+		return s.names.Serve(ctx, udp, tcp)
+	}}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	source, err := d.captured.serve(ctx, client.Options{Capture: s.args.ID, Spec: d.specOf(s), Log: d.Log, Names: r.take})
@@ -169,6 +173,8 @@ func (c *cgroup) empty() bool {
 	case <-c.ended:
 		return true
 	default:
-		return false
 	}
+	leaf := hierarchy.Leaf{Path: c.Served().Cgroup} // of which we may not have been told yet
+	populated, err := leaf.Populated()
+	return leaf.Path != "" && err == nil && !populated
 }

@@ -279,7 +279,7 @@ func TestCgroupNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		at := p.LocalAddr().String()
-		s.options.Names([]net.PacketConn{p}, nil)
+		s.options.Names(s.Served(), []net.PacketConn{p}, nil)
 		addr := query(t, at, "db.example.")
 		if !prefixes("198.18.0.0/15")[0].Contains(addr) {
 			t.Errorf("answered %v", addr)

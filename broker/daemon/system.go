@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -80,12 +81,12 @@ func newSystem(d *Daemon, l *loaded) (*system, error) {
 		Policy: namePolicy{d, nil}, Pool4: l.pool4, Pool6: l.pool6, Logger: d.Log,
 		Journal:   filepath.Join(d.StateDir, "ssh-broker-names-system"),
 		HostsFile: hostsFile, ResolvFile: resolvFile,
-	}, s.asker)
+	}, askers{s.diag})
 	if err != nil {
 		s.diag.Close()
 		return nil, err
 	}
-	s.resolver = &resolver{serve: s.names.Serve}
+	s.resolver = &resolver{serve: s.answer}
 	return s, nil
 }
 
@@ -95,9 +96,34 @@ func (s *system) close() {
 	_ = s.diag.Close()
 }
 
-// asker is whose program sent a name query.
-func (s *system) asker(network string, from netip.AddrPort) (uid uint32, ok bool) {
-	uid, err := s.diag.Owner(network, from, netip.AddrPort{})
+// answer serves name queries until ctx ends.
+func (s *system) answer(ctx context.Context, served service.Served, udp []net.PacketConn, tcp []net.Listener) error {
+	if served.Marks {
+		return s.names.ServeMarked(ctx, udp, tcp)
+	}
+	s.d.Log.Warn("this kernel does not tell whose a name query is (5.19 does): where a program asks several servers from one port, some of its queries fail")
+	return s.names.Serve(ctx, udp, tcp)
+}
+
+// askers tells whose programs sent name queries.
+type askers struct{ diag *origin.Diag }
+
+// Sender implements names.Owners, for kernels that tell no marks.
+func (a askers) Sender(from netip.AddrPort) (uid uint32, ok bool) {
+	uid, err := a.diag.Owner("udp", from, netip.AddrPort{})
+	return uid, err == nil
+}
+
+// Marked implements names.Owners.
+func (a askers) Marked(mark uint32) (uid uint32, ok bool) { return capture.Sender(mark) }
+
+// Peer implements names.Owners.
+func (a askers) Peer(c net.Conn) (uid uint32, ok bool) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return 0, false
+	}
+	uid, err := a.diag.OwnerOfPeer(tcp)
 	return uid, err == nil
 }
 

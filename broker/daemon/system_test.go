@@ -260,7 +260,7 @@ func TestSystemNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.options.Names([]net.PacketConn{p}, nil)
+	s.options.Names(s.Served(), []net.PacketConn{p}, nil)
 	addr := query(t, p.LocalAddr().String(), "db.example.")
 	a := capturetest.NewAttempt(addr.String() + ":5432")
 	a.At.UID = uint32(os.Getuid())

@@ -129,9 +129,16 @@ func (q *query) read(p *dnsmessage.Parser) error {
 	}
 }
 
-// answerLocally answers what needs no resolver; nil for the rest.
+// answerLocally answers what needs no resolver; nil for the rest. An address that was
+// remembered for nobody would lead a connection past the rules by name: better none.
 func (r *responder) answerLocally(q *query) []byte {
-	answer := r.localAnswer(q)
+	var answer []byte
+	if q.asker.unknown {
+		r.warn("name query was refused, as nobody could tell whose it was", r.unowned.Add(1))
+		answer = q.reply(dnsmessage.RCodeServerFailure)
+	} else {
+		answer = r.localAnswer(q)
+	}
 	if answer != nil {
 		r.trace(q, "the broker", answer)
 	}

@@ -9,25 +9,22 @@ import (
 // under way for it at once. A room that is nil has place for everything. Safe for
 // concurrent use.
 type asker struct {
-	label  string  // for people
-	memory *memory // nil: nothing is remembered
-	apart  bool    // there are others, who are not told of what this one asked
-	share  *share  // of the pool; nil: no bound
+	label   string // for people
+	unknown bool   // whose it is could not be told: it gets no answers
+	memory  *memory
+	apart   bool   // there are others, who are not told of what this one asked
+	share   *share // of the pool; nil: no bound
 
 	waiting  chan struct{} // queries over UDP that wait
 	upstream chan struct{} // queries at the resolvers
 	conns    chan struct{} // over TCP
 }
 
-func (a *asker) remember(addr netip.Addr, name string) {
-	if a.memory != nil {
-		a.memory.remember(addr, name)
-	}
-}
+func (a *asker) remember(addr netip.Addr, name string) { a.memory.remember(addr, name) }
 
 // names returns what is known behind addr; a may be nil.
 func (a *asker) names(addr netip.Addr) []string {
-	if a == nil || a.memory == nil {
+	if a == nil {
 		return nil
 	}
 	return a.memory.lookup(addr)

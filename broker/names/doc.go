@@ -12,9 +12,10 @@
 //
 // One Names belongs to one capture: nothing that one capture asked is ever told to
 // another. Users is the same for all users of a host, each with a memory of its own,
-// over one pool; who asks it is told by its caller. The package does not decide which
-// names are pseudo (Policy does), nor what becomes of a flow, and it makes no sockets
-// of its own but those to the resolvers. It imports nothing of this module.
+// over one pool; who asks it is told by Owners, and where nobody knows, the query fails.
+// The package does not decide which names are pseudo (Policy does), nor what becomes of
+// a flow, and it makes no sockets of its own but those to the resolvers. It imports
+// nothing of this module.
 //
 // Bounds of a Names or a Users: DefaultMaxNames pseudo addresses, maxInFlight queries
 // at once of which maxUpstream at the resolvers, maxConnections over TCP. A Names

@@ -80,7 +80,7 @@ type Stats struct {
 	Unsaved    uint64 // the journal could not be written
 	Remembered int    // names behind addresses, now
 	Assigned   int    // pseudo addresses, now
-	Unowned    uint64 // queries whose user could not be told
+	Unowned    uint64 // queries of Users that were not answered, as nobody could tell whose they were
 	Users      int    // remembered, now
 }
 
@@ -98,7 +98,8 @@ func New(cfg Config) (*Names, error) {
 		return nil, err
 	}
 	n := &Names{r, &asker{memory: newMemory(r.cfg.MaxNames)}}
-	r.askerOf = func(string, netip.AddrPort) *asker { return n.asker }
+	r.senderOf = func(sender) *asker { return n.asker }
+	r.peerOf = func(net.Conn) *asker { return n.asker }
 	return n, nil
 }
 
@@ -110,7 +111,7 @@ func (n *Names) Close() error { return n.pool.close() }
 // to the wildcard. It owns the sockets and closes them, and returns when no goroutine
 // of it is left. Being told to stop is no error.
 func (n *Names) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
-	return n.serve(ctx, udp, tcp)
+	return n.serve(ctx, udp, tcp, false)
 }
 
 // Lookup returns the names behind addr, most recent first. A pool address has one or

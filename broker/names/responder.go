@@ -18,12 +18,15 @@ type responder struct {
 	up    *upstream
 	log   *slog.Logger
 
-	// askerOf tells who sends queries from an address; never nil. It may ask the
-	// kernel, which takes some time.
-	askerOf func(network string, from netip.AddrPort) *asker
+	// senderOf and peerOf tell who sent a datagram, and who is at the other end of a
+	// connection; neither is nil or returns nil. They may ask the kernel, which takes
+	// some time.
+	senderOf func(sender) *asker
+	peerOf   func(net.Conn) *asker
 
 	queries, pseudo, local, forwarded, failed   atomic.Uint64
 	badNames, malformed, dropped, full, unsaved atomic.Uint64
+	unowned                                     atomic.Uint64
 
 	repeated repeated // bounds what hostile programs can make us log
 
@@ -31,7 +34,7 @@ type responder struct {
 	connections chan struct{}
 }
 
-// newResponder checks cfg and fills in what is left to us. The caller sets askerOf.
+// newResponder checks cfg and fills in what is left to us. The caller sets senderOf and peerOf.
 func newResponder(cfg Config) (*responder, error) {
 	if cfg.Policy == nil && !cfg.AllPseudo {
 		return nil, errors.New("names: no policy given")
@@ -140,6 +143,7 @@ func (r *responder) stats() Stats {
 		Dropped:   r.dropped.Load(),
 		Exhausted: r.full.Load(),
 		Unsaved:   r.unsaved.Load(),
+		Unowned:   r.unowned.Load(),
 		Assigned:  r.pool.len(),
 	}
 }

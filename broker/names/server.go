@@ -18,8 +18,8 @@ const (
 	acceptPause    = 50 * time.Millisecond
 )
 
-// serve is Serve of Names and Users.
-func (r *responder) serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
+// serve is Serve of Names and Users; marks says that the UDP sockets tell marks.
+func (r *responder) serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener, marks bool) error {
 	if len(udp) == 0 && len(tcp) == 0 {
 		return errors.New("names: no sockets to serve")
 	}
@@ -36,7 +36,7 @@ func (r *responder) serve(ctx context.Context, udp []net.PacketConn, tcp []net.L
 	defer stop()
 	var wg sync.WaitGroup
 	for _, c := range udp {
-		wg.Go(func() { r.servePackets(ctx, c, &wg) })
+		wg.Go(func() { r.servePackets(ctx, c, marks, &wg) })
 	}
 	for _, l := range tcp {
 		wg.Go(func() { r.serveListener(ctx, l, &wg) })
@@ -46,10 +46,11 @@ func (r *responder) serve(ctx context.Context, udp []net.PacketConn, tcp []net.L
 }
 
 // servePackets answers at once what it knows, and forwards in a goroutine each.
-func (r *responder) servePackets(ctx context.Context, c net.PacketConn, wg *sync.WaitGroup) {
+func (r *responder) servePackets(ctx context.Context, c net.PacketConn, marks bool, wg *sync.WaitGroup) {
 	buf := make([]byte, maxQuery)
+	receive := receiver(c, marks)
 	for {
-		size, from, err := c.ReadFrom(buf)
+		size, from, err := receive(buf)
 		if err != nil {
 			if !r.pause(ctx, err) {
 				return
@@ -58,12 +59,12 @@ func (r *responder) servePackets(ctx context.Context, c net.PacketConn, wg *sync
 		}
 		q, answer := r.parse(buf[:size], false)
 		if q != nil {
-			q.asker = r.askerOf("udp", addrPort(from))
+			q.asker = r.senderOf(from)
 			answer = r.answerLocally(q)
 		}
 		if q == nil || answer != nil {
 			if answer != nil {
-				c.WriteTo(answer, from) // lost, as a datagram may be; the program asks again
+				c.WriteTo(answer, from.addr) // lost, as a datagram may be; the program asks again
 			}
 			continue
 		}
@@ -81,7 +82,7 @@ func (r *responder) servePackets(ctx context.Context, c net.PacketConn, wg *sync
 			defer leave(q.asker.waiting)
 			defer leave(r.inFlight)
 			if answer := r.forward(ctx, q); answer != nil && ctx.Err() == nil {
-				c.WriteTo(answer, from)
+				c.WriteTo(answer, from.addr)
 			}
 		})
 	}
@@ -96,7 +97,7 @@ func (r *responder) serveListener(ctx context.Context, l net.Listener, wg *sync.
 			}
 			continue
 		}
-		a := r.askerOf("tcp", addrPort(c.RemoteAddr()))
+		a := r.peerOf(c)
 		if !tryEnter(a.conns) {
 			r.warn("too many connections of one user to the resolver at once", r.dropped.Add(1), "user", a.label)
 			c.Close()

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
-	"sync/atomic"
 )
 
 // Bounds for one uid of Users.
@@ -29,9 +28,7 @@ const (
 // journal count for nobody.
 type Users struct {
 	*responder
-	owner   func(network string, from netip.AddrPort) (uid uint32, ok bool)
-	nobody  *asker // for queries whose user cannot be told
-	unowned atomic.Uint64
+	nobody *asker // for queries whose user cannot be told
 
 	mu     sync.Mutex
 	byUID  map[uint32]*list.Element
@@ -43,23 +40,41 @@ type user struct {
 	asker *asker
 }
 
-// NewUsers makes the names of a host's users, as New does for one capture. owner tells
-// whose socket sent from an address over "udp" or "tcp", and is called for every
-// datagram that can be read and for every connection, by several goroutines. A query
-// that it tells no user for is answered all the same, and remembered for nobody. The
-// caller calls Close.
-func NewUsers(cfg Config, owner func(network string, from netip.AddrPort) (uid uint32, ok bool)) (*Users, error) {
-	if owner == nil {
-		return nil, errors.New("names: no owner given")
+// Owners tells whose queries are. Several goroutines call it, once for every datagram
+// that can be read and once for every connection.
+type Owners interface {
+	// Sender has the address that a datagram came from, to which a redirect may have
+	// given another port than its socket's.
+	Sender(from netip.AddrPort) (uid uint32, ok bool)
+	// Marked has a datagram's mark, 0 where the socket told none. ServeMarked calls it in
+	// place of Sender.
+	Marked(mark uint32) (uid uint32, ok bool)
+	// Peer has a connection that was accepted. It keeps nothing of it.
+	Peer(c net.Conn) (uid uint32, ok bool)
+}
+
+// NewUsers makes the names of a host's users, as New does for one capture. A query that
+// owners knows no user of is answered with a failure (SERVFAIL), for the connection that
+// follows would not be known by its name, and no rule by name would match it. The caller
+// calls Close.
+func NewUsers(cfg Config, owners Owners) (*Users, error) {
+	if owners == nil {
+		return nil, errors.New("names: no owners given")
 	}
 	r, err := newResponder(cfg)
 	if err != nil {
 		return nil, err
 	}
-	u := &Users{responder: r, owner: owner, byUID: make(map[uint32]*list.Element)}
+	u := &Users{responder: r, byUID: make(map[uint32]*list.Element)}
 	u.nobody = u.newAsker("unknown")
-	u.nobody.memory = nil
-	r.askerOf = u.whose
+	u.nobody.unknown = true
+	r.senderOf = func(s sender) *asker {
+		if s.marks {
+			return u.whose(owners.Marked(s.mark))
+		}
+		return u.whose(owners.Sender(addrPort(s.addr)))
+	}
+	r.peerOf = func(c net.Conn) *asker { return u.whose(owners.Peer(c)) }
 	return u, nil
 }
 
@@ -81,14 +96,19 @@ func (u *Users) Close() error { return u.pool.close() }
 // Serve is as that of Names, for sockets to which the users' queries are redirected
 // with the address that they came from kept.
 func (u *Users) Serve(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
-	return u.serve(ctx, udp, tcp)
+	return u.serve(ctx, udp, tcp, false)
 }
 
-// whose finds out who sends from an address.
-func (u *Users) whose(network string, from netip.AddrPort) *asker {
-	uid, ok := u.owner(network, from)
-	if !ok {
-		u.unowned.Add(1)
+// ServeMarked is Serve for UDP sockets that tell the mark of each datagram (SO_RCVMARK,
+// which whoever made them has set), and has Owners.Marked say whose that is. That is
+// exact where the address is not.
+func (u *Users) ServeMarked(ctx context.Context, udp []net.PacketConn, tcp []net.Listener) error {
+	return u.serve(ctx, udp, tcp, true)
+}
+
+// whose is the asker of what Owners said.
+func (u *Users) whose(uid uint32, known bool) *asker {
+	if !known {
 		return u.nobody
 	}
 	return u.asker(uid, true)
@@ -117,7 +137,6 @@ func (u *Users) asker(uid uint32, create bool) *asker {
 // Stats returns the counts so far, of all users together.
 func (u *Users) Stats() Stats {
 	s := u.stats()
-	s.Unowned = u.unowned.Load()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s.Users = u.recent.Len()

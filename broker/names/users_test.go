@@ -19,11 +19,17 @@ import (
 
 const alice, bob = 1001, 1002
 
-// byAddress is an owner who takes 127.0.0.N for uid N, and knows nobody else.
-func byAddress(_ string, from netip.AddrPort) (uint32, bool) {
+// byAddress takes 127.0.0.N for uid N, mark N as well, and knows nobody else.
+type byAddress struct{}
+
+func (byAddress) Sender(from netip.AddrPort) (uint32, bool) {
 	b := from.Addr().As16()
 	return uint32(b[15]), from.Addr().Is4() && b[15] > 1
 }
+
+func (byAddress) Marked(mark uint32) (uint32, bool) { return mark, mark != 0 }
+
+func (o byAddress) Peer(c net.Conn) (uint32, bool) { return o.Sender(addrPort(c.RemoteAddr())) }
 
 func newUsers(t testing.TB, cfg Config) *Users {
 	t.Helper()
@@ -33,7 +39,7 @@ func newUsers(t testing.TB, cfg Config) *Users {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	u, err := NewUsers(cfg, byAddress)
+	u, err := NewUsers(cfg, byAddress{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +90,7 @@ func TestUsersAreApart(t *testing.T) {
 	known(bob, "192.0.2.1", "other.corp", "[other.corp]", true)
 	known(3, "192.0.2.1", "other.corp", "[]", false)
 
-	want(u.nobody, "unknown.corp.", dnsmessage.TypeA, "Success 192.0.2.1")
+	want(u.nobody, "unknown.corp.", dnsmessage.TypeA, "ServerFailure")
 	known(alice, "192.0.2.1", "unknown.corp", "[secret.corp]", false)
 	known(bob, "192.0.2.1", "unknown.corp", "[other.corp]", false)
 
@@ -101,27 +107,27 @@ func TestUsersAreApart(t *testing.T) {
 	for _, ptr := range []string{reverse, reverse6} {
 		want(hers, ptr, dnsmessage.TypePTR, "Success one.far.")
 		want(his, ptr, dnsmessage.TypePTR, "NameError")
-		want(u.nobody, ptr, dnsmessage.TypePTR, "NameError")
+		want(u.nobody, ptr, dnsmessage.TypePTR, "ServerFailure")
 	}
 	known(alice, "198.18.0.1", "one.far", "[one.far]", true)
 	known(bob, "198.18.0.1", "one.far", "[one.far]", true)
-	want(u.nobody, "one.far.", dnsmessage.TypeA, "Success 198.18.0.1")
+	want(u.nobody, "one.far.", dnsmessage.TypeA, "ServerFailure")
 	want(his, "one.far.", dnsmessage.TypeAAAA, "Success fd00:0:1::1")
 	want(his, reverse, dnsmessage.TypePTR, "Success one.far.")
-	want(u.nobody, "two.far.", dnsmessage.TypeA, "Success 198.18.0.2")
-	want(u.nobody, "2.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, "NameError")
+	want(u.nobody, "two.far.", dnsmessage.TypeA, "ServerFailure")
+	want(u.nobody, "localhost.", dnsmessage.TypeA, "ServerFailure")
 	if v := u.For(bob); !v.IsPool(addr("::ffff:198.19.0.1")) || v.IsPool(addr("192.0.2.1")) {
 		t.Error("IsPool")
 	}
 
 	// Looking does not make a user.
-	if s := u.Stats(); s.Users != 2 || s.Forwarded != 3 || s.Assigned != 2 || s.Remembered != 2+1+2+2 {
+	if s := u.Stats(); s.Users != 2 || s.Forwarded != 2 || s.Assigned != 1 || s.Unowned != 6 || s.Remembered != 2+1+2+2 {
 		t.Errorf("%+v", s)
 	}
 }
 
 // Over sockets the owner of the query is whose memory it is, for both protocols; a
-// query of nobody's is answered and forgotten.
+// query of nobody's fails.
 func TestUsersServe(t *testing.T) {
 	u := newUsers(t, Config{ResolvFile: resolvFile(t, "", newResolver(t, func(q dnsmessage.Message, _ []byte, _ bool) []byte {
 		var i int
@@ -143,7 +149,11 @@ func TestUsersServe(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					if got := exchange(t, c, network, name); !strings.HasPrefix(got, "Success 10.0.") {
+					want := "Success 10.0."
+					if host == 1 {
+						want = "ServerFailure"
+					}
+					if got := exchange(t, c, network, name); !strings.HasPrefix(got, want) {
 						t.Errorf("%s over %s: %s", name, network, got)
 					}
 					c.Close()
@@ -169,7 +179,7 @@ func TestUsersServe(t *testing.T) {
 			}
 		}
 	}
-	if s := u.Stats(); s.Users != 5 || s.Unowned != 100 || s.Remembered != 500 || s.Dropped != 0 {
+	if s := u.Stats(); s.Users != 5 || s.Unowned != 100 || s.Forwarded != 500 || s.Remembered != 500 || s.Dropped != 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -256,13 +266,13 @@ func TestUsersDoNotStarveEachOther(t *testing.T) {
 		t.Errorf("one connection too many was answered: %s", got)
 	}
 	for _, network := range []string{"udp", "tcp"} {
-		for _, host := range []string{"127.0.0.3", "127.0.0.1"} { // of nobody's as well
+		for host, want := range map[string]string{"127.0.0.3": "Success 192.0.2.1", "127.0.0.1": "ServerFailure"} { // of nobody's as well
 			c, err := dialFrom(network, host, server)
 			if err != nil {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			if got := exchange(t, c, network, "other.corp."); got != "Success 192.0.2.1" || time.Since(start) > 5*time.Second {
+			if got := exchange(t, c, network, "other.corp."); got != want || time.Since(start) > 5*time.Second {
 				t.Errorf("%s over %s: %q after %v", host, network, got, time.Since(start))
 			}
 			c.Close()
@@ -379,9 +389,9 @@ func TestUsersRestart(t *testing.T) {
 func TestNewUsersRefuses(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	if _, err := NewUsers(Config{AllPseudo: true, Logger: log}, nil); err == nil {
-		t.Error("no owner was taken")
+		t.Error("no owners were taken")
 	}
-	if _, err := NewUsers(Config{Logger: log}, byAddress); err == nil {
+	if _, err := NewUsers(Config{Logger: log}, byAddress{}); err == nil {
 		t.Error("no policy was taken")
 	}
 	u := newUsers(t, Config{})

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"time"
 
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
@@ -11,29 +14,34 @@ import (
 	"sshbroker/capture/service"
 )
 
-// attempt is a held SYN on its way between the kernel and whoever decides.
+// attempt is a held SYN on its way between the kernel and whoever decides. Its fields
+// are guarded by Server.mu.
 type attempt struct {
 	*hold.Attempt
 	capture *held
 
-	// Guarded by Server.mu.
-	at      *client // who has to decide; nil: nobody yet
-	id      uint64  // with at
-	given   bool    // at was told, and counts it
-	busy    bool    // it is being admitted
-	home    *client // the system broker that handed it over
-	homeID  uint64
-	homeSeq uint64 // of its request
-	payload []byte // what the system broker says to at
+	at    *client // who has to decide; nil: nobody yet
+	id    uint64  // with at
+	given bool    // at was told, and counts it
+	busy  bool    // it is being admitted
+
+	home *handover // nil, unless at carries
+}
+
+// handover is where a carried attempt came from.
+type handover struct {
+	by      *client // the system broker
+	id      uint64  // with that
+	seq     uint64  // of its request
+	payload []byte
 }
 
 func (a *attempt) message() service.Message {
-	f := a.Flow()
-	k := a.Key()
+	f, k := a.Flow(), a.Key()
 	m := service.Message{Op: service.OpAttempt, ID: a.id, Capture: a.capture.id, Attempt: &service.Attempt{
 		Key: service.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq}, UID: f.UID, Arrived: f.Arrived}}
-	if a.payload != nil {
-		m.Capture, m.Attempt.Payload = "", a.payload
+	if a.home != nil {
+		m.Capture, m.Attempt.Payload = "", a.home.payload
 	}
 	return m
 }
@@ -49,50 +57,50 @@ func (s *Server) pump(ctx context.Context) error {
 			return fmt.Errorf("packet queue: %w", err)
 		}
 		s.Failpoint(StateReceived)
-		h := got.(*hold.Attempt)
+		a := &attempt{Attempt: got.(*hold.Attempt)}
 		s.mu.Lock()
-		a := &attempt{Attempt: h, capture: s.queues[h.Queue()]}
-		if a.capture == nil || a.capture.over { // it has ended since
-			s.mu.Unlock()
-			h.Refuse(capture.Unreachable)
-			continue
+		if a.capture = s.queues[a.Queue()]; a.capture != nil {
+			a.capture.waiting[a] = true
+			s.offer(a)
+		} else { // its rules are gone: it comes again and finds the way
+			a.Refuse(capture.Silent)
 		}
-		a.capture.waiting[a] = true
-		s.offer(a)
 		s.mu.Unlock()
 	}
 }
 
 // offer has a decided by whoever serves its capture, or lets it wait for one who will.
-// The caller holds mu.
+// The caller holds mu, as for all that follow here.
 func (s *Server) offer(a *attempt) {
-	switch c := a.capture.server; {
-	case c != nil:
-		s.assign(a, c)
-	case a.capture.spec.Open:
-		delete(a.capture.waiting, a)
-		if a.capture.inPool(a.Flow().Dst.Addr()) {
+	h := a.capture
+	switch {
+	case s.captures[h.id] != h:
+		s.decided(a, service.HandLost)
+		a.Refuse(capture.Silent)
+	case h.leaf == nil && !s.config.Enabled:
+		s.letGo(a)
+	case h.server != nil:
+		h.server.assign(a)
+	case s.config.Captures[h.id].Spec.Open:
+		s.letGo(a)
+	}
+}
+
+// letGo lets a go its way, which never leads to a made-up address.
+func (s *Server) letGo(a *attempt) {
+	s.decided(a, service.HandLost)
+	dst := a.Flow().Dst.Addr()
+	for _, pool := range s.config.Captures[a.capture.id].Spec.Pools {
+		if pool.Contains(dst) {
 			a.Refuse(capture.Unreachable)
 			return
 		}
-		_ = a.Pass() // there is a way out
 	}
+	_ = a.Pass() // there is a way out
 }
 
-// offerAll offers what waits. The caller holds mu.
-func (s *Server) offerAll(h *held) {
-	if h == nil {
-		return
-	}
-	for a := range h.waiting {
-		if a.at == nil && !a.busy {
-			s.offer(a)
-		}
-	}
-}
-
-// assign queues a for c. The caller holds mu.
-func (s *Server) assign(a *attempt, c *client) {
+// assign queues a for c.
+func (c *client) assign(a *attempt) {
 	c.next++
 	a.at, a.id, a.given = c, c.next, false
 	c.attempts[a.id] = a
@@ -104,15 +112,14 @@ func (s *Server) assign(a *attempt, c *client) {
 	c.poke()
 }
 
-// detach takes a from whoever has it. The caller holds mu.
+// detach takes a from whoever has it.
 func (s *Server) detach(a *attempt) {
 	c := a.at
 	if c == nil {
 		return
 	}
 	delete(c.attempts, a.id)
-	if a.given {
-		uid := a.Flow().UID
+	if uid := a.Flow().UID; a.given {
 		if c.given[uid]--; c.given[uid] == 0 {
 			delete(c.given, uid)
 		}
@@ -121,189 +128,193 @@ func (s *Server) detach(a *attempt) {
 	a.at, a.given = nil, false
 }
 
-// decided forgets a, but for questions about its origin. The caller holds mu.
-func (s *Server) decided(a *attempt) {
+// decided forgets a, but for questions about it. Whoever has handed it over is told.
+func (s *Server) decided(a *attempt, outcome service.Outcome) {
 	if a.at != nil {
 		a.at.remember(a.id, a)
 	}
-	if a.home != nil {
-		a.home.remember(a.homeID, a)
-	}
 	s.detach(a)
-	if a.home != nil {
-		delete(a.home.attempts, a.homeID)
-	}
 	delete(a.capture.waiting, a)
+	if home := a.home; home != nil {
+		home.by.remember(home.id, a)
+		delete(home.by.attempts, home.id)
+		home.by.send(home.answer(service.Handed{Outcome: outcome}))
+	}
 }
 
-// giveBack takes an attempt from a client that is gone. The caller holds mu.
-func (c *client) giveBack(a *attempt) {
-	switch {
-	case a.home == c:
-		a.home = nil
-	case !a.busy: // whoever admits it finds out
-		c.returned(a, service.Handed{Outcome: service.HandGone})
-	}
+func (h *handover) answer(word service.Handed) *parcel {
+	return &parcel{Message: service.Message{Op: service.OpAnswer, Seq: h.seq, Handed: &word}}
 }
 
 // returned takes an undecided attempt back from whoever had it: from a carrier it goes
-// to the system broker with the carrier's word, else it waits. The caller holds mu.
+// to the system broker with the carrier's word, else it waits.
 func (s *Server) returned(a *attempt, word service.Handed) {
 	s.detach(a)
 	home := a.home
-	a.home, a.payload = nil, nil
-	if home == nil || !s.clients[home] {
+	a.home = nil
+	if home == nil || !s.clients[home.by] {
 		s.offer(a)
 		return
 	}
-	a.at, a.id, a.given = home, a.homeID, true
-	home.given[a.Flow().UID]++
-	home.send(parcel{Message: service.Message{Op: service.OpAnswer, Seq: a.homeSeq, Handed: &word}})
+	a.at, a.id, a.given = home.by, home.id, true
+	home.by.given[a.Flow().UID]++
+	home.by.send(home.answer(word))
 }
 
-// decide does what a broker says of an attempt. An error ends the connection.
-func (c *client) decide(m *service.Message) error {
-	switch {
-	case m.Op == service.OpAdmit && m.ID == 0 && m.Key != nil:
-		c.spawn(func() { c.claim(m.Seq, *m.Key) })
-		return nil
-	case m.Op == service.OpOrigin || m.Op == service.OpWaits:
-		c.tell(m)
-		return nil
-	}
-	c.mu.Lock()
-	a := c.attempts[m.ID]
-	if a == nil || a.at != c || a.busy {
-		c.mu.Unlock()
-		if m.Seq != 0 {
-			c.answer(m.Seq, service.Message{}, serviceError(service.CodeNotFound, "no such attempt"))
-		}
-		return nil // decided already
-	}
-	if m.Op == service.OpAdmit {
-		a.busy = true
-		c.mu.Unlock()
-		c.spawn(func() { c.admit(a, m.Seq) })
-		return nil
-	}
-	defer c.mu.Unlock()
-	carried := a.payload != nil
-	switch {
-	case m.Op == service.OpHand:
-		c.hand(a, m)
-	case m.Op == service.OpRefuse && carried:
-		c.returned(a, service.Handed{Outcome: service.HandRefused, Refusal: m.Refusal, Text: m.Text})
-	case m.Op == service.OpRefuse:
-		c.decided(a)
-		a.Refuse(m.Refusal)
-	case carried:
-		return errors.New("a carrier cannot let pass")
-	default:
-		c.decided(a)
-		_ = a.Pass() // there is a way out
+// undecided is the attempt of that number that c has to decide.
+func (c *client) undecided(id uint64) *attempt {
+	if a := c.attempts[id]; a != nil && a.at == c && a.given && !a.busy {
+		return a
 	}
 	return nil
 }
 
-// spawn does what takes long. Too much at once waits, and what the client asks next.
-// The caller does not hold mu.
-func (c *client) spawn(f func()) {
-	c.slots <- struct{}{}
-	go func() {
-		defer func() { <-c.slots }()
-		f()
-	}()
-}
+var errUnknown error = refusal(service.CodeNotFound, "no such attempt")
 
-// tell answers a question about an attempt of c's that may be decided already.
-func (c *client) tell(m *service.Message) {
+// decide carries out what needs no answer. An error ends the connection.
+func (c *client) decide(m *service.Message) error {
 	c.mu.Lock()
-	a := c.attempts[m.ID]
-	for _, old := range c.recent {
-		if a == nil && old.a != nil && old.id == m.ID {
-			a = old.a
-		}
-	}
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	a := c.undecided(m.ID)
 	switch {
-	case a == nil:
-		c.answer(m.Seq, service.Message{}, serviceError(service.CodeNotFound, "no such attempt"))
-	case m.Op == service.OpWaits:
-		c.answer(m.Seq, service.Message{Yes: a.Waits()}, nil)
+	case a == nil: // decided already
+	case a.home != nil && m.Op == service.OpPass:
+		return errors.New("a carrier cannot let pass")
+	case a.home != nil:
+		c.returned(a, service.Handed{Outcome: service.HandRefused, Refusal: m.Refusal, Text: m.Text})
+	case m.Op == service.OpPass:
+		c.decided(a, "")
+		_ = a.Pass() // there is a way out
 	default:
-		c.spawn(func() { c.answer(m.Seq, service.Message{Origin: describe(a.Flow().Origin())}, nil) })
+		c.decided(a, "")
+		a.Refuse(m.Refusal)
 	}
+	return nil
 }
 
 // admit lets the handshake finish and hands the connection over.
-func (c *client) admit(a *attempt, seq uint64) {
+func (c *client) admit(m *service.Message, _ []*os.File) (*parcel, error) {
+	if m.ID == 0 && m.Key != nil {
+		return c.claim(*m.Key)
+	}
+	c.mu.Lock()
+	a := c.undecided(m.ID)
+	if a == nil {
+		c.mu.Unlock()
+		return nil, errUnknown
+	}
+	a.busy = true
+	c.mu.Unlock()
+
 	c.Failpoint(StateAsked)
-	conn, err := a.Admit(c.life)
+	conn, err := a.Admit(context.Background()) // a second at most
 	c.Failpoint(StateAccepted)
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a.busy = false
 	if errors.Is(err, capture.ErrNoDescriptors) {
-		if !c.clients[c] {
+		if !c.clients[c] || c.captures[a.capture.id] != a.capture {
 			c.returned(a, service.Handed{Outcome: service.HandGone})
-			return
 		}
-		c.send(parcel{Message: service.Message{Op: service.OpAnswer, Seq: seq, Error: asError(err)}})
-		return
+		return nil, err
 	}
-	home, homeSeq := a.home, a.homeSeq
-	c.decided(a)
-	p := parcel{Message: service.Message{Op: service.OpAnswer, Seq: seq, Error: asError(err)}}
-	word := service.HandLost
-	if err == nil {
-		p.conn = conn.TCPConn
-		if c.clients[c] {
-			word = service.HandAdmitted
-		}
+	if err != nil {
+		c.decided(a, service.HandLost)
+		return nil, err
 	}
-	c.send(p)
-	if home != nil && c.clients[home] {
-		home.send(parcel{Message: service.Message{Op: service.OpAnswer, Seq: homeSeq, Handed: &service.Handed{Outcome: word}}})
+	outcome := service.HandAdmitted
+	if !c.clients[c] {
+		outcome = service.HandLost
 	}
+	c.decided(a, outcome)
+	return &parcel{conn: conn.TCPConn}, nil
 }
 
 // claim is for a broker that was waiting for a connection when our predecessor died.
-func (c *client) claim(seq uint64, k service.Key) {
-	conn, err := c.source.Claim(c.life, hold.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq})
-	p := parcel{Message: service.Message{Op: service.OpAnswer, Seq: seq, Error: asError(err)}}
-	if err == nil {
-		p.conn = conn.TCPConn
+func (c *client) claim(k service.Key) (*parcel, error) {
+	sock, err := c.source.Diag.Lookup(k.Src, k.Dst)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", capture.ErrAbandoned, err)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.send(p)
-}
-
-// hand gives an attempt of the whole host to its owner's own broker. The caller holds mu.
-func (c *client) hand(a *attempt, m *service.Message) {
-	carrier := c.carriers[a.Flow().UID]
-	var err error
-	switch {
-	case a.capture.id != service.System || m.Seq == 0 || a.payload != nil:
-		err = serviceError(service.CodeBadRequest, "only the system broker hands over, and once")
-	case carrier == nil:
-		err = serviceError(service.CodeNoCarrier, "uid %d has no broker that carries", a.Flow().UID)
+	system := c.captures[service.System]
+	mine := sock.UID == c.uid || c.uid == 0 || system != nil && system.server == c
+	c.mu.Unlock()
+	if !mine {
+		return nil, errUnknown
 	}
+	conn, err := c.source.Claim(context.Background(), hold.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq})
 	if err != nil {
-		c.send(parcel{Message: service.Message{Op: service.OpAnswer, Seq: m.Seq, Error: asError(err)}})
-		return
+		return nil, err
 	}
-	id := a.id
-	c.detach(a)
-	a.home, a.homeID, a.homeSeq, a.payload = c, id, m.Seq, m.Payload
-	if a.payload == nil {
-		a.payload = []byte{}
-	}
-	c.attempts[id] = a
-	c.assign(a, carrier)
+	return &parcel{conn: conn.TCPConn}, nil
 }
 
-func describe(o capture.Origin) *service.Origin {
+// hand gives an attempt of the whole host to its owner's own broker. The answer comes
+// once that has decided.
+func (c *client) hand(m *service.Message, _ []*os.File) (*parcel, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.undecided(m.ID)
+	if a == nil {
+		return nil, errUnknown
+	}
+	carrier := c.carriers[a.Flow().UID]
+	switch {
+	case a.capture.leaf != nil || a.home != nil:
+		return nil, refusal(service.CodeBadRequest, "only the system broker hands over, and once")
+	case carrier == nil:
+		return nil, refusal(service.CodeNoCarrier, "uid %d has no broker that carries", a.Flow().UID)
+	}
+	home := &handover{c, a.id, m.Seq, m.Payload}
+	c.detach(a)
+	c.attempts[home.id] = a
+	a.home = home
+	carrier.assign(a)
+	return nil, nil
+}
+
+// carry has c carry what is handed to its uid.
+func (c *client) carry(*service.Message, []*os.File) (*parcel, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.carriers[c.uid]; old != nil && old != c && !old.hungUp() {
+		return nil, refusal(service.CodeBusy, "process %d carries for uid %d already", old.pid, c.uid)
+	}
+	return &parcel{then: func() { c.carriers[c.uid] = c }}, nil
+}
+
+// remember keeps a decided attempt for questions that come late.
+func (c *client) remember(id uint64, a *attempt) { c.recent[id%recently] = known{id, a} }
+
+// about is the attempt of that number of c's, be it decided or not.
+func (c *client) about(id uint64) (*attempt, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := c.attempts[id]; a != nil {
+		return a, nil
+	}
+	if old := c.recent[id%recently]; old.a != nil && old.id == id {
+		return old.a, nil
+	}
+	return nil, errUnknown
+}
+
+func (c *client) waits(m *service.Message, _ []*os.File) (*parcel, error) {
+	a, err := c.about(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &parcel{Message: service.Message{Yes: a.Waits()}}, nil
+}
+
+func (c *client) origin(m *service.Message, _ []*os.File) (*parcel, error) {
+	a, err := c.about(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	o := a.Flow().Origin()
 	d := &service.Origin{Known: o.Known, PID: o.PID, Exe: o.Exe}
 	if o.Err != nil {
 		d.Error = o.Err.Error()
@@ -313,5 +324,29 @@ func describe(o capture.Origin) *service.Origin {
 			d.Cgroup, d.Unit = path, cgroup.Unit(path)
 		}
 	}
-	return d
+	return &parcel{Message: service.Message{Origin: d}}, nil
+}
+
+// forget gives up what has waited since before and whose program does not any more:
+// nobody tells.
+func (s *Server) forget(before time.Time) {
+	s.mu.Lock()
+	var old []*attempt
+	for _, h := range s.captures {
+		for a := range h.waiting {
+			if a.Flow().Arrived.Before(before) {
+				old = append(old, a)
+			}
+		}
+	}
+	s.mu.Unlock()
+	old = slices.DeleteFunc(old, func(a *attempt) bool { return a.Waits() })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range old {
+		if a.capture.waiting[a] && !a.busy {
+			s.decided(a, service.HandLost)
+			a.Refuse(capture.Silent)
+		}
+	}
 }

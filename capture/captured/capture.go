@@ -2,462 +2,378 @@ package captured
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"regexp"
 	"slices"
+	"time"
 
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
-	"sshbroker/capture/listen"
-	"sshbroker/capture/nft"
-	"sshbroker/capture/queue"
 	"sshbroker/capture/service"
 )
 
-// held is one capture. What guards its fields is Server.mu.
+// held is one capture.
 type held struct {
-	id      string
-	owner   uint32
-	queue   uint16
-	leaf    *cgroup.Leaf // nil for System
-	spec    capture.Spec
-	entered bool
-	over    bool // it has ended
+	id    string
+	owner uint32
+	leaf  *cgroup.Leaf // nil for System
 
+	queue          uint16
+	dnsUDP, dnsTCP uint16     // ports of dns
 	dns            []*os.File // UDP, then TCP; each on one loopback address or both
-	dnsUDP, dnsTCP uint16     // their ports
 	marks          bool       // the UDP ones tell their datagrams' marks
 
+	entered bool               // guarded by Server.changing, as is stop
+	stop    context.CancelFunc // of the one who watches it
+
+	// Guarded by Server.mu.
 	server  *client // nil: nobody serves it
 	maker   *client
 	waiting map[*attempt]bool // undecided, with a client or not
-	stop    context.CancelFunc
 }
 
-func (h *held) inPool(a netip.Addr) bool {
-	return slices.ContainsFunc(h.spec.Pools, func(p netip.Prefix) bool { return p.Contains(a) })
+func newHeld(id string, owner uint32) *held {
+	return &held{id: id, owner: owner, stop: func() {}, waiting: map[*attempt]bool{}}
 }
 
-// validID keeps an id fit for file names.
+// refusal is what a client is told.
+func refusal(code service.Code, format string, args ...any) *service.Error {
+	return &service.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// mine returns a capture that c may serve and change.
+func (c *client) mine(id string) (*held, error) {
+	h := c.captures[id] // changing is held
+	switch {
+	case id == service.System && !c.admin:
+		return nil, refusal(service.CodeForbidden, "only root and the administrators group may set rules for the whole host")
+	case id == service.System && h == nil:
+		return nil, refusal(service.CodeNoSystem, "no system broker has given rules yet")
+	case h == nil:
+		return nil, refusal(service.CodeEnded, "capture %s has ended", id)
+	case h.leaf != nil && c.uid != h.owner && c.uid != 0:
+		return nil, refusal(service.CodeForbidden, "capture %s is not yours", id)
+	}
+	return h, nil
+}
+
+// validID keeps an id fit for names of files, chains and descriptors.
 var validID = regexp.MustCompile(`^[a-z0-9]{4,32}$`)
 
 // make makes a cgroup whose sockets of the caller's are captured. Nothing is in it yet.
-func (s *Server) make(c *client, id string) (*service.Made, error) {
-	if !validID.MatchString(id) || id == service.System {
-		return nil, serviceError(service.CodeBadRequest, "capture id %q", id)
+func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
+	const patience = 10 * time.Second // with systemd
+	if !validID.MatchString(m.Capture) || m.Capture == service.System {
+		return nil, refusal(service.CodeBadRequest, "capture id %q", m.Capture)
 	}
-	if s.tree == nil {
-		return nil, &service.Error{Code: service.CodeKernel, Message: s.treeErr.Error(), Hint: "ssh-capture --backend=namespace needs no cgroup"}
+	if c.tree == nil {
+		return nil, &service.Error{Code: service.CodeKernel, Message: c.treeErr.Error(), Hint: "ssh-capture --backend=namespace needs no cgroup"}
 	}
-	h := &held{id: id, owner: c.uid, maker: c, waiting: map[*attempt]bool{}}
-	if err := s.add(h); err != nil {
-		return nil, err
-	}
-	leaf, err := s.tree.Make(s.life, c.uid, id)
+	h := newHeld(m.Capture, c.uid)
+	h.maker = c
+	var err error
+	ctx, cancel := context.WithTimeout(c.life, patience)
+	defer cancel()
+	c.changing.Unlock() // others need not wait for that
+	h.leaf, err = c.tree.Make(ctx, c.uid, h.id)
+	c.changing.Lock()
 	if err == nil {
-		s.mu.Lock()
-		h.leaf = leaf
-		s.mu.Unlock()
-		err = s.changed()
+		err = c.add(h, capture.Spec{})
 	}
 	if err != nil {
-		s.end(id, service.CodeEnded)
-		return nil, fmt.Errorf("capture %s: %w", id, err)
+		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	return &service.Made{Cgroup: leaf.Path, Held: true}, nil
+	return &parcel{Message: service.Message{Made: &service.Made{Cgroup: h.leaf.Path, Held: true}}}, nil
 }
 
-// add gives a new capture its queue and its sockets for name queries.
-func (s *Server) add(h *held) error {
-	s.mu.Lock()
+// add brings a new capture into force, or strips it.
+func (s *Server) add(h *held, spec capture.Spec) error {
 	own := 0
 	for _, other := range s.captures {
 		if other.owner == h.owner && other.leaf != nil {
 			own++
 		}
 	}
-	_, taken := s.captures[h.id]
 	switch {
-	case taken:
-		s.mu.Unlock()
-		return serviceError(service.CodeBusy, "there is a capture %s already", h.id)
-	case h.id != service.System && (own >= capturesPerUID || len(s.captures) >= maxCaptures):
-		s.mu.Unlock()
-		return serviceError(service.CodeBusy, "too many captures: uid %d has %d, all users %d", h.owner, own, len(s.captures))
+	case s.captures[h.id] != nil:
+		_ = h.leaf.Remove() // which another uid's of that name cannot be
+		return refusal(service.CodeBusy, "there is a capture %s already", h.id)
+	case h.leaf != nil && (own >= capturesPerUID || len(s.captures) >= maxCaptures):
+		_ = h.leaf.Remove()
+		return refusal(service.CodeBusy, "too many captures: uid %d has %d, all users %d", h.owner, own, len(s.captures))
 	}
-	s.captures[h.id] = h
-	s.mu.Unlock()
-
-	number, err := s.bindQueue(h)
+	err := s.equip(h)
 	if err == nil {
-		err = s.openDNS(h)
+		err = s.change(func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, spec} })
 	}
 	if err != nil {
-		if number != 0 {
-			_ = s.queue.Unbind(number)
-		}
-		s.mu.Lock()
-		delete(s.captures, h.id)
-		delete(s.queues, number)
-		s.mu.Unlock()
+		s.strip(h)
 	}
 	return err
 }
 
-// bindQueue finds a number that nobody on this host uses.
-func (s *Server) bindQueue(h *held) (uint16, error) {
-	for n := uint16(firstQueue); n < firstQueue+queueNumbers; n++ {
-		s.mu.Lock()
-		_, ours := s.queues[n]
-		if !ours {
-			s.queues[n] = h
-		}
-		s.mu.Unlock()
-		if ours {
-			continue
-		}
-		err := s.queue.Bind(n, queueLength)
-		if err == nil {
-			s.mu.Lock()
-			h.queue = n
-			s.mu.Unlock()
-			return n, nil
-		}
-		s.mu.Lock()
-		delete(s.queues, n)
-		s.mu.Unlock()
-		if !errors.Is(err, queue.ErrTaken) {
-			return 0, err
-		}
-	}
-	return 0, serviceError(service.CodeBusy, "no queue number is free from %d to %d", firstQueue, firstQueue+queueNumbers-1)
-}
-
-// openDNS takes the sockets for name queries from the keeper, or makes them.
-func (s *Server) openDNS(h *held) (err error) {
-	name := nameDNSPrefix + h.id
-	if h.dns = s.Keep.Take(name); len(h.dns) == 0 {
-		udp, _, err := openPair(listen.OpenUDP)
-		if err != nil {
-			return err
-		}
-		tcp, _, err := openPair(listen.Open)
-		h.dns = append(udp, tcp...)
-		if err != nil {
-			return err
-		}
-		for _, f := range h.dns {
-			if err := s.Keep.Store(name, f); err != nil {
-				return err
-			}
-		}
-	}
-	if h.dnsUDP, err = listen.Port(h.dns[0]); err != nil {
-		return err
-	}
-	if h.id == service.System { // for which the rules mark queries
-		err := listen.ReceiveMarks(h.dns[:len(h.dns)/2]...)
-		if h.marks = err == nil; err != nil {
-			s.Log.Warn("whose name queries are is found out by their source ports, which is not always possible", "error", err)
-		}
-	}
-	h.dnsTCP, err = listen.Port(h.dns[len(h.dns)/2])
-	return err
-}
-
-// enter moves a process of the caller's into a capture of the caller's.
-func (s *Server) enter(c *client, id string, pidfd *os.File) error {
-	s.mu.Lock()
-	h := s.captures[id]
-	s.mu.Unlock()
-	if err := c.may(h, id); err != nil {
-		return err
-	}
-	if h.leaf == nil {
-		return serviceError(service.CodeBadRequest, "capture %s has no cgroup", id)
-	}
-	err := h.leaf.Enter(pidfd, c.uid)
+// enter moves a process of the owner's, whose sockets are taken, into a capture.
+func (c *client) enter(m *service.Message, files []*os.File) (*parcel, error) {
+	h, err := c.mine(m.Capture)
 	switch {
-	case errors.Is(err, cgroup.ErrNotYours):
-		return serviceError(service.CodeForbidden, "%v", err)
-	case errors.Is(err, cgroup.ErrGone):
-		return serviceError(service.CodeNotFound, "%v", err)
 	case err != nil:
-		return fmt.Errorf("capture %s: %w", id, err)
+		return nil, err
+	case h.leaf == nil || len(files) != 1:
+		return nil, refusal(service.CodeBadRequest, "a capture with a cgroup, and one process with %q", m.Op)
 	}
-	s.mu.Lock()
-	first := !h.entered
-	h.entered = true
-	s.mu.Unlock()
-	if first {
-		s.watch(h)
+	if err := h.leaf.Enter(files[0], h.owner); err != nil {
+		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	if !first {
-		return nil
+	if !h.entered {
+		h.entered = true
+		c.watch(h)
 	}
-	return s.save() // the rules are in force since make
+	return &parcel{}, nil
 }
 
-// may refuses what is not the caller's.
-func (c *client) may(h *held, id string) error {
-	switch {
-	case h == nil && id == service.System:
-		return serviceError(service.CodeNoSystem, "no system broker has given rules yet")
-	case h == nil:
-		return serviceError(service.CodeEnded, "capture %s has ended", id)
-	case h.leaf == nil && !c.admin:
-		return serviceError(service.CodeForbidden, "only root and the administrators group may set rules for the whole host")
-	case h.leaf != nil && c.uid != h.owner && c.uid != 0:
-		return serviceError(service.CodeForbidden, "capture %s is not yours", id)
-	}
-	return nil
-}
-
-// serve has attempts of a capture go to c from now on.
-func (s *Server) serve(c *client, m *service.Message) (*service.Served, []*os.File, error) {
-	if m.Capture == service.System {
-		if err := s.addSystem(c); err != nil {
-			return nil, nil, err
-		}
-	}
-	s.mu.Lock()
-	h := s.captures[m.Capture]
-	s.mu.Unlock()
-	if err := c.may(h, m.Capture); err != nil {
-		return nil, nil, err
-	}
-	if m.Spec == nil || len(m.Spec.Rules) > maxSpecRules {
-		return nil, nil, serviceError(service.CodeBadRequest, "capture %s: no rules, or more than %d", m.Capture, maxSpecRules)
-	}
-	s.mu.Lock()
-	old := h.server
-	s.mu.Unlock()
-	if old != nil && old != c && !old.hungUp() {
-		return nil, nil, serviceError(service.CodeBusy, "capture %s is served by process %d already", m.Capture, old.pid)
-	}
-	if err := s.setSpec(h, m.Spec); err != nil {
-		return nil, nil, err
-	}
-	var files []*os.File
-	for _, f := range h.dns {
-		d, err := duplicate(f)
-		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
-			return nil, nil, fmt.Errorf("capture %s: name sockets: %w", h.id, err)
-		}
-		files = append(files, d)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if old != nil && old != c {
-		for _, a := range old.attempts {
-			if a.capture == h {
-				old.giveBack(a)
-			}
-		}
-	}
-	h.server = c
-	served := &service.Served{Held: true, Enabled: s.enabled, Origins: s.tracker != nil, Marks: h.marks, Owner: h.owner}
-	if h.leaf != nil {
-		served.Cgroup = h.leaf.Path
-	}
-	return served, files, nil
-}
-
-// addSystem makes the capture of the whole host where it is not there yet. It is in
-// force once it is enabled.
-func (s *Server) addSystem(c *client) error {
-	s.mu.Lock()
-	_, known := s.captures[service.System]
-	s.mu.Unlock()
-	if known || !c.admin {
-		return nil // may says no
-	}
-	return s.add(&held{id: service.System, entered: true, waiting: map[*attempt]bool{}})
-}
-
-func (s *Server) respec(c *client, m *service.Message) error {
-	s.mu.Lock()
-	h := s.captures[m.Capture]
-	s.mu.Unlock()
-	if err := c.may(h, m.Capture); err != nil {
-		return err
-	}
-	if m.Spec == nil || len(m.Spec.Rules) > maxSpecRules {
-		return serviceError(service.CodeBadRequest, "capture %s: no rules, or more than %d", m.Capture, maxSpecRules)
-	}
-	s.mu.Lock()
-	mine := h.server == c
-	s.mu.Unlock()
-	if !mine {
-		return serviceError(service.CodeForbidden, "capture %s is served by another broker", m.Capture)
-	}
-	return s.setSpec(h, m.Spec)
-}
-
-// setSpec brings other rules into force, or leaves the old ones.
-func (s *Server) setSpec(h *held, spec *capture.Spec) error {
-	s.mu.Lock()
-	old := h.spec
-	h.spec = *spec
-	s.mu.Unlock()
-	err := s.changed()
-	if err != nil {
-		s.mu.Lock()
-		h.spec = old
-		s.mu.Unlock()
-		return fmt.Errorf("capture %s: %w", h.id, err)
-	}
-	return nil
-}
-
-// carry has c carry what is handed to its uid. The newest one does.
-func (s *Server) carry(c *client) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if old := s.carriers[c.uid]; old != nil && old != c && !old.hungUp() {
-		return serviceError(service.CodeBusy, "process %d carries for uid %d already", old.pid, c.uid)
-	}
-	s.carriers[c.uid] = c
-	return nil
-}
-
-// connector switches the capture of the whole host on or off. Live flows go on.
-func (s *Server) connector(c *client, enable bool) error {
-	if !c.admin {
-		return serviceError(service.CodeForbidden, "only root and the administrators group may switch system-wide capture")
-	}
-	s.mu.Lock()
-	h := s.captures[service.System]
-	if h == nil && enable {
-		s.mu.Unlock()
-		return &service.Error{Code: service.CodeNoSystem, Message: "no system broker has given rules yet: there is nothing to enable",
-			Hint: "start ssh-broker --system, then enable again"}
-	}
-	before := s.enabled
-	s.enabled = enable
-	if !enable && h != nil { // nothing may hang that was held for the rules
-		for a := range h.waiting {
-			if !a.busy {
-				s.decided(a)
-				_ = a.Pass()
-			}
-		}
-	}
-	s.mu.Unlock()
-	if before == enable {
-		return nil
-	}
-	err := s.changed()
-	if err != nil {
-		s.mu.Lock()
-		s.enabled = before
-		s.mu.Unlock()
-		return err
-	}
-	s.withdraw()
-	s.Log.Info("system-wide capture", "enabled", enable, "uid", c.uid)
-	return nil
-}
-
-// release opens everything: the documented way out.
-func (s *Server) release(c *client) error {
-	if !c.admin {
-		return serviceError(service.CodeForbidden, "only root and the administrators group may release the host")
-	}
-	s.mu.Lock()
-	s.enabled = false
-	var ids []string
-	for id := range s.captures {
-		ids = append(ids, id)
-	}
-	s.mu.Unlock()
-	for _, id := range ids {
-		s.end(id, service.CodeReleased)
-	}
-	s.Log.Warn("everything was released", "uid", c.uid, "pid", c.pid)
-	return nil
-}
-
-// watch ends a capture with its last process.
+// watch ends a capture with its last process. The caller holds changing.
 func (s *Server) watch(h *held) {
 	if h.leaf == nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.life)
-	s.mu.Lock()
 	h.stop = cancel
-	s.mu.Unlock()
 	s.wg.Go(func() {
 		defer cancel()
-		if err := h.leaf.WaitEmpty(ctx); err == nil {
-			s.end(h.id, service.CodeEnded)
-		} else if ctx.Err() == nil {
-			s.Log.Warn("capture is not watched any more", "capture", h.id, "error", err)
+		for !s.endIfEmpty(ctx, h) {
 		}
 	})
 }
 
-// end takes a capture out of force. What it held is refused, or let through where
-// everything is released.
-func (s *Server) end(id string, code service.Code) {
-	s.mu.Lock()
-	h := s.captures[id]
-	if h == nil {
-		s.mu.Unlock()
+// endIfEmpty waits until no process is left, and reports whether the capture has ended.
+func (s *Server) endIfEmpty(ctx context.Context, h *held) bool {
+	if err := h.leaf.WaitEmpty(ctx); err != nil && ctx.Err() == nil {
+		s.Log.Warn("capture is not watched for a while", "capture", h.id, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(tidyEvery):
+		}
+	}
+	if ctx.Err() != nil {
+		return true
+	}
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if populated, err := h.leaf.Populated(); populated || err != nil { // another has entered
+		return false
+	}
+	s.end(h)
+	return true
+}
+
+// end takes captures out of force that nobody is in. The caller holds changing.
+func (s *Server) end(list ...*held) {
+	list = slices.DeleteFunc(list, func(h *held) bool { return s.captures[h.id] != h })
+	if s.life.Err() != nil || len(list) == 0 {
 		return
 	}
-	delete(s.captures, id)
-	h.over = true // its queue number is nobody else's until it is unbound
-	for a := range h.waiting {
-		if a.busy {
-			continue
+	err := s.reduce(func(next *config) {
+		for _, h := range list {
+			delete(next.Captures, h.id)
 		}
-		s.decided(a)
-		if code == service.CodeReleased {
-			_ = a.Pass()
-		} else {
-			a.Refuse(capture.Unreachable)
-		}
+	})
+	if err != nil {
+		s.Log.Error("rules of captures that have ended", "error", err)
 	}
-	if c := h.server; c != nil {
-		c.send(parcel{Message: service.Message{Op: service.OpAnswer, Capture: id, Error: serviceError(code, "capture %s: %s", id, code)}})
+	for _, h := range list {
+		s.drop(h, service.CodeEnded)
 	}
-	stop := h.stop
-	s.mu.Unlock()
-	if stop != nil {
-		stop()
-	}
-	if err := s.changed(); err != nil {
-		s.Log.Error("rules of a capture that has ended", "capture", id, "error", err)
-	}
-	if h.queue != 0 {
-		_ = s.queue.Unbind(h.queue) // after the rules that name it
-	}
+}
+
+// drop forgets a capture for which there are no rules any more.
+func (s *Server) drop(h *held, code service.Code) {
 	s.mu.Lock()
+	delete(s.captures, h.id)
 	delete(s.queues, h.queue)
-	s.mu.Unlock()
-	for _, f := range h.dns {
-		f.Close()
+	for a := range h.waiting {
+		switch {
+		case a.busy:
+		case code == service.CodeReleased:
+			s.letGo(a)
+		default:
+			s.decided(a, service.HandLost)
+			a.Refuse(capture.Silent) // nothing would carry out another refusal
+		}
 	}
-	_ = s.Keep.Remove(nameDNSPrefix + id)
+	if h.server != nil {
+		h.server.send(&parcel{Message: service.Message{Op: service.OpAnswer, Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)}})
+	}
+	s.mu.Unlock()
+	h.stop()
+	s.strip(h)
+}
+
+// serve has attempts of a capture go to c from now on.
+func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
+	h, err := c.mine(m.Capture)
+	first := h == nil && c.admin && m.Capture == service.System
+	if first {
+		h, err = newHeld(service.System, 0), nil
+	}
+	if err == nil {
+		err = c.fits(h, m.Spec)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	old := h.server
+	c.mu.Unlock()
+	switch {
+	case old == c:
+		return nil, refusal(service.CodeBadRequest, "capture %s is served here already", h.id)
+	case old != nil && !old.hungUp():
+		return nil, refusal(service.CodeBusy, "capture %s is served by process %d already", h.id, old.pid)
+	case first:
+		err = c.add(h, *m.Spec)
+	default:
+		err = c.setSpec(h, m.Spec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("capture %s: %w", h.id, err)
+	}
+	p := &parcel{then: func() { c.takeOver(h) }}
+	for _, f := range h.dns {
+		d, err := duplicate(f)
+		if err != nil {
+			p.drop()
+			return nil, fmt.Errorf("capture %s: name sockets: %w", h.id, err)
+		}
+		p.files = append(p.files, d)
+	}
+	p.Served = &service.Served{Held: true, Enabled: c.config.Enabled, Origins: c.tracker != nil, Marks: h.marks, Owner: h.owner}
 	if h.leaf != nil {
-		if err := h.leaf.Remove(); err != nil {
-			s.Log.Warn("cgroup of a capture that has ended", "capture", id, "error", err)
+		p.Served.Cgroup = h.leaf.Path
+	}
+	return p, nil
+}
+
+// takeOver gives c what waits, behind the answer to serve. The caller holds mu.
+func (c *client) takeOver(h *held) {
+	h.server = c
+	for a := range h.waiting {
+		switch {
+		case a.busy:
+		case a.at == nil:
+			c.offer(a)
+		case a.home == nil: // of a server that has hung up
+			c.returned(a, service.Handed{})
 		}
 	}
 }
 
-// hostCapture is what the table has of a capture.
-func (h *held) hostCapture() nft.HostCapture {
-	c := nft.HostCapture{ID: h.id, Queue: h.queue, DNSUDP: h.dnsUDP, DNSTCP: h.dnsTCP, UID: h.owner, Spec: h.spec}
-	if h.leaf != nil {
-		c.Cgroup, c.Level = h.leaf.CgroupID, h.leaf.Level
+// spec gives a capture that c serves other rules.
+func (c *client) spec(m *service.Message, _ []*os.File) (*parcel, error) {
+	h, err := c.mine(m.Capture)
+	if err == nil {
+		err = c.fits(h, m.Spec)
 	}
-	return c
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	mine := h.server == c
+	c.mu.Unlock()
+	if !mine {
+		return nil, refusal(service.CodeForbidden, "capture %s is served by another broker", h.id)
+	}
+	if err := c.setSpec(h, m.Spec); err != nil {
+		return nil, fmt.Errorf("capture %s: %w", h.id, err)
+	}
+	return &parcel{}, nil
+}
+
+func (s *Server) setSpec(h *held, spec *capture.Spec) error {
+	return s.change(func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, *spec} })
+}
+
+// fits refuses a Spec that would make the table too large for everybody.
+func (s *Server) fits(h *held, spec *capture.Spec) error {
+	if spec == nil {
+		return refusal(service.CodeBadRequest, "capture %s: no rules", h.id)
+	}
+	size, most := sizeOf(spec), maxSpec
+	if h.id != service.System {
+		most = specPerUID
+		for id, other := range s.config.Captures {
+			if other.Owner == h.owner && id != h.id && id != service.System {
+				size += sizeOf(&other.Spec)
+			}
+		}
+	}
+	if size > most {
+		return refusal(service.CodeBadRequest, "capture %s: rules of %d parts, with those of the owner's other captures; at most %d", h.id, size, most)
+	}
+	return nil
+}
+
+func sizeOf(s *capture.Spec) int {
+	n := len(s.Pools) + len(s.Exempt) + len(s.Users)
+	for _, r := range s.Rules {
+		n += 1 + len(r.Prefixes) + len(r.Ports)
+	}
+	return n
+}
+
+// connector switches the capture of the whole host on or off. Live flows go on.
+func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
+	switch {
+	case m.Enable == nil:
+		return nil, refusal(service.CodeBadRequest, "on or off?")
+	case !c.admin:
+		return nil, refusal(service.CodeForbidden, "only root and the administrators group may switch system-wide capture")
+	case *m.Enable && c.captures[service.System] == nil:
+		return nil, &service.Error{Code: service.CodeNoSystem, Message: "no system broker has given rules yet: there is nothing to enable",
+			Hint: "start ssh-broker --system, then enable again"}
+	case *m.Enable == c.config.Enabled:
+		return &parcel{}, nil
+	}
+	if err := c.change(func(next *config) { next.Enabled = *m.Enable }); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if h := c.captures[service.System]; h != nil && !*m.Enable {
+		for a := range h.waiting { // held for rules that are gone
+			if !a.busy {
+				c.letGo(a)
+			}
+		}
+	}
+	c.mu.Unlock()
+	c.withdraw()
+	c.Log.Info("system-wide capture", "enabled", *m.Enable, "uid", c.uid)
+	return &parcel{}, nil
+}
+
+// release opens everything: the documented way out.
+func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
+	if !c.admin {
+		return nil, refusal(service.CodeForbidden, "only root and the administrators group may release the host")
+	}
+	err := c.reduce(func(next *config) { *next = config{Captures: map[string]saveable{}} })
+	if err == errStopping {
+		return nil, err
+	}
+	for _, h := range c.captures {
+		c.drop(h, service.CodeReleased)
+	}
+	c.withdraw()
+	c.Log.Warn("everything was released", "uid", c.uid, "pid", c.pid, "error", err)
+	return &parcel{}, err
+}
+
+// endUnused ends those captures of a client that is gone which nobody has entered.
+func (c *client) endUnused(made []*held) {
+	if len(made) == 0 {
+		return
+	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	c.end(slices.DeleteFunc(made, func(h *held) bool { return h.entered })...)
 }

@@ -7,12 +7,12 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"sshbroker/capture"
 	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
@@ -20,52 +20,51 @@ import (
 const (
 	// window is how many undecided SYNs of one uid a broker is given at a time.
 	window = 512
-	// backlog is how many answers a client may leave unread before it is cut off.
-	backlog = 32 << 10
-	// atOnce is how much that takes long a client may have under way.
-	atOnce = 4096
 	// recently is how many decided attempts a client may still ask about.
 	recently = 256
+	// helloWithin is how long a client may say nothing at all.
+	helloWithin = 10 * time.Second
+	// flushWithin is how long answers to a connection that ends may take.
+	flushWithin = time.Second
 )
+
+// client is one connection: a goroutine reads, one writes, and each request has one.
+type client struct {
+	*Server
+	conn  *message.Conn
+	user  *user
+	uid   uint32
+	pid   int32
+	admin bool
+	said  bool // hello
+
+	wake     chan struct{} // has room for one: there may be something to write
+	done     chan struct{} // closed when no more will be
+	slot     chan struct{} // has room for the one request that changes something
+	requests sync.WaitGroup
+
+	// Guarded by Server.mu.
+	next     uint64
+	attempts map[uint64]*attempt // given to c, or to be; with those that it handed over
+	recent   [recently]known     // decided, for questions that come late
+	answers  []*parcel
+	lines    map[uint32][]*attempt // to be sent, by uid
+	turns    []uint32              // whose turn it is: the uids of lines
+	given    map[uint32]int        // undecided and with the client
+}
 
 type known struct {
 	id uint64
 	a  *attempt
 }
 
-// client is one connection. What guards its fields is Server.mu.
-type client struct {
-	*Server
-	conn  *message.Conn
-	uid   uint32
-	pid   int32
-	admin bool
-	said  bool // hello
-	wake  chan struct{}
-	done  chan struct{}
-
-	next      uint64
-	attempts  map[uint64]*attempt // undecided
-	recent    [recently]known     // decided, for questions that come late
-	forgotten int
-	slots     chan struct{} // for what takes long
-	answers   []parcel
-	lines     map[uint32][]*attempt // to be sent, by uid
-	turns     []uint32              // whose turn it is: the uids of lines
-	given     map[uint32]int        // undecided and with the client
-}
-
-// remember keeps a decided attempt for a while. The caller holds mu.
-func (c *client) remember(id uint64, a *attempt) {
-	c.recent[c.forgotten%recently] = known{id, a}
-	c.forgotten++
-}
-
 // parcel is one message to a client, and what goes with it.
 type parcel struct {
 	service.Message
-	files []*os.File   // closed once sent
-	conn  *net.TCPConn // the same
+	files []*os.File      // closed once sent
+	conn  *net.TCPConn    // the same
+	slots []chan struct{} // given back once sent
+	then  func()          // is done with mu held, right after the answer was queued
 }
 
 func (p *parcel) drop() {
@@ -73,43 +72,49 @@ func (p *parcel) drop() {
 	if p.conn != nil {
 		p.conn.Close() // without the other end's duplicate: a reset
 	}
+	for _, slot := range p.slots {
+		<-slot
+	}
 }
 
-// newClient asks the kernel who it is.
-func (s *Server) newClient(uc *net.UnixConn) (*client, error) {
-	defer uc.Close()
+// welcome begins to serve a connection, unless its user has too many.
+func (s *Server) welcome(uc *net.UnixConn) error {
 	f, err := uc.File()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	conn, err := message.New(f)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c := &client{Server: s, conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		attempts: map[uint64]*attempt{}, lines: map[uint32][]*attempt{}, given: map[uint32]int{}, slots: make(chan struct{}, atOnce)}
-	raw, err := f.SyscallConn()
-	if err == nil {
-		err = errors.Join(raw.Control(func(fd uintptr) { err = c.identify(int(fd)) }), err)
+	c := &client{
+		Server: s, conn: conn,
+		wake: make(chan struct{}, 1), done: make(chan struct{}), slot: make(chan struct{}, 1),
+		attempts: map[uint64]*attempt{}, lines: map[uint32][]*attempt{}, given: map[uint32]int{},
 	}
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("who connects: %w", err)
-	}
+	err = c.control(func(fd int) error { return c.identify(fd) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
-	for other := range s.clients {
-		if other.uid == c.uid {
-			n++
-		}
-	}
-	if n >= connsPerUID {
+	c.user = s.user(c.uid)
+	if err != nil || c.user.conns >= connsPerUID || s.life.Err() != nil {
 		conn.Close()
-		return nil, fmt.Errorf("uid %d has %d connections already", c.uid, n)
+		return err
 	}
+	c.user.conns++
 	s.clients[c] = true
-	return c, nil
+	s.wg.Go(c.read)
+	s.wg.Go(c.write)
+	return nil
+}
+
+// control does something with the connection's descriptor.
+func (c *client) control(f func(fd int) error) error {
+	raw, err := c.conn.File().SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
+	return errors.Join(cerr, err)
 }
 
 // identify takes the credentials of the moment of connect(), which cannot be forged.
@@ -126,6 +131,9 @@ func (c *client) identify(fd int) error {
 		}
 		c.admin = int(cred.Gid) == c.Admins || slices.Contains(groups, uint32(c.Admins))
 	}
+	if c.admin { // status may be long
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, message.MaxBytes)
+	}
 	return nil
 }
 
@@ -141,10 +149,20 @@ func peerGroups(fd int) ([]uint32, error) {
 	return groups[:size/4], nil
 }
 
-// read is the life of the connection.
+// hungUp tells whether the other end is closed, be it that nobody has read so far yet.
+func (c *client) hungUp() bool {
+	p := []unix.PollFd{{}}
+	err := c.control(func(fd int) error {
+		p[0].Fd = int32(fd)
+		_, err := unix.Poll(p, 0)
+		return err
+	})
+	return err != nil || p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
 func (c *client) read() {
 	defer c.gone()
-	greeted := time.AfterFunc(handshakeWithin, func() { c.conn.Close() })
+	greeted := time.AfterFunc(helloWithin, func() { c.conn.Close() })
 	defer greeted.Stop()
 	for {
 		var m service.Message
@@ -152,8 +170,9 @@ func (c *client) read() {
 		if err == nil {
 			greeted.Stop()
 			err = c.handle(&m, files)
+		} else {
+			message.CloseAll(files)
 		}
-		message.CloseAll(files)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
 				c.Log.Warn("client cut off", "uid", c.uid, "pid", c.pid, "error", err)
@@ -163,70 +182,100 @@ func (c *client) read() {
 	}
 }
 
-// write sends answers first, and attempts by turns among the uids, so that one user's
-// flood does not keep another waiting.
+// gone gives back what the client had.
+func (c *client) gone() {
+	if c.life.Err() != nil {
+		c.requests.Wait() // which are answered yet
+	}
+	c.mu.Lock()
+	delete(c.clients, c)
+	if c.carriers[c.uid] == c {
+		delete(c.carriers, c.uid)
+	}
+	var made []*held
+	for _, h := range c.captures {
+		if h.server == c {
+			h.server = nil
+		}
+		if h.maker == c {
+			made = append(made, h)
+		}
+	}
+	for _, a := range c.attempts {
+		if a.at == c && !a.busy { // whoever admits it finds out
+			c.returned(a, service.Handed{Outcome: service.HandGone})
+		}
+	}
+	close(c.done)
+	c.mu.Unlock()
+	time.AfterFunc(flushWithin, func() { c.conn.Close() })
+	c.requests.Wait()
+	c.endUnused(made)
+}
+
+// write sends what there is, and ends the connection after the last of it.
 func (c *client) write() {
-	for {
-		p, ok := c.take()
-		if !ok {
+	defer func() {
+		c.conn.Close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.user.conns--
+	}()
+	for over := false; ; {
+		p := c.take()
+		switch {
+		case p != nil:
+			var err error
+			if p.conn != nil {
+				err = c.conn.SendSocket(p.Message, p.conn)
+			} else {
+				err = c.conn.Send(p.Message, p.files...)
+			}
+			p.drop()
+			if err != nil {
+				c.conn.Close() // read finds out
+			}
+		case over:
+			return
+		default:
 			select {
 			case <-c.wake:
-				continue
 			case <-c.done:
-				c.mu.Lock()
-				for _, p := range c.answers {
-					p.drop()
-				}
-				c.answers = nil
-				c.mu.Unlock()
-				return
+				over = true
 			}
-		}
-		var err error
-		if p.conn != nil {
-			err = c.conn.SendSocket(p.Message, p.conn)
-		} else {
-			err = c.conn.Send(p.Message, p.files...)
-		}
-		p.drop()
-		if err != nil {
-			c.conn.Close() // read finds out
 		}
 	}
 }
 
-// take returns what is to be sent next.
-func (c *client) take() (parcel, bool) {
+// take returns what is to be sent next: answers first, and attempts by turns among the
+// uids, so that one user's flood does not keep another waiting.
+func (c *client) take() *parcel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.answers) > 0 {
 		p := c.answers[0]
 		c.answers = c.answers[1:]
-		return p, true
+		return p
 	}
 	for range len(c.turns) {
 		uid := c.turns[0]
 		c.turns = append(c.turns[1:], uid)
 		line := c.lines[uid]
-		for len(line) > 0 && line[0].at != c { // decided, or taken back, meanwhile
+		for len(line) > 0 && (line[0].at != c || line[0].given) { // decided, or taken back
 			line = line[1:]
 		}
-		if len(line) == 0 {
+		switch c.lines[uid] = line; {
+		case len(line) == 0:
 			delete(c.lines, uid)
 			c.turns = c.turns[:len(c.turns)-1]
-			continue
+		case c.given[uid] < window:
+			c.lines[uid] = line[1:]
+			c.given[uid]++
+			line[0].given = true
+			return &parcel{Message: line[0].message()}
 		}
-		c.lines[uid] = line
-		if c.given[uid] >= window {
-			continue
-		}
-		a := line[0]
-		c.lines[uid] = line[1:]
-		c.given[uid]++
-		a.given = true
-		return parcel{Message: a.message()}, true
 	}
-	return parcel{}, false
+	return nil
 }
 
 func (c *client) poke() {
@@ -236,140 +285,109 @@ func (c *client) poke() {
 	}
 }
 
-// send queues an answer. The caller holds mu.
-func (c *client) send(p parcel) {
-	if !c.clients[c] || len(c.answers) >= backlog {
+// send queues an answer, if anybody is there for it. The caller holds mu.
+func (c *client) send(p *parcel) bool {
+	if !c.clients[c] {
 		p.drop()
-		c.conn.Close()
-		return
+		return false
 	}
 	c.answers = append(c.answers, p)
 	c.poke()
+	return true
 }
 
-// answer answers a request; err may be nil.
-func (c *client) answer(seq uint64, m service.Message, err error) {
-	m.Op, m.Seq = service.OpAnswer, seq
-	m.Error = asError(err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.send(parcel{Message: m})
+// request is how a kind of message is done that is answered. What changes something is
+// done with Server.changing held, one after another.
+type request struct {
+	do      func(c *client, m *service.Message, files []*os.File) (*parcel, error)
+	changes bool
 }
 
-// asError is the one place where errors get their codes.
-func asError(err error) *service.Error {
-	if err == nil {
+var requests = map[service.Op]request{
+	service.OpMake:      {(*client).make, true},
+	service.OpEnter:     {(*client).enter, true},
+	service.OpServe:     {(*client).serve, true},
+	service.OpSpec:      {(*client).spec, true},
+	service.OpConnector: {(*client).connector, true},
+	service.OpRelease:   {(*client).release, true},
+	service.OpStatus:    {(*client).status, true},
+	service.OpCarry:     {(*client).carry, false},
+	service.OpAdmit:     {(*client).admit, false},
+	service.OpHand:      {(*client).hand, false},
+	service.OpOrigin:    {(*client).origin, false},
+	service.OpWaits:     {(*client).waits, false},
+}
+
+// handle does one message, or has it done. An error ends the connection. It waits for
+// a slot, and so bounds what a client may have under way that does not read answers.
+func (c *client) handle(m *service.Message, files []*os.File) error {
+	r, known := requests[m.Op]
+	if c.said && known && m.Seq != 0 {
+		slots := []chan struct{}{c.user.slots}
+		if r.changes {
+			slots = append(slots, c.slot)
+		}
+		for i, slot := range slots {
+			select {
+			case slot <- struct{}{}:
+			case <-c.life.Done():
+				(&parcel{files: files, slots: slots[:i]}).drop()
+				return os.ErrClosed
+			}
+		}
+		c.requests.Go(func() { c.do(r, m, files, slots) })
 		return nil
 	}
-	if answer, ok := errors.AsType[*service.Error](err); ok {
-		return answer
-	}
-	code := service.CodeKernel
+	message.CloseAll(files)
 	switch {
-	case errors.Is(err, capture.ErrAbandoned):
-		code = service.CodeAbandoned
-	case errors.Is(err, capture.ErrNoDescriptors):
-		code = service.CodeNoFiles
-	case errors.Is(err, capture.ErrClosed):
-		code = service.CodeStopping
-	}
-	return serviceError(code, "%v", err)
-}
-
-// handle does one message. An error ends the connection.
-func (c *client) handle(m *service.Message, files []*os.File) error {
-	if !c.said {
+	case !c.said:
 		return c.hello(m)
-	}
-	switch m.Op {
-	case service.OpAdmit, service.OpRefuse, service.OpPass, service.OpHand, service.OpOrigin, service.OpWaits:
+	case m.Op == service.OpRefuse || m.Op == service.OpPass:
 		return c.decide(m)
-	}
-	if m.Seq == 0 {
+	case m.Seq == 0:
 		return fmt.Errorf("message %q without a number", m.Op)
 	}
-	var answer service.Message
-	var sockets []*os.File
-	var err error
-	switch m.Op {
-	case service.OpMake:
-		answer.Made, err = c.make(c, m.Capture)
-	case service.OpEnter:
-		if len(files) != 1 {
-			return fmt.Errorf("%d descriptors with %q", len(files), m.Op)
-		}
-		err = c.enter(c, m.Capture, files[0])
-	case service.OpServe:
-		answer.Served, sockets, err = c.serve(c, m)
-	case service.OpSpec:
-		err = c.respec(c, m)
-	case service.OpCarry:
-		err = c.carry(c)
-	case service.OpConnector:
-		if m.Enable == nil {
-			return fmt.Errorf("%q without a value", m.Op)
-		}
-		err = c.connector(c, *m.Enable)
-	case service.OpStatus:
-		answer.Status, err = c.status(c), nil
-	case service.OpRelease:
-		err = c.release(c)
-	default:
-		err = serviceError(service.CodeBadRequest, "ssh-captured does not know %q", m.Op)
+	return fmt.Errorf("ssh-captured does not know %q", m.Op)
+}
+
+func (c *client) do(r request, m *service.Message, files []*os.File, slots []chan struct{}) {
+	defer message.CloseAll(files)
+	if r.changes {
+		c.user.changing.Lock()
+		defer c.user.changing.Unlock()
+		c.changing.Lock()
+		defer c.changing.Unlock()
 	}
-	answer.Op, answer.Seq, answer.Error = service.OpAnswer, m.Seq, asError(err)
+	p, err := r.do(c, m, files)
+	later := p == nil && err == nil
+	if p == nil {
+		p = &parcel{}
+	}
+	p.slots = slots
+	if later {
+		p.drop()
+		return
+	}
+	p.Op, p.Seq, p.Error = service.OpAnswer, m.Seq, asError(err)
 	c.mu.Lock()
-	c.send(parcel{Message: answer, files: sockets})
-	if err == nil && m.Op == service.OpServe {
-		c.offerAll(c.captures[m.Capture]) // behind the answer, which they must not overtake
+	defer c.mu.Unlock()
+	if c.send(p) && p.then != nil {
+		p.then()
 	}
-	c.mu.Unlock()
-	return nil
 }
 
 func (c *client) hello(m *service.Message) error {
 	if m.Op != service.OpHello || m.Hello == nil {
 		return errors.New("the first message is no hello")
 	}
-	answer := service.Message{Op: service.OpHello, Hello: &service.Hello{Version: service.Version, Program: c.Program, PID: os.Getpid()}}
-	if m.Hello.Version != service.Version {
-		answer.Error = serviceError(service.CodeVersion, "this is %s, and it speaks version %d of the protocol, %s speaks %d: restart what was not upgraded",
+	c.said = m.Hello.Version == service.Version
+	answer := &parcel{Message: service.Message{Op: service.OpHello, Hello: &service.Hello{Version: service.Version, Program: c.Program, PID: os.Getpid()}}}
+	if !c.said {
+		answer.Error = refusal(service.CodeVersion, "this is %s, and it speaks version %d of the protocol, %s speaks %d: restart what was not upgraded",
 			c.Program, service.Version, m.Hello.Program, m.Hello.Version)
 	}
-	c.said = true
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.send(parcel{Message: answer})
+	c.send(answer)
 	return nil
-}
-
-// gone gives back what the client had.
-func (c *client) gone() {
-	c.mu.Lock()
-	delete(c.clients, c)
-	if c.carriers[c.uid] == c {
-		delete(c.carriers, c.uid)
-	}
-	var unused []string
-	for id, h := range c.captures {
-		if h.server == c {
-			h.server = nil
-		}
-		if h.maker == c {
-			h.maker = nil
-			if !h.entered && id != service.System {
-				unused = append(unused, id)
-			}
-		}
-	}
-	for _, a := range c.attempts {
-		c.giveBack(a)
-	}
-	c.attempts = nil
-	close(c.done)
-	c.mu.Unlock()
-	c.conn.Close()
-	for _, id := range unused {
-		c.end(id, service.CodeEnded)
-	}
 }

@@ -41,30 +41,34 @@ func Lock(stateDir string) (*os.File, error) {
 }
 
 // Release opens everything: it asks the running ssh-captured to, and does it itself
-// where none runs.
+// where none runs. One that is about to come up, or to end, is waited for.
 func Release(o Options) error {
-	const patience = 10 * time.Second
-	uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: o.Socket, Net: "unixpacket"})
-	if err == nil {
-		defer uc.Close()
-		f, err := uc.File()
-		if err != nil {
-			return err
+	const patience, pause = 10 * time.Second, 20 * time.Millisecond
+	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
+		uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: o.Socket, Net: "unixpacket"})
+		if err == nil {
+			f, err := uc.File()
+			uc.Close()
+			if err != nil {
+				return err
+			}
+			conn, err := message.New(f)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			defer time.AfterFunc(patience, func() { conn.Close() }).Stop()
+			return releaseBy(conn, o.Program)
 		}
-		conn, err := message.New(f)
-		if err != nil {
-			return err
+		lock, err := Lock(o.StateDir)
+		if err == nil {
+			defer lock.Close()
+			return releaseHere(o)
 		}
-		defer conn.Close()
-		defer time.AfterFunc(patience, func() { conn.Close() }).Stop()
-		return releaseBy(conn, o.Program)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return fmt.Errorf("ssh-captured does not answer at %s, and %w: end it with kill -9, and its parent, then release again", o.Socket, err)
+		}
 	}
-	lock, err := Lock(o.StateDir)
-	if err != nil {
-		return fmt.Errorf("ssh-captured does not answer at %s, and %w: end it with kill -9, and its parent, then release again", o.Socket, err)
-	}
-	defer lock.Close()
-	return releaseHere(o)
 }
 
 func releaseBy(conn *message.Conn, program string) error {
@@ -73,11 +77,12 @@ func releaseBy(conn *message.Conn, program string) error {
 		{Op: service.OpRelease, Seq: 1},
 	} {
 		var answer service.Message
-		if err := conn.Send(m); err != nil {
-			return fmt.Errorf("ssh-captured: %w", err)
+		err := conn.Send(m)
+		if err == nil {
+			var files []*os.File
+			files, err = conn.Receive(&answer)
+			message.CloseAll(files)
 		}
-		files, err := conn.Receive(&answer)
-		message.CloseAll(files)
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return errors.New("ssh-captured does not answer: end it with kill -9, and its parent, then release again")
@@ -90,16 +95,20 @@ func releaseBy(conn *message.Conn, program string) error {
 	return nil
 }
 
-// releaseHere removes what a dead process left.
+// releaseHere removes what a dead process left, and notes that nothing is captured.
 func releaseHere(o Options) error {
-	owned := nft.Unowned
+	s := &Server{Options: o, owned: nft.Unowned}
 	if nft.Persists() {
-		owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
+		s.owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
 	}
-	table, err := nft.NewTable(owned)
+	table, err := nft.NewTable(s.owned)
 	if err == nil {
 		err = table.Delete()
 		table.Close()
+	}
+	if saved, _, lerr := loadConfig(o.StateDir); lerr == nil {
+		s.unlimited = saved.Unlimited
+		s.tune(false)
 	}
 	if tree, terr := cgroup.Find(); terr == nil {
 		leaves, lerr := tree.Leaves()
@@ -108,11 +117,5 @@ func releaseHere(o Options) error {
 			_ = l.Remove() // one with processes in it means nothing any more
 		}
 	}
-	if st, serr := (&Server{Options: o}).load(); serr == nil && st.Ratemask != "" {
-		err = errors.Join(err, os.WriteFile(ratemaskFile, []byte(st.Ratemask), 0))
-	}
-	if rerr := os.Remove(filepath.Join(o.StateDir, stateFile)); !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
-	}
-	return err
+	return errors.Join(err, s.save(config{}))
 }

@@ -3,55 +3,40 @@ package captured
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
 	"sshbroker/capture/connects"
 	"sshbroker/capture/hold"
 	"sshbroker/capture/keep"
-	"sshbroker/capture/listen"
 	"sshbroker/capture/nft"
 	"sshbroker/capture/origin"
 	"sshbroker/capture/queue"
 	"sshbroker/capture/service"
 )
 
-// Bounds. Each is of the whole host, or of one uid where that is said.
+// Bounds of the whole host, and of one uid.
 const (
-	queueLength     = 8192     // SYNs held at once by one queue
-	queueBuffer     = 16 << 20 // bytes; holds what comes while nobody reads for a second
-	perUID          = 2048     // SYNs of one uid that are held at once
-	maxCaptures     = 1024
-	capturesPerUID  = 64
-	connsPerUID     = 128
-	meterRate       = 5000 // SYNs of one uid a second that may go to the queue
-	meterBurst      = 5000
-	firstQueue      = 21000 // queue numbers are looked for from here on
-	queueNumbers    = 4096
-	idleCheck       = 10 * time.Second
-	maxSearches     = 2 // through /proc at one time
-	socketMode      = 0o666
-	directoryMode   = 0o755
-	stateFile       = "state.json"
-	nameQueue       = "queue"
-	nameTable       = "table"
-	nameListener    = "listener"
-	nameSocket      = "socket"
-	nameDNSPrefix   = "dns-"
-	maxSpecRules    = 100_000
-	handshakeWithin = 10 * time.Second
+	maxCaptures = 1024
+	maxSearches = 2       // through /proc at one time
+	maxSpec     = 200_000 // rules, prefixes, ports, ... of the whole host's capture
+
+	connsPerUID    = 128
+	capturesPerUID = 64
+	specPerUID     = 10_000 // rules, prefixes, ports, ... of all captures together
+	slotsPerUID    = 4096   // requests that are not answered yet
+	synsPerUID     = 2048   // held at once
+	meterRate      = 5000   // SYNs a second that may go to the queue
 )
+
+// tidyEvery is how often what nobody tells of is looked for.
+const tidyEvery = 10 * time.Second
 
 // The states at which Options.Failpoint is called.
 const (
@@ -81,7 +66,7 @@ type Options struct {
 	Failpoint func(state string)
 }
 
-// Server is the state of a running ssh-captured. Its methods are safe for concurrent use.
+// Server is the state of a running ssh-captured. Use it by New and Run alone.
 type Server struct {
 	Options
 	since    time.Time
@@ -92,29 +77,47 @@ type Server struct {
 	queue    *queue.Queue
 	source   *hold.Source
 	port     uint16 // of the listeners
-	ipv6     bool
 	socket   *net.UnixListener
 	tracker  *connects.Tracker // nil: /proc is searched
 	search   origin.Search
 	searches chan struct{}
-	life     context.Context
+	life     context.Context // of Run: once it has ended nothing is changed any more
+	wg       sync.WaitGroup
 
-	applying sync.Mutex // one change of the table at a time; before mu
-	saving   sync.Mutex
-	table    *nft.Table // nil: nothing of ours is in the kernel
-	unwatch  context.CancelFunc
-	owned    nft.Ownership
-	repairs  atomic.Uint64
-	gap      atomic.Int64 // the last one, in nanoseconds
+	// changing is held while what is captured changes; it is taken before mu.
+	changing  sync.Mutex
+	table     *nft.Table // nil: nothing of ours is in the kernel
+	owned     nft.Ownership
+	unwatch   context.CancelFunc
+	unlimited bool // see tune
+	repairs   atomic.Uint64
+	gap       atomic.Int64 // the last one, in nanoseconds
 
 	mu       sync.Mutex
-	enabled  bool
-	captures map[string]*held // System among them once it has a Spec
+	config   config // in force; set under changing as well
+	captures map[string]*held
 	queues   map[uint16]*held
 	clients  map[*client]bool
 	carriers map[uint32]*client
-	ratemask string // of the host, before us; "": untouched
-	wg       sync.WaitGroup
+	users    map[uint32]*user // whoever has been there
+}
+
+// user is what the connections of one uid share, so that no other has to wait for it.
+type user struct {
+	conns     int           // guarded by Server.mu
+	slots     chan struct{} // one is taken by each request, until its answer is sent
+	changing  sync.Mutex    // one waits for Server.changing
+	searching sync.Mutex    // one has /proc searched for the owner of a socket
+}
+
+// user returns the one of that uid. The caller holds mu.
+func (s *Server) user(uid uint32) *user {
+	u := s.users[uid]
+	if u == nil {
+		u = &user{slots: make(chan struct{}, slotsPerUID)}
+		s.users[uid] = u
+	}
+	return u
 }
 
 // New makes what the host has not got yet, and takes over what a dead process left.
@@ -122,14 +125,14 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		Options: o, since: time.Now(), form: nft.ProbeQueue(), persists: nft.Persists(),
 		searches: make(chan struct{}, maxSearches), unwatch: func() {},
-		captures: map[string]*held{}, queues: map[uint16]*held{},
-		clients: map[*client]bool{}, carriers: map[uint32]*client{},
+		captures: map[string]*held{}, queues: map[uint16]*held{}, clients: map[*client]bool{},
+		carriers: map[uint32]*client{}, users: map[uint32]*user{},
 	}
 	if s.Failpoint == nil {
 		s.Failpoint = func(string) {}
 	}
 	if s.form == nft.NoQueue {
-		return nil, fmt.Errorf("this kernel has no packet queue for rules (nft_queue, or the xt target NFQUEUE): load nft_queue")
+		return nil, errors.New("this kernel has no packet queue for rules (nft_queue, or the xt target NFQUEUE): load nft_queue")
 	}
 	s.search.Processes = origin.Processes
 	if s.tree, s.treeErr = cgroup.Find(); s.treeErr != nil {
@@ -146,119 +149,124 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// open makes or takes over sockets, table and captures, in an order in which nothing
-// that is held is let go.
-func (s *Server) open() error {
-	saved, err := s.load()
-	if err != nil {
+// Run serves until ctx ends. What is captured stays captured: its SYNs wait for the
+// next ssh-captured. It returns early when the kernel takes no verdicts from us.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.life = ctx
+	if err := s.begin(); err != nil {
 		return err
 	}
-	numbers, fresh, err := s.openQueue(saved)
-	if err != nil {
+	stop := context.AfterFunc(ctx, func() { s.socket.Close() })
+	defer stop()
+	s.wg.Go(func() { cancel(s.pump(ctx)) })
+	s.wg.Go(func() { s.accept(ctx) })
+	s.wg.Go(func() { s.tidy(ctx) })
+	if err := s.Keep.Ready(); err != nil {
+		s.Log.Warn("readiness", "error", err)
+	}
+	<-ctx.Done()
+	s.mu.Lock()
+	for c := range s.clients { // what they have asked for is answered yet
+		_ = c.conn.File().SetReadDeadline(time.Unix(1, 0))
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	s.leave()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// begin brings what was restored into force, or removes what a dead process left in
+// the kernel for nothing.
+func (s *Server) begin() (err error) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	for _, h := range s.captures {
+		s.watch(h)
+	}
+	if s.table != nil {
+		s.watchTable()
+	}
+	next := s.edited(func(*config) {})
+	if err := s.apply(next); err != nil {
 		return err
 	}
-	listeners, err := s.openListeners()
-	if err != nil {
-		return err
-	}
-	diag, err := origin.OpenDiag()
-	if err != nil {
-		return err
-	}
-	s.source = hold.New(hold.Config{Queue: s.queue, Listeners: listeners, Diag: diag, WayOut: true, PerUID: perUID,
-		Find: s.find, Log: s.Log}, numbers...)
-	if fresh {
-		for _, n := range saved.queues() {
-			if err := s.queue.Bind(n, queueLength); err != nil {
-				return err
-			}
-		}
-	}
-	if err := s.restore(saved); err != nil {
-		return err
-	}
-	if files := s.Keep.Take(nameTable); len(files) > 0 {
+	s.install(next)
+	if s.table == nil {
 		s.owned = s.closed()
-		if s.table, err = nft.AdoptTable(files[0], s.owned); err != nil {
-			return err
+		if s.table, err = nft.NewTable(s.owned); err == nil {
+			s.withdraw()
 		}
 	}
-	s.socket, err = s.openSocket()
 	return err
 }
 
-// openQueue returns the queues that a dead process has read from, and whether the
-// socket is new, so that none is bound to it.
-func (s *Server) openQueue(saved state) (read []uint16, fresh bool, err error) {
-	if files := s.Keep.Take(nameQueue); len(files) > 0 {
-		s.queue, err = queue.Adopt(files[0])
-		return saved.queues(), false, err
+// leave closes what this process has. What the keeper holds lives on.
+func (s *Server) leave() {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if len(s.config.active()) == 0 {
+		s.withdraw()
+		for _, name := range []string{nameQueue, nameTable, nameListener, nameSocket} {
+			_ = s.Keep.Remove(name)
+		}
+		_ = os.Remove(s.Socket)
 	}
-	if s.queue, err = queue.OpenSocket(queueBuffer); err != nil {
-		return nil, false, err
+	s.bequeath()
+	_ = s.source.Close()
+	if s.tracker != nil {
+		s.tracker.Close()
 	}
-	return nil, true, s.Keep.Store(nameQueue, s.queue.File())
+	for _, h := range s.captures {
+		s.closeDNS(h)
+	}
+	if s.table != nil {
+		s.table.Close()
+	}
 }
 
-func (s *Server) openListeners() ([]*net.TCPListener, error) {
-	files := s.Keep.Take(nameListener)
-	if len(files) == 0 {
-		var err error
-		if files, _, err = openPair(listen.Open); err != nil {
-			return nil, err
+// accept takes clients.
+func (s *Server) accept(ctx context.Context) {
+	const pause = 20 * time.Millisecond
+	for {
+		uc, err := s.socket.AcceptUnix()
+		if err == nil {
+			err = s.welcome(uc)
+			uc.Close()
 		}
-		for _, f := range files {
-			if err := s.Keep.Store(nameListener, f); err != nil {
-				return nil, err
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			s.Log.Warn("cannot accept a client", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
 			}
 		}
 	}
-	var err error
-	if s.port, err = listen.Port(files[0]); err != nil {
-		return nil, err
-	}
-	s.ipv6 = len(files) > 1
-	var list []*net.TCPListener
-	for _, f := range files {
-		l, err := net.FileListener(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("listener: %w", err)
-		}
-		tcp, ok := l.(*net.TCPListener)
-		if !ok {
-			return nil, errors.New("listener: what was kept is none")
-		}
-		list = append(list, tcp)
-	}
-	return list, nil
 }
 
-func (s *Server) openSocket() (*net.UnixListener, error) {
-	if files := s.Keep.Take(nameSocket); len(files) > 0 {
-		l, err := net.FileListener(files[0])
-		files[0].Close()
-		if unixListener, ok := l.(*net.UnixListener); err == nil && ok {
-			return unixListener, nil
+// tidy looks now and then for programs that have given up while nobody decided about
+// them, and whether the table can go.
+func (s *Server) tidy(ctx context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.forget(time.Now().Add(-tidyEvery))
+			s.changing.Lock()
+			s.withdraw()
+			s.changing.Unlock()
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(s.Socket), directoryMode); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.Socket, Net: "unixpacket"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false) // the next process may have it by then
-	f, err := l.File()
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return l, errors.Join(os.Chmod(s.Socket, socketMode), s.Keep.Store(nameSocket, f))
 }
 
 // find finds the process behind a socket.
@@ -268,111 +276,36 @@ func (s *Server) find(sock origin.Socket) capture.Origin {
 			return o
 		}
 	}
+	s.mu.Lock()
+	owner := s.user(sock.UID)
+	s.mu.Unlock()
+	owner.searching.Lock()
+	defer owner.searching.Unlock()
 	s.searches <- struct{}{}
 	defer func() { <-s.searches }()
 	return s.search.Find(sock)
 }
 
-// Run serves until ctx ends. What is captured stays captured: its SYNs wait for the
-// next ssh-captured. It returns early when the kernel takes no verdicts from us.
-func (s *Server) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.life = ctx
-	for _, c := range s.captures { // nobody else is there yet
-		s.watch(c)
-	}
-	if s.table != nil {
-		s.watchTable()
-	}
-	if err := s.apply(); err != nil {
-		return err
-	}
-	stopped := context.AfterFunc(ctx, func() { s.socket.Close() })
-	defer stopped()
-	s.wg.Go(func() { cancel(s.pump(ctx)) })
-	s.wg.Go(func() { s.accept(ctx) })
-	s.wg.Go(func() { s.tidy(ctx) })
-	if err := s.Keep.Ready(); err != nil {
-		s.Log.Warn("readiness", "error", err)
-	}
-	<-ctx.Done()
-	s.mu.Lock()
-	for c := range s.clients {
-		c.conn.Close()
-	}
-	s.mu.Unlock()
-	s.wg.Wait()
-	s.leave()
-	return s.failure(context.Cause(ctx))
-}
-
-// failure tells being asked to stop from an end that nobody wanted.
-func (s *Server) failure(cause error) error {
-	if errors.Is(cause, context.Canceled) {
+// asError is the one place where errors get their codes.
+func asError(err error) *service.Error {
+	if err == nil {
 		return nil
 	}
-	return cause
-}
-
-// leave closes what this process has. What the keeper holds lives on.
-func (s *Server) leave() {
-	if s.tracker != nil {
-		s.tracker.Close()
+	if answer, ok := errors.AsType[*service.Error](err); ok {
+		return answer
 	}
-	s.mu.Lock()
-	idle := len(s.active()) == 0
-	s.mu.Unlock()
-	if idle {
-		s.withdraw()
-		for _, name := range []string{nameQueue, nameTable, nameListener, nameSocket} {
-			_ = s.Keep.Remove(name)
-		}
-		_ = os.Remove(s.Socket)
+	code := service.CodeKernel
+	switch {
+	case errors.Is(err, capture.ErrAbandoned):
+		code = service.CodeAbandoned
+	case errors.Is(err, capture.ErrNoDescriptors):
+		code = service.CodeNoFiles
+	case errors.Is(err, capture.ErrClosed):
+		code = service.CodeStopping
+	case errors.Is(err, cgroup.ErrNotYours):
+		code = service.CodeForbidden
+	case errors.Is(err, cgroup.ErrGone):
+		code = service.CodeNotFound
 	}
-	s.bequeath()
-	_ = s.source.Close()
-}
-
-// accept takes clients.
-func (s *Server) accept(ctx context.Context) {
-	const pause = 20 * time.Millisecond
-	for {
-		uc, err := s.socket.AcceptUnix()
-		if ctx.Err() != nil {
-			if err == nil {
-				uc.Close()
-			}
-			return
-		}
-		if err != nil {
-			s.Log.Warn("cannot accept a client", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			continue
-		}
-		c, err := s.newClient(uc)
-		if err != nil {
-			s.Log.Warn("client turned away", "error", err)
-			continue
-		}
-		s.wg.Go(c.read)
-		s.wg.Go(c.write)
-	}
-}
-
-// openPair opens a pair of sockets, or one where the host has no IPv6.
-func openPair(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, uint16, error) {
-	files, port, err := listen.Pair(open, true)
-	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
-		return listen.Pair(open, false)
-	}
-	return files, port, err
-}
-
-// serviceError is what a client is told.
-func serviceError(code service.Code, format string, args ...any) *service.Error {
-	return &service.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+	return refusal(code, "%v", err)
 }

@@ -35,7 +35,7 @@ func (l *Leaf) identify() error {
 }
 
 // Enter moves the process behind pidfd, with all its threads and without its children,
-// into the leaf. All of its uids must be owner's; owner 0 may move any. ErrNotYours,
+// into the leaf. All of its uids must be owner's. ErrNotYours,
 // ErrGone and ErrForeignNamespace say why it was not moved. The caller keeps pidfd.
 func (l *Leaf) Enter(pidfd *os.File, owner uint32) error {
 	raw, err := pidfd.SyscallConn()
@@ -97,13 +97,12 @@ func (l *Leaf) Remove() error {
 	l.settled()
 	populated, err := l.Populated()
 	switch {
-	case err != nil:
 	case populated:
 		err = unix.EBUSY
-	case l.tree.systemd: // it misses the end of a scope whose directory goes before
+	case !l.tree.systemd:
+		err = removeTree(l.Path) // the kernel knows, also where there was no descriptor to ask
+	case err == nil: // systemd misses the end of a scope whose directory goes before
 		return nil
-	default:
-		err = removeTree(l.Path)
 	}
 	if err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", l.Path, err)

@@ -161,15 +161,15 @@ func TestEnter(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectIn(t, other, p, true)
-	// Root's request may move anybody's.
-	if err := l.Enter(bystander.pidfd, 0); err != nil {
-		t.Fatal(err)
+	// Not even at root's request: its sockets would not be root's.
+	if err := l.Enter(bystander.pidfd, 0); !errors.Is(err, ErrNotYours) {
+		t.Errorf("another's process for root: %v", err)
 	}
-	expectIn(t, l, bystander, true)
-	if err := l.Remove(); !errors.Is(err, unix.EBUSY) {
+	expectIn(t, l, bystander, false)
+	if err := other.Remove(); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("removed with a process in it: %v", err)
 	}
-	expectIn(t, l, bystander, true)
+	expectIn(t, other, p, true)
 	if home == l.Path || home == other.Path {
 		t.Errorf("the test's own processes are in %s", home)
 	}

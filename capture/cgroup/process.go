@@ -93,7 +93,7 @@ func checkOwner(pid string, owner uint32) error {
 		return err
 	}
 	for _, uid := range uids {
-		if owner != 0 && uid != strconv.FormatUint(uint64(owner), 10) {
+		if uid != strconv.FormatUint(uint64(owner), 10) {
 			return fmt.Errorf("%w: %s", ErrNotYours, pid)
 		}
 	}

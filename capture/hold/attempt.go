@@ -82,6 +82,11 @@ func (s *Source) take(ctx context.Context, key Key, admit func()) (*capture.Conn
 	}
 	s.mu.Lock()
 	delete(s.awaiting, k)
+	// Where it waits still, its SYN was lost after the verdict, and a copy that was let in
+	// would find nobody: that is decided anew.
+	for _, m := range s.decided {
+		delete(m, key)
+	}
 	s.mu.Unlock()
 	select {
 	case c := <-taken: // it came in the same instant

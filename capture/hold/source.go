@@ -28,8 +28,9 @@ const (
 	maxDecided = 1 << 16
 	// remember is how long a verdict is kept for copies of its SYN: twice this at most.
 	remember = 40 * time.Second
-	// admitTimeout is how long an admitted program may take to finish its handshake.
-	admitTimeout = time.Second
+	// admitTimeout is how long an admitted program may take to finish its handshake. Where
+	// the SYN was lost after its verdict, the copy that comes within 1.03 s is in time.
+	admitTimeout = 1500 * time.Millisecond
 	// acceptPause is how long accept rests when it cannot, and how long nobody is
 	// admitted after it has run out of descriptors.
 	acceptPause = 20 * time.Millisecond

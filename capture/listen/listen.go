@@ -70,6 +70,20 @@ func Identify(c *net.TCPConn) (seq uint32, dst netip.AddrPort, err error) {
 	return seq, dst, errors.Join(cerr, err)
 }
 
+// Destination is what the program that c was accepted from asked for, which is not
+// c's own address where c was diverted.
+func Destination(c *net.TCPConn) (dst netip.AddrPort, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return dst, err
+	}
+	cerr := raw.Control(func(fd uintptr) { dst, err = originalDestination(fd) })
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) { // no connection tracking
+		return c.LocalAddr().(*net.TCPAddr).AddrPort(), cerr
+	}
+	return dst, errors.Join(cerr, err)
+}
+
 func savedSequence(fd uintptr) (uint32, error) {
 	var b [maxSavedN]byte
 	n, err := getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_SAVED_SYN, b[:])

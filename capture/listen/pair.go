@@ -61,6 +61,22 @@ func Port(f *os.File) (port uint16, err error) {
 	return port, nil
 }
 
+// ReceiveMarks has UDP sockets give each datagram's mark as an SO_MARK control message.
+// Kernels ask for CAP_NET_ADMIN or nothing; those before 5.19 have ENOPROTOOPT.
+func ReceiveMarks(sockets ...*os.File) error {
+	for _, f := range sockets {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
+		if err = errors.Join(cerr, err); err != nil {
+			return fmt.Errorf("SO_RCVMARK: %w", err)
+		}
+	}
+	return nil
+}
+
 // OpenUDP makes a UDP socket. It binds exactly the loopback address: from the wildcard, an answer would
 // come from another address than the program asked.
 func OpenUDP(addr netip.AddrPort) (*os.File, error) {

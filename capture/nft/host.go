@@ -57,7 +57,8 @@ const (
 )
 
 // Host returns the rules of the host's table. Packets of sockets that no capture takes
-// are let alone, but for those to an address of a pool, which are refused.
+// are let alone, but for those to an address of a pool, which are refused. Datagrams to
+// System's resolver arrive with their sender's capture.SenderMark, whoever that is.
 func Host(s HostSpec) Ruleset {
 	r := Ruleset{table: HostTableName, counters: []string{counterLostMark, counterDiverted, counterMetered}}
 	if s.Meter.Rate != 0 && s.Form != NoQueue {
@@ -85,30 +86,26 @@ func Host(s HostSpec) Ruleset {
 		base("hold", "route", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
 		chain{name: "syn", rules: append([]rule{{dport(portDNS), accept()}}, s.dispatch(HostCapture.rulesChain)...)})
 
-	// A route chain, so that a passed SYN goes the way that its mark without our class
-	// stands for in foreign policy rules.
-	refuse := base("refuse", "route", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{tcp(), syn(), jump("judge")})
+	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{tcp(), syn(), jump("judge")})
 	toPool := ending(inPrefixes(pools), jump("pool"))
 	refuse.rules = append(refuse.rules, toPool...)
 	if refuseUDP {
 		refuse.rules = append(refuse.rules, rule{notTCP(), outLoopback(false), jump("datagrams")})
 	}
-	judged := []rule{
+	if len(all) > 0 {
+		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
+		r.chains = append(r.chains, s.straight(all))
+	}
+	judged := append([]rule{
 		{dport(portDNS), accept()},
 		{class(capture.MarkReset), resetTCP()},
 		{class(capture.MarkUnreachable), hostUnreachable()},
 		{class(capture.MarkTunnel), accept()},
-	}
-	judged = append(judged, toPool...)
-	judged = append(judged,
-		rule{class(capture.MarkPass), setClass(0), accept()},
-		// Guard 1: a SYN whose verdict was lost on the way.
-		rule{count(counterLostMark), drop()})
+	}, toPool...)
 	r.chains = append(r.chains, refuse,
 		chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
 		chain{name: "judged", rules: judged},
-		// What a live diverted connection sends, or nothing that may get out.
-		chain{name: "pool", rules: []rule{{diverted(), accept()}, {hostUnreachable()}}})
+		chain{name: "pool", rules: s.pool()})
 	if refuseUDP {
 		r.chains = append(r.chains,
 			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(HostCapture.datagramChain)...)},
@@ -123,17 +120,88 @@ func Host(s HostSpec) Ruleset {
 			// Live diverted flows hang once no rule uses NAT any more.
 			rule{never(), redirect(s.TCP)}),
 		chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
-		// Guard 2: a SYN for the tunnel that something else diverted first. Here the
-		// cgroup cannot be asked for; forwarded packets have no owner.
+		// Wherever foreign rules stand, after NAT a SYN is on its way to us or may leave.
+		// A route chain, so that the latter goes the way that its mark without our class
+		// stands for in foreign policy rules.
+		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")}),
+		// A program that gave up while its SYN was held has no socket any more whose owner
+		// could be told: nothing has diverted that SYN, or refused it.
+		chain{name: "check", rules: append(s.dispatch(func(HostCapture) string { return "checked" }),
+			rule{hasOwner(), accept()}, rule{class(capture.MarkPass), setClass(0), accept()}, rule{notClass(0), drop()})},
+		chain{name: "checked", rules: slices.Concat(
+			[]rule{{askedFor(portDNS), accept()}, {class(capture.MarkPass), setClass(0), accept()}},
+			ending(s.toListener(), class(capture.MarkTunnel), accept()),
+			[]rule{
+				// Guard 2: a SYN for the tunnel that something else diverted first.
+				{class(capture.MarkTunnel), count(counterDiverted), drop()},
+				// Guard 1: a SYN whose verdict was lost on the way.
+				{count(counterLostMark), drop()},
+			})},
+		// Guard 2 once more, on the way out. Here the cgroup cannot be asked for; forwarded
+		// packets have no owner.
 		base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
-			preceded(rule{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false)}, inUsers(users),
-				count(counterDiverted), drop())...))
+			append(preceded(rule{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false)}, inUsers(users),
+				count(counterDiverted), drop()), s.queries(outLoopback(true), noteSender())...)...),
+		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
+		// input act on them; by now the packet has no socket any more, but its priority.
+		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, s.queries(inLoopback(), markSender())...))
 
 	for _, c := range all {
 		r.chains = append(r.chains, s.ask(c), s.divert(c), c.rules())
 		r.counters = append(r.counters, c.counters()...)
 	}
 	return r
+}
+
+// pool is the chain for packets to an address of some capture's pool: what a live
+// diverted connection sends, or what may not get out. What a user's capture calls a pool
+// concerns that user alone: any range can be.
+func (s HostSpec) pool() []rule {
+	rules := []rule{{diverted(), accept()}}
+	for _, c := range s.Captures {
+		for _, way := range inPrefixes(c.Spec.Pools) {
+			rules = append(rules, preceded(way, inUsers([]capture.UIDRange{{Lo: c.UID, Hi: c.UID}}), hostUnreachable())...)
+		}
+	}
+	if s.System != nil {
+		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), hostUnreachable())...)
+	}
+	return rules
+}
+
+// queries is a rule about the name queries that arrive at System's resolver over UDP,
+// redirected or sent there, where there is a System.
+func (s HostSpec) queries(over, act term) []rule {
+	if s.System == nil {
+		return nil
+	}
+	return []rule{{udp(), over, dport(s.System.DNSUDP), act}}
+}
+
+// straight is the chain that refuses what goes to our own sockets without having been
+// diverted there, which is before NAT: another user could ask a capture's resolver what
+// its owner asked, and have it remember names that the owner never asked for.
+func (s HostSpec) straight(all []HostCapture) chain {
+	tcpPorts, udpPorts := []uint16{s.TCP}, []uint16(nil)
+	for _, c := range all {
+		tcpPorts, udpPorts = append(tcpPorts, c.DNSTCP), append(udpPorts, c.DNSUDP)
+	}
+	return chain{name: "straight", rules: append(
+		ending(toServers(onLoopback(tcpPorts...)), tcp(), resetTCP()),
+		ending(toServers(onLoopback(udpPorts...)), udp(), hostUnreachable())...)}
+}
+
+// onLoopback are ports on both of its addresses.
+func onLoopback(ports ...uint16) (list []netip.AddrPort) {
+	for _, p := range ports {
+		list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p), netip.AddrPortFrom(netip.IPv6Loopback(), p))
+	}
+	return list
+}
+
+// toListener are the ways for a packet to go to the listeners.
+func (s HostSpec) toListener() []rule {
+	return toServers(onLoopback(s.TCP))
 }
 
 func (c HostCapture) rulesChain() string  { return "rules_" + c.ID }

@@ -51,6 +51,15 @@ func dport(port uint16) term {
 	}}
 }
 
+// askedFor matches the destination port that the program asked for, whatever NAT has
+// made of it.
+func askedFor(port uint16) term {
+	return term{text: fmt.Sprintf("ct original proto-dst %d", port), exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: be16(port)},
+	}}
+}
+
 func class(c uint32) term    { return mark("==", expr.CmpOpEq, c) }
 func notClass(c uint32) term { return mark("!=", expr.CmpOpNeq, c) }
 
@@ -81,16 +90,46 @@ func never() term {
 }
 
 func outLoopback(out bool) term {
-	text, op := `oifname "lo"`, expr.CmpOpEq
 	if !out {
-		text, op = `oifname != "lo"`, expr.CmpOpNeq
+		return loopback(`oifname != "lo"`, expr.MetaKeyOIFNAME, expr.CmpOpNeq)
 	}
+	return loopback(`oifname "lo"`, expr.MetaKeyOIFNAME, expr.CmpOpEq)
+}
+
+func inLoopback() term { return loopback(`iifname "lo"`, expr.MetaKeyIIFNAME, expr.CmpOpEq) }
+
+func loopback(text string, key expr.MetaKey, op expr.CmpOp) term {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, "lo")
 	return term{text: text, exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: name},
 	}}
+}
+
+// noteSender has a packet take its sender's capture.SenderMark along as its priority,
+// or 0 where the kernel knows none: the condition fails then, between the two.
+func noteSender() term {
+	return term{text: "meta priority set 0 meta priority set meta skuid ^ 0xffffffff", exprs: []expr.Any{
+		&expr.Immediate{Register: 1, Data: host32(0)},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(^uint32(0)), Xor: host32(capture.SenderMark(0))},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
+	}}
+}
+
+// markSender makes the mark of what noteSender noted.
+func markSender() term {
+	return term{text: "meta mark set meta priority", exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}}
+}
+
+// hasOwner matches the packets of a socket that a process has open.
+func hasOwner() term {
+	return term{text: "meta skuid >= 0", exprs: []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}}}
 }
 
 func accept() term {

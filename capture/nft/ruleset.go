@@ -22,7 +22,10 @@ const (
 	prioHold   = -145
 	prioRefuse = -110
 	prioDivert = -105
-	prioLast   = 0
+	// All NAT of a hook is done at -100, by the chains' priorities there (NF_IP_PRI_NAT_DST).
+	prioConfirm = -99
+	prioLast    = 0
+	prioSender  = 200 // after whatever reads or writes marks
 )
 
 const portDNS = 53
@@ -153,8 +156,11 @@ func (r Ruleset) String() string {
 		fmt.Fprintf(&b, "\tchain %s {\n", c.name)
 		if c.typ != "" {
 			hook := "output"
-			if c.hook == unix.NF_INET_POST_ROUTING {
+			switch c.hook {
+			case unix.NF_INET_POST_ROUTING:
 				hook = "postrouting"
+			case unix.NF_INET_LOCAL_IN:
+				hook = "input"
 			}
 			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.typ, hook, c.priority)
 		}

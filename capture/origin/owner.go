@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/listen"
 )
 
 // ErrSeveral means that sockets of several users could have sent it. Nobody is named.
@@ -69,6 +72,19 @@ func (d *Diag) Owner(network string, local, remote netip.AddrPort) (uid uint32, 
 		return 0, fmt.Errorf("socket diagnostics: %w", err)
 	}
 	return w.uid, nil
+}
+
+// OwnerOfPeer returns the uid of the socket at the other end of c, which was accepted on
+// this host, redirected or not. ErrNoSocket: it was closed, or the redirect rewrote its
+// port, as it does where that port talks to another destination as well. Whoever holds
+// the new port is named only if that is connected to the same destination, and was not
+// redirected to where c was.
+func (d *Diag) OwnerOfPeer(c *net.TCPConn) (uid uint32, err error) {
+	remote, err := listen.Destination(c)
+	if err != nil {
+		return 0, fmt.Errorf("socket diagnostics: %w", err)
+	}
+	return d.Owner("tcp", c.RemoteAddr().(*net.TCPAddr).AddrPort(), remote)
 }
 
 // walk looks for everybody who could have sent from local.

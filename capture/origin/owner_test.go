@@ -3,6 +3,7 @@ package origin
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -398,6 +399,60 @@ func TestOwnerOfConnections(t *testing.T) {
 	p.want("one port, two users, remote known", "tcp", from, one, alice, nil)
 	p.want("one port, two users, remote known", "tcp", from, two, bob, nil)
 	p.want("a listener", "tcp", netip.MustParseAddrPort("127.0.0.1:5300"), one, 0, ErrNoSocket)
+}
+
+// A connection that was accepted leads to the other end, by the destination that was
+// asked for, unless the redirect had to rewrite the port.
+func TestOwnerOfPeer(t *testing.T) {
+	p := newPlace(t)
+	accepted := func(uid int, six bool, bind, to string) (fd int, c *net.TCPConn) {
+		t.Helper()
+		fd = p.socket(uid, unix.SOCK_STREAM, six, unix.SO_REUSEADDR)
+		if bind != "" {
+			p.bind(fd, netip.MustParseAddrPort(bind))
+		}
+		dst := netip.MustParseAddrPort(to)
+		p.connect(fd, dst)
+		s, _, err := unix.Accept(p.tcp[dst.Addr().Unmap().Is6()])
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(s), "accepted")
+		defer f.Close()
+		conn, err := net.FileConn(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return fd, conn.(*net.TCPConn)
+	}
+	want := func(what string, c *net.TCPConn, uid uint32, want error) {
+		t.Helper()
+		if got, err := p.diag.OwnerOfPeer(c); got != uid || !errors.Is(err, want) {
+			t.Errorf("%s: %d, %v; want %d, %v", what, got, err, uid, want)
+		}
+	}
+	for _, c := range []struct {
+		to  string
+		six bool
+	}{
+		{"127.0.0.53:53", false}, {"8.8.8.8:53", false}, {"[::1]:53", true}, {"[2001:db8:1::53]:53", true}, {"[::ffff:8.8.8.8]:53", true},
+		{"127.0.0.1:5300", false}, {"[::1]:5300", true}, // straight to the resolver
+	} {
+		for _, uid := range []int{alice, bob} {
+			fd, conn := accepted(uid, c.six, "", c.to)
+			want(c.to, conn, uint32(uid), nil)
+			p.close(fd)
+			want(c.to+", closed", conn, 0, ErrNoSocket)
+		}
+	}
+	_, one := accepted(alice, false, "192.0.2.1:40050", "8.8.8.8:53")
+	_, two := accepted(bob, false, "192.0.2.1:40050", "8.8.4.4:53")
+	want("the first", one, alice, nil)
+	if two.RemoteAddr().(*net.TCPAddr).Port == 40050 {
+		t.Error("the second connection kept its port")
+	}
+	want("the second", two, 0, ErrNoSocket)
 }
 
 func TestOwnerRefuses(t *testing.T) {

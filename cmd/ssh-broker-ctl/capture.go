@@ -31,9 +31,9 @@ func (a *app) captureCommand() *cobra.Command {
 		GroupID: groupFlows,
 		Short:   "Capture a process that runs already",
 		Long: `Capture a process that runs already, from now on, with what it starts from now on. Its
-connections and children of before are not captured. The process must be yours; root
-may capture anyone's. It is ssh-capture --pid of the ssh-capture beside this program,
-and needs ssh-captured: the exit code is 3 when that does not run.`,
+connections and children of before are not captured. The process must be yours, for
+root too. It is ssh-capture --pid of the ssh-capture beside this program, and needs
+ssh-captured: the exit code is 3 when that does not run.`,
 		Example: `  ssh-broker-ctl capture --pid 4711
   ssh-broker-ctl capture --pid $(pidof -s firefox) --via me@bastion`,
 		Args: exactly(),

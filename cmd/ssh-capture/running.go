@@ -11,6 +11,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/broker/control"
+	"sshbroker/capture/service"
 )
 
 // captureProcess captures a process that runs already, and leaves it to a keeper. It
@@ -68,6 +71,9 @@ func moveProcess(ctx context.Context, o options, asked *person, stderr io.Writer
 	}
 	defer s.close()
 	if err := captured.Enter(ctx, s.args.ID, process); err != nil {
+		if answer := (*service.Error)(nil); errors.As(err, &answer) && answer.Code == service.CodeForbidden {
+			return "", &control.Error{Message: err.Error(), Hint: "run ssh-capture as that user: a capture takes the connections of its owner alone"}
+		}
 		return "", err
 	}
 	if before := children(o.pid); len(before) > 0 {

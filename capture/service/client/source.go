@@ -72,6 +72,7 @@ type Source struct {
 	ready chan *attempt
 	life  context.Context // ends with Close, and with failure
 	end   context.CancelFunc
+	ended chan struct{} // closed when no attempt comes any more; failure says why
 	wg    sync.WaitGroup
 	specs chan struct{} // holds a token: one SetSpec at a time
 
@@ -138,6 +139,7 @@ func newSource(o Options, carries bool) *Source {
 		decided:   [2]map[service.Key]verdict{{}, {}},
 		turned:    time.Now(),
 		idle:      make(chan struct{}),
+		ended:     make(chan struct{}),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	s.connect = func(ctx context.Context) (wire, error) { return o.Dialer.dial(ctx, &s.room) }
@@ -168,6 +170,8 @@ func (s *Source) Next(ctx context.Context) (capture.Attempt, error) {
 		return a, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	case <-s.ended:
+		return nil, s.closed()
 	case <-s.life.Done():
 		return nil, s.closed()
 	}
@@ -447,7 +451,7 @@ func (s *Source) ask(ctx context.Context, sess *session, m service.Message) (ans
 	a, err := sess.call(ctx, m)
 	switch codeOf(err) {
 	case service.CodeReleased, service.CodeEnded:
-		s.fail(err)
+		s.finish(err)
 		return a, s.closed()
 	case service.CodeStopping:
 		select {
@@ -467,11 +471,18 @@ func (s *Source) ask(ctx context.Context, sess *session, m service.Message) (ans
 
 // fail ends the Source.
 func (s *Source) fail(err error) {
+	s.finish(err)
+	s.end()
+}
+
+// finish has no attempt come any more. A program that is being admitted gets in until
+// Close: it may be the last of its capture, and have said all that it had to say.
+func (s *Source) finish(err error) {
 	s.mu.Lock()
-	first := s.life.Err() == nil
+	first := s.failure == nil && s.life.Err() == nil
 	if first {
 		s.failure = err
-		s.end()
+		close(s.ended)
 	}
 	s.mu.Unlock()
 	if first {
@@ -496,7 +507,7 @@ func (s *Source) dispatch(sess *session, m *service.Message, files []*os.File) {
 	case m.Op == service.OpAttempt && m.ID != 0 && m.Attempt != nil && m.Attempt.Src.IsValid() && m.Attempt.Dst.IsValid():
 		s.arrived(sess, m.ID, m.Attempt)
 	case m.Error != nil && m.ID == 0 && final(m.Error): // about the connection as a whole
-		s.fail(m.Error)
+		s.finish(m.Error)
 	default:
 		s.opts.Log.Warn("ssh-captured says what nobody understands", "op", m.Op)
 	}
@@ -548,7 +559,11 @@ func (s *Source) turn(now time.Time) {
 func (s *Source) enter() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || s.life.Err() != nil {
+	switch {
+	case !s.closing && s.life.Err() == nil:
+	case codeOf(s.failure) == service.CodeEnded: // nobody is left to be admitted
+		return fmt.Errorf("%w: %w", capture.ErrAbandoned, s.failure)
+	default:
 		return capture.ErrClosed
 	}
 	s.admits++

@@ -632,7 +632,8 @@ func TestFinalErrors(t *testing.T) {
 			if !errors.Is(err, capture.ErrClosed) || endedBy(err) != code {
 				t.Errorf("next: %v", err)
 			}
-			if _, err := a.Admit(ctx); !errors.Is(err, capture.ErrClosed) || errors.Is(err, capture.ErrAbandoned) {
+			// Of a capture that has ended nobody is left to be admitted.
+			if _, err := a.Admit(ctx); errors.Is(err, capture.ErrClosed) == (code == service.CodeEnded) || errors.Is(err, capture.ErrAbandoned) != (code == service.CodeEnded) {
 				t.Errorf("admit: %v", err)
 			}
 			if err := s.SetSpec(ctx, capture.Spec{}); !errors.Is(err, capture.ErrClosed) {
@@ -642,6 +643,53 @@ func TestFinalErrors(t *testing.T) {
 			if !a.Waits() {
 				t.Error("in doubt it waits")
 			}
+		})
+	}
+}
+
+// TestEndedWhileAdmitting: a program that was let in, and has ended at once, is served.
+func TestEndedWhileAdmitting(t *testing.T) {
+	for _, code := range []service.Code{service.CodeEnded, service.CodeReleased} {
+		t.Run(string(code), func(t *testing.T) {
+			f := newFake(t)
+			asked, answer := make(chan struct{}), make(chan struct{})
+			f.answer = func(m *service.Message, usual service.Message) service.Message {
+				if m.Op == service.OpAdmit {
+					close(asked)
+					<-answer
+				}
+				return usual
+			}
+			f.start()
+			s := serve(t, f.options())
+			f.arrive(attemptOf(1))
+			a := next(t, s)
+			admitted := make(chan error, 1)
+			go func() {
+				c, err := a.Admit(t.Context())
+				if err == nil {
+					c.Close()
+				}
+				admitted <- err
+			}()
+			<-asked
+			f.mu.Lock()
+			for c := range f.conns {
+				if err := c.Send(service.Message{Op: service.OpAnswer, Error: &service.Error{Code: code, Message: "over"}}); err != nil {
+					t.Error(err)
+				}
+			}
+			f.mu.Unlock()
+			if _, err := s.Next(t.Context()); !errors.Is(err, capture.ErrClosed) || endedBy(err) != code {
+				t.Errorf("next: %v", err)
+			}
+			closed := make(chan struct{})
+			go func() { defer close(closed); s.Close() }()
+			close(answer)
+			if err := <-admitted; err != nil {
+				t.Errorf("admit: %v", err)
+			}
+			<-closed
 		})
 	}
 }

@@ -1,0 +1,133 @@
+package captured
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture"
+	"sshbroker/capture/service"
+)
+
+// config is what is captured: what the table is made of, and what outlives a process.
+// One that is in force is not changed, but replaced.
+type config struct {
+	Enabled   bool                `json:"enabled"`                  // system-wide capture
+	Unlimited bool                `json:"icmp_unlimited,omitempty"` // see tune
+	Captures  map[string]saveable `json:"captures"`                 // by id; System once it has a Spec
+}
+
+// saveable is one capture of a config.
+type saveable struct {
+	Owner uint32       `json:"owner"`
+	Queue uint16       `json:"queue"`
+	Spec  capture.Spec `json:"spec"`
+}
+
+// active are the ids of the captures that are in force.
+func (c config) active() []string {
+	ids := slices.Sorted(maps.Keys(c.Captures))
+	return slices.DeleteFunc(ids, func(id string) bool { return id == service.System && !c.Enabled })
+}
+
+var errStopping error = refusal(service.CodeStopping, "ssh-captured is about to end")
+
+// change brings what edit makes of the config into force, and writes it down before
+// that, so that a crash lets nothing go. Where it fails everything is as it was before.
+// The caller holds changing.
+func (s *Server) change(edit func(*config)) error {
+	if s.life.Err() != nil {
+		return errStopping
+	}
+	next := s.edited(edit)
+	err := s.save(next)
+	if err == nil {
+		err = s.apply(next)
+	}
+	if err != nil {
+		_ = s.apply(s.config) // in vain where the kernel refused, as that changed nothing
+		_ = s.save(s.config)
+		return err
+	}
+	s.install(next)
+	s.Failpoint(StateApplied)
+	return nil
+}
+
+// reduce is change for what captures less: it goes as far as it can.
+func (s *Server) reduce(edit func(*config)) error {
+	if s.life.Err() != nil {
+		return errStopping
+	}
+	next := s.edited(edit)
+	err := errors.Join(s.apply(next), s.save(next))
+	s.install(next)
+	s.Failpoint(StateApplied)
+	return err
+}
+
+func (s *Server) edited(edit func(*config)) config {
+	next := s.config
+	next.Captures = maps.Clone(s.config.Captures)
+	edit(&next)
+	next.Unlimited = len(next.active()) > 0 && (s.unlimited || icmpLimited())
+	return next
+}
+
+func (s *Server) install(next config) {
+	s.mu.Lock()
+	s.config = next
+	s.mu.Unlock()
+}
+
+const configFile = "state.json" // in StateDir
+
+// loadConfig reads what a dead process has saved; known says that there is something.
+func loadConfig(dir string) (c config, known bool, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, configFile))
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if c.Captures == nil {
+		c.Captures = map[string]saveable{}
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return c, false, nil
+	}
+	if err != nil {
+		// What it said must not be let through for want of it.
+		return c, false, fmt.Errorf("saved state: %w; ssh-captured --release forgets it", err)
+	}
+	return c, true, nil
+}
+
+func (s *Server) save(c config) error { return saveConfig(s.StateDir, c) }
+
+func saveConfig(dir string, c config) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, configFile)
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
+	_, err = f.Write(b)
+	if _, system := c.Captures[service.System]; system { // no cgroup survives a machine that goes down
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(name+".new", name)
+	}
+	if err != nil {
+		return fmt.Errorf("save state: %w", err)
+	}
+	return nil
+}
