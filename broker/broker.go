@@ -133,12 +133,13 @@ type Broker struct {
 	searches  chan struct{} // slots for searches for processes
 	searching atomic.Int64  // under way, or waiting for a slot
 
-	mu    sync.Mutex
-	flows map[uint64]*flow
-	users map[uint32]int // live flows by uid
-	wg    sync.WaitGroup
-	cut   context.CancelCauseFunc
-	life  context.Context
+	mu     sync.Mutex
+	flows  map[uint64]*flow
+	users  map[uint32]*user
+	shared time.Time // when there were flows of several uids last
+	wg     sync.WaitGroup
+	cut    context.CancelCauseFunc
+	life   context.Context
 }
 
 // maxSearches bounds the searches through /proc at one time.
@@ -146,7 +147,7 @@ const maxSearches = 2
 
 // New returns a broker that blocks everything until SetPolicy is called.
 func New(c Config) *Broker {
-	b := &Broker{Config: c, flows: map[uint64]*flow{}, users: map[uint32]int{}, searches: make(chan struct{}, maxSearches)}
+	b := &Broker{Config: c, flows: map[uint64]*flow{}, users: map[uint32]*user{}, searches: make(chan struct{}, maxSearches)}
 	if b.Dial == nil {
 		b.Dial = dialTCP
 	}
@@ -230,13 +231,6 @@ func (b *Broker) Totals() Totals {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return Totals{int64(len(b.flows)), int64(b.serial.Load())}
-}
-
-// ofUser counts the live flows of one uid.
-func (b *Broker) ofUser(uid uint32) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.users[uid]
 }
 
 func dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {

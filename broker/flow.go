@@ -33,6 +33,7 @@ type flow struct {
 	count  relay.Counters
 
 	release func()        // of the made-up address
+	turned  func()        // ends its turn
 	origin  chan struct{} // closed when the process behind it was looked for
 
 	mu    sync.Mutex // guards rec, state and way, which lists read
@@ -52,6 +53,8 @@ const (
 func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	f := b.arrive(c, a)
 	defer f.record()
+	f.turned = b.turn(ctx, f.at.UID)
+	defer f.turned()
 
 	unrecorded := f.Audit.Ready()
 	switch {
@@ -127,7 +130,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	}
 	b.mu.Lock()
 	b.flows[f.id] = f
-	b.users[f.at.UID]++
+	b.join(f.at.UID)
 	b.mu.Unlock()
 	if c.FindOrigin == nil || c.FindOrigin() {
 		go f.findOrigin()
@@ -349,6 +352,7 @@ func (f *flow) plainAddress() string {
 // carry moves the bytes until both directions have ended.
 func (f *flow) carry(ctx context.Context, conn *capture.Conn, far relay.Stream, reason audit.Reason) {
 	f.event("open")
+	f.turned()
 	res := f.relay.Pipe(ctx, conn.TCPConn, far, &f.count)
 	f.enter(StateCarried)
 	var err error
@@ -482,9 +486,7 @@ func (f *flow) record() {
 	f.event("ended, " + rec.Reason.String())
 	f.Broker.mu.Lock()
 	delete(f.flows, f.id)
-	if f.users[f.at.UID]--; f.users[f.at.UID] == 0 {
-		delete(f.users, f.at.UID)
-	}
+	f.part(f.at.UID)
 	f.Broker.mu.Unlock()
 }
 

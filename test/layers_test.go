@@ -43,7 +43,7 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/service/...", "profiles", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/sshconf", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

@@ -19,6 +19,7 @@ import (
 	"sshbroker/capture"
 	"sshbroker/capture/netns"
 	"sshbroker/capture/origin"
+	"sshbroker/capture/owner"
 	"sshbroker/capture/service"
 	"sshbroker/capture/service/client"
 )
@@ -110,7 +111,7 @@ type askers struct{ diag *origin.Diag }
 
 // Sender implements names.Owners, for kernels that tell no marks.
 func (a askers) Sender(from netip.AddrPort) (uid uint32, ok bool) {
-	uid, err := a.diag.Owner("udp", from, netip.AddrPort{})
+	uid, err := owner.Of(a.diag, "udp", from, netip.AddrPort{})
 	return uid, err == nil
 }
 
@@ -123,7 +124,7 @@ func (a askers) Peer(c net.Conn) (uid uint32, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	uid, err := a.diag.OwnerOfPeer(tcp)
+	uid, err := owner.OfPeer(a.diag, tcp)
 	return uid, err == nil
 }
 

@@ -96,7 +96,21 @@ func (s *Server) letGo(a *attempt) {
 			return
 		}
 	}
-	_ = a.Pass() // there is a way out
+	s.pass(a)
+}
+
+// pass lets a go that is forgotten already. What a user's capture lets through is for
+// the rules of the whole host then, which are not a user's to lift.
+func (s *Server) pass(a *attempt) {
+	uid, host := a.Flow().UID, s.captures[service.System]
+	taken := func(r capture.UIDRange) bool { return r.Lo <= uid && uid <= r.Hi }
+	if a.capture.leaf == nil || host == nil || !s.config.Enabled || !slices.ContainsFunc(s.config.Captures[host.id].Spec.Users, taken) {
+		_ = a.Pass() // there is a way out
+		return
+	}
+	a.capture = host
+	host.waiting[a] = true
+	s.offer(a)
 }
 
 // assign queues a for c.
@@ -184,7 +198,7 @@ func (c *client) decide(m *service.Message) error {
 		c.returned(a, service.Handed{Outcome: service.HandRefused, Refusal: m.Refusal, Text: m.Text})
 	case m.Op == service.OpPass:
 		c.decided(a, "")
-		_ = a.Pass() // there is a way out
+		c.pass(a)
 	default:
 		c.decided(a, "")
 		a.Refuse(m.Refusal)
@@ -213,21 +227,23 @@ func (c *client) admit(m *service.Message, _ []*os.File) (*parcel, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a.busy = false
-	if errors.Is(err, capture.ErrNoDescriptors) {
-		if !c.clients[c] || c.captures[a.capture.id] != a.capture {
-			c.returned(a, service.Handed{Outcome: service.HandGone})
-		}
-		return nil, err
-	}
-	if err != nil {
+	short, gone := errors.Is(err, capture.ErrNoDescriptors), !c.clients[c]
+	switch {
+	case short && (gone || c.captures[a.capture.id] != a.capture):
+		c.returned(a, service.Handed{Outcome: service.HandGone})
+	case short: // c may try again, or refuse
+	case err != nil || gone:
 		c.decided(a, service.HandLost)
+	default:
+		c.decided(a, service.HandAdmitted)
+	}
+	return connected(conn, err)
+}
+
+func connected(conn *capture.Conn, err error) (*parcel, error) {
+	if err != nil {
 		return nil, err
 	}
-	outcome := service.HandAdmitted
-	if !c.clients[c] {
-		outcome = service.HandLost
-	}
-	c.decided(a, outcome)
 	return &parcel{conn: conn.TCPConn}, nil
 }
 
@@ -244,11 +260,7 @@ func (c *client) claim(k service.Key) (*parcel, error) {
 	if !mine {
 		return nil, errUnknown
 	}
-	conn, err := c.source.Claim(context.Background(), hold.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq})
-	if err != nil {
-		return nil, err
-	}
-	return &parcel{conn: conn.TCPConn}, nil
+	return connected(c.source.Claim(context.Background(), hold.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq}))
 }
 
 // hand gives an attempt of the whole host to its owner's own broker. The answer comes
@@ -288,43 +300,31 @@ func (c *client) carry(*service.Message, []*os.File) (*parcel, error) {
 // remember keeps a decided attempt for questions that come late.
 func (c *client) remember(id uint64, a *attempt) { c.recent[id%recently] = known{id, a} }
 
-// about is the attempt of that number of c's, be it decided or not.
-func (c *client) about(id uint64) (*attempt, error) {
+// tell answers a question about an attempt of c's, be it decided or not.
+func (c *client) tell(m *service.Message, _ []*os.File) (*parcel, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if a := c.attempts[id]; a != nil {
-		return a, nil
+	a := c.attempts[m.ID]
+	if old := c.recent[m.ID%recently]; a == nil && old.id == m.ID {
+		a = old.a
 	}
-	if old := c.recent[id%recently]; old.a != nil && old.id == id {
-		return old.a, nil
-	}
-	return nil, errUnknown
-}
-
-func (c *client) waits(m *service.Message, _ []*os.File) (*parcel, error) {
-	a, err := c.about(m.ID)
-	if err != nil {
-		return nil, err
-	}
-	return &parcel{Message: service.Message{Yes: a.Waits()}}, nil
-}
-
-func (c *client) origin(m *service.Message, _ []*os.File) (*parcel, error) {
-	a, err := c.about(m.ID)
-	if err != nil {
-		return nil, err
+	c.mu.Unlock()
+	p := &parcel{}
+	switch {
+	case a == nil:
+		return nil, errUnknown
+	case m.Op == service.OpWaits:
+		p.Yes = a.Waits()
+		return p, nil
 	}
 	o := a.Flow().Origin()
-	d := &service.Origin{Known: o.Known, PID: o.PID, Exe: o.Exe}
+	p.Origin = &service.Origin{Known: o.Known, PID: o.PID, Exe: o.Exe}
 	if o.Err != nil {
-		d.Error = o.Err.Error()
+		p.Origin.Error = o.Err.Error()
 	}
-	if o.Known {
-		if path, err := cgroup.OfProcess(o.PID); err == nil {
-			d.Cgroup, d.Unit = path, cgroup.Unit(path)
-		}
+	if path, err := cgroup.OfProcess(o.PID); o.Known && err == nil {
+		p.Origin.Cgroup, p.Origin.Unit = path, cgroup.Unit(path)
 	}
-	return &parcel{Message: service.Message{Origin: d}}, nil
+	return p, nil
 }
 
 // forget gives up what has waited since before and whose program does not any more:

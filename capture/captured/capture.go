@@ -105,7 +105,7 @@ func (s *Server) add(h *held, spec capture.Spec) error {
 	}
 	err := s.equip(h)
 	if err == nil {
-		err = s.change(func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, spec} })
+		err = s.change(false, func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, spec} })
 	}
 	if err != nil {
 		s.strip(h)
@@ -173,7 +173,7 @@ func (s *Server) end(list ...*held) {
 	if s.life.Err() != nil || len(list) == 0 {
 		return
 	}
-	err := s.reduce(func(next *config) {
+	err := s.change(true, func(next *config) {
 		for _, h := range list {
 			delete(next.Captures, h.id)
 		}
@@ -209,10 +209,11 @@ func (s *Server) drop(h *held, code service.Code) {
 	s.strip(h)
 }
 
-// serve has attempts of a capture go to c from now on.
+// serve brings rules into force for a capture, and has its attempts go to c from now
+// on, unless they do so already.
 func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
 	h, err := c.mine(m.Capture)
-	first := h == nil && c.admin && m.Capture == service.System
+	first := h == nil && c.admin && m.Capture == service.System && m.Op == service.OpServe
 	if first {
 		h, err = newHeld(service.System, 0), nil
 	}
@@ -226,19 +227,19 @@ func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
 	old := h.server
 	c.mu.Unlock()
 	switch {
-	case old == c:
-		return nil, refusal(service.CodeBadRequest, "capture %s is served here already", h.id)
-	case old != nil && !old.hungUp():
+	case old == c != (m.Op == service.OpSpec):
+		return nil, refusal(service.CodeForbidden, "%q: capture %s is served here already, or is not", m.Op, h.id)
+	case old != nil && old != c && !old.hungUp():
 		return nil, refusal(service.CodeBusy, "capture %s is served by process %d already", h.id, old.pid)
 	case first:
 		err = c.add(h, *m.Spec)
 	default:
-		err = c.setSpec(h, m.Spec)
+		err = c.change(false, func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, *m.Spec} })
 	}
-	if err != nil {
-		return nil, fmt.Errorf("capture %s: %w", h.id, err)
+	p := &parcel{}
+	if err != nil || old == c {
+		return p, err
 	}
-	p := &parcel{then: func() { c.takeOver(h) }}
 	for _, f := range h.dns {
 		d, err := duplicate(f)
 		if err != nil {
@@ -247,6 +248,7 @@ func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
 		}
 		p.files = append(p.files, d)
 	}
+	p.then = func() { c.takeOver(h) }
 	p.Served = &service.Served{Held: true, Enabled: c.config.Enabled, Origins: c.tracker != nil, Marks: h.marks, Owner: h.owner}
 	if h.leaf != nil {
 		p.Served.Cgroup = h.leaf.Path
@@ -266,31 +268,6 @@ func (c *client) takeOver(h *held) {
 			c.returned(a, service.Handed{})
 		}
 	}
-}
-
-// spec gives a capture that c serves other rules.
-func (c *client) spec(m *service.Message, _ []*os.File) (*parcel, error) {
-	h, err := c.mine(m.Capture)
-	if err == nil {
-		err = c.fits(h, m.Spec)
-	}
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	mine := h.server == c
-	c.mu.Unlock()
-	if !mine {
-		return nil, refusal(service.CodeForbidden, "capture %s is served by another broker", h.id)
-	}
-	if err := c.setSpec(h, m.Spec); err != nil {
-		return nil, fmt.Errorf("capture %s: %w", h.id, err)
-	}
-	return &parcel{}, nil
-}
-
-func (s *Server) setSpec(h *held, spec *capture.Spec) error {
-	return s.change(func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, *spec} })
 }
 
 // fits refuses a Spec that would make the table too large for everybody.
@@ -334,7 +311,7 @@ func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
 	case *m.Enable == c.config.Enabled:
 		return &parcel{}, nil
 	}
-	if err := c.change(func(next *config) { next.Enabled = *m.Enable }); err != nil {
+	if err := c.change(false, func(next *config) { next.Enabled = *m.Enable }); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -356,7 +333,7 @@ func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
 	if !c.admin {
 		return nil, refusal(service.CodeForbidden, "only root and the administrators group may release the host")
 	}
-	err := c.reduce(func(next *config) { *next = config{Captures: map[string]saveable{}} })
+	err := c.change(true, func(next *config) { *next = config{Captures: map[string]saveable{}} })
 	if err == errStopping {
 		return nil, err
 	}

@@ -192,13 +192,9 @@ func (c *client) gone() {
 	if c.carriers[c.uid] == c {
 		delete(c.carriers, c.uid)
 	}
-	var made []*held
 	for _, h := range c.captures {
 		if h.server == c {
 			h.server = nil
-		}
-		if h.maker == c {
-			made = append(made, h)
 		}
 	}
 	for _, a := range c.attempts {
@@ -210,6 +206,14 @@ func (c *client) gone() {
 	c.mu.Unlock()
 	time.AfterFunc(flushWithin, func() { c.conn.Close() })
 	c.requests.Wait()
+	var made []*held // also what was asked for last
+	c.mu.Lock()
+	for _, h := range c.captures {
+		if h.maker == c {
+			made = append(made, h)
+		}
+	}
+	c.mu.Unlock()
 	c.endUnused(made)
 }
 
@@ -307,47 +311,53 @@ var requests = map[service.Op]request{
 	service.OpMake:      {(*client).make, true},
 	service.OpEnter:     {(*client).enter, true},
 	service.OpServe:     {(*client).serve, true},
-	service.OpSpec:      {(*client).spec, true},
+	service.OpSpec:      {(*client).serve, true},
 	service.OpConnector: {(*client).connector, true},
 	service.OpRelease:   {(*client).release, true},
 	service.OpStatus:    {(*client).status, true},
 	service.OpCarry:     {(*client).carry, false},
 	service.OpAdmit:     {(*client).admit, false},
 	service.OpHand:      {(*client).hand, false},
-	service.OpOrigin:    {(*client).origin, false},
-	service.OpWaits:     {(*client).waits, false},
+	service.OpOrigin:    {(*client).tell, false},
+	service.OpWaits:     {(*client).tell, false},
 }
 
 // handle does one message, or has it done. An error ends the connection. It waits for
 // a slot, and so bounds what a client may have under way that does not read answers.
 func (c *client) handle(m *service.Message, files []*os.File) error {
-	r, known := requests[m.Op]
-	if c.said && known && m.Seq != 0 {
-		slots := []chan struct{}{c.user.slots}
-		if r.changes {
-			slots = append(slots, c.slot)
+	quiet := m.Op == service.OpRefuse || m.Op == service.OpPass
+	if !c.said || quiet || m.Seq == 0 {
+		message.CloseAll(files)
+		switch {
+		case !c.said:
+			return c.hello(m)
+		case quiet:
+			return c.decide(m)
 		}
-		for i, slot := range slots {
-			select {
-			case slot <- struct{}{}:
-			case <-c.life.Done():
-				(&parcel{files: files, slots: slots[:i]}).drop()
-				return os.ErrClosed
-			}
-		}
-		c.requests.Go(func() { c.do(r, m, files, slots) })
-		return nil
-	}
-	message.CloseAll(files)
-	switch {
-	case !c.said:
-		return c.hello(m)
-	case m.Op == service.OpRefuse || m.Op == service.OpPass:
-		return c.decide(m)
-	case m.Seq == 0:
 		return fmt.Errorf("message %q without a number", m.Op)
 	}
-	return fmt.Errorf("ssh-captured does not know %q", m.Op)
+	r, known := requests[m.Op]
+	if !known {
+		r.do = (*client).unknown
+	}
+	slots := []chan struct{}{c.user.slots}
+	if r.changes {
+		slots = append(slots, c.slot)
+	}
+	for i, slot := range slots {
+		select {
+		case slot <- struct{}{}:
+		case <-c.life.Done():
+			(&parcel{files: files, slots: slots[:i]}).drop()
+			return os.ErrClosed
+		}
+	}
+	c.requests.Go(func() { c.do(r, m, files, slots) })
+	return nil
+}
+
+func (c *client) unknown(m *service.Message, _ []*os.File) (*parcel, error) {
+	return nil, refusal(service.CodeBadRequest, "ssh-captured does not know %q", m.Op)
 }
 
 func (c *client) do(r request, m *service.Message, files []*os.File, slots []chan struct{}) {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -39,34 +40,25 @@ func (c config) active() []string {
 var errStopping error = refusal(service.CodeStopping, "ssh-captured is about to end")
 
 // change brings what edit makes of the config into force, and writes it down before
-// that, so that a crash lets nothing go. Where it fails everything is as it was before.
-// The caller holds changing.
-func (s *Server) change(edit func(*config)) error {
+// that, so that a crash lets nothing go. Where it fails everything is as it was before,
+// unless it has to be: then it goes as far as it can. The caller holds changing.
+func (s *Server) change(must bool, edit func(*config)) error {
 	if s.life.Err() != nil {
 		return errStopping
 	}
 	next := s.edited(edit)
-	err := s.save(next)
-	if err == nil {
-		err = s.apply(next)
+	var err error
+	if !reflect.DeepEqual(next, s.config) { // else a broker that comes back needs no disk
+		err = s.save(next)
 	}
-	if err != nil {
+	if err == nil || must {
+		err = errors.Join(err, s.apply(next))
+	}
+	if err != nil && !must {
 		_ = s.apply(s.config) // in vain where the kernel refused, as that changed nothing
 		_ = s.save(s.config)
 		return err
 	}
-	s.install(next)
-	s.Failpoint(StateApplied)
-	return nil
-}
-
-// reduce is change for what captures less: it goes as far as it can.
-func (s *Server) reduce(edit func(*config)) error {
-	if s.life.Err() != nil {
-		return errStopping
-	}
-	next := s.edited(edit)
-	err := errors.Join(s.apply(next), s.save(next))
 	s.install(next)
 	s.Failpoint(StateApplied)
 	return err
@@ -107,27 +99,29 @@ func loadConfig(dir string) (c config, known bool, err error) {
 	return c, true, nil
 }
 
-func (s *Server) save(c config) error { return saveConfig(s.StateDir, c) }
-
-func saveConfig(dir string, c config) error {
+func (s *Server) save(c config) error {
 	b, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, configFile)
+	name := filepath.Join(s.StateDir, configFile)
 	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("save state: %w", err)
+	if err == nil {
+		_, err = f.Write(b)
+		if _, system := c.Captures[service.System]; system { // no cgroup survives a machine that goes down
+			err = errors.Join(err, f.Sync())
+		}
+		err = errors.Join(err, f.Close())
 	}
-	_, err = f.Write(b)
-	if _, system := c.Captures[service.System]; system { // no cgroup survives a machine that goes down
-		err = errors.Join(err, f.Sync())
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err == nil {
 		err = os.Rename(name+".new", name)
 	}
-	if err != nil {
-		return fmt.Errorf("save state: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	_ = os.Remove(name + ".new")
+	if len(c.Captures) == 0 && os.Remove(name) == nil { // a full disk is not to keep what was released
+		return s.save(c)
+	}
+	return fmt.Errorf("save state: %w", err)
 }

@@ -77,7 +77,7 @@ func TestNextBroker(t *testing.T) {
 	given, refused := p.dial(direct), p.dial(direct)
 	first.attempt()
 	first.attempt()
-	first.fails(service.CodeBadRequest, service.Message{Op: service.OpServe, Capture: id, Spec: judge()})
+	first.fails(service.CodeForbidden, service.Message{Op: service.OpServe, Capture: id, Spec: judge()})
 	s.client(t, alice).fails(service.CodeBusy, service.Message{Op: service.OpServe, Capture: id, Spec: judge()})
 	first.close()
 

@@ -117,14 +117,23 @@ func (s *Server) openListeners() (list []*net.TCPListener, err error) {
 		return nil, err
 	}
 	for _, f := range files {
-		l, err := net.FileListener(f)
-		tcp, ok := l.(*net.TCPListener)
-		if !ok {
-			return nil, fmt.Errorf("listener: what was kept is none: %w", errors.Join(err, unix.ENOTSOCK))
+		l, err := listener[*net.TCPListener](f)
+		if err != nil {
+			return nil, err
 		}
-		list = append(list, tcp)
+		list = append(list, l)
 	}
 	return list, nil
+}
+
+// listener makes one of a socket, which stays the caller's.
+func listener[T net.Listener](f *os.File) (listener T, err error) {
+	l, err := net.FileListener(f)
+	listener, ok := l.(T)
+	if !ok {
+		return listener, fmt.Errorf("%s: no such listener: %w", f.Name(), errors.Join(err, unix.ENOTSOCK))
+	}
+	return listener, nil
 }
 
 func (s *Server) openSocket() error {
@@ -151,16 +160,10 @@ func (s *Server) openSocket() error {
 		return err
 	}
 	defer message.CloseAll(files)
-	l, err := net.FileListener(files[0])
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
+	if s.socket, err = listener[*net.UnixListener](files[0]); err == nil {
+		s.socket.SetUnlinkOnClose(false)
 	}
-	var ok bool
-	if s.socket, ok = l.(*net.UnixListener); !ok {
-		return errors.New("socket: what was kept is none")
-	}
-	s.socket.SetUnlinkOnClose(false)
-	return nil
+	return err
 }
 
 // openPair opens a pair of sockets, or one where the host has no IPv6.
@@ -237,7 +240,15 @@ func (s *Server) strip(h *held) {
 	s.closeDNS(h)
 	s.abandon(h.id)
 	if h.leaf != nil {
-		if err := h.leaf.Remove(); err != nil && !errors.Is(err, unix.EBUSY) { // after a release it means nothing
+		err := h.leaf.Remove()
+		switch {
+		case errors.Is(err, unix.EBUSY): // it was released, and means nothing any more
+			s.wg.Go(func() {
+				if h.leaf.WaitEmpty(s.life) == nil {
+					_ = h.leaf.Remove()
+				}
+			})
+		case err != nil:
 			s.Log.Warn("cgroup of a capture that has ended", "capture", h.id, "error", err)
 		}
 	}

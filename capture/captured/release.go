@@ -101,15 +101,21 @@ func releaseHere(o Options) error {
 	if nft.Persists() {
 		s.owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
 	}
-	table, err := nft.NewTable(s.owned)
-	if err == nil {
-		err = table.Delete()
-		table.Close()
-	}
 	if saved, _, lerr := loadConfig(o.StateDir); lerr == nil {
 		s.unlimited = saved.Unlimited
 		s.tune(false)
 	}
+	live := nft.DropLive
+	if s.diverted() { // of brokers that are still there
+		live = nft.KeepLive
+	}
+	err := live()
+	table, terr := nft.NewTable(s.owned)
+	if terr == nil {
+		terr = table.Delete()
+		table.Close()
+	}
+	err = errors.Join(err, terr)
 	if tree, terr := cgroup.Find(); terr == nil {
 		leaves, lerr := tree.Leaves()
 		err = errors.Join(err, lerr)

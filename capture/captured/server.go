@@ -71,6 +71,7 @@ type Server struct {
 	Options
 	since    time.Time
 	form     nft.QueueForm
+	zones    bool         // this kernel keeps connections apart in zones
 	persists bool         // this kernel knows tables that outlive their owner
 	tree     *cgroup.Tree // nil: this host has no cgroup2
 	treeErr  error
@@ -88,6 +89,7 @@ type Server struct {
 	changing  sync.Mutex
 	table     *nft.Table // nil: nothing of ours is in the kernel
 	owned     nft.Ownership
+	live      bool // the table of nft.KeepLive may be there
 	unwatch   context.CancelFunc
 	unlimited bool // see tune
 	repairs   atomic.Uint64
@@ -123,7 +125,7 @@ func (s *Server) user(uid uint32) *user {
 // New makes what the host has not got yet, and takes over what a dead process left.
 func New(o Options) (*Server, error) {
 	s := &Server{
-		Options: o, since: time.Now(), form: nft.ProbeQueue(), persists: nft.Persists(),
+		Options: o, since: time.Now(), form: nft.ProbeQueue(), zones: nft.Zones(), persists: nft.Persists(),
 		searches: make(chan struct{}, maxSearches), unwatch: func() {},
 		captures: map[string]*held{}, queues: map[uint16]*held{}, clients: map[*client]bool{},
 		carriers: map[uint32]*client{}, users: map[uint32]*user{},
@@ -216,7 +218,9 @@ func (s *Server) leave() {
 		}
 		_ = os.Remove(s.Socket)
 	}
-	s.bequeath()
+	if s.owned == nft.Owned && !s.diverted() {
+		_ = nft.DropLive()
+	}
 	_ = s.source.Close()
 	if s.tracker != nil {
 		s.tracker.Close()
@@ -294,18 +298,18 @@ func asError(err error) *service.Error {
 	if answer, ok := errors.AsType[*service.Error](err); ok {
 		return answer
 	}
-	code := service.CodeKernel
-	switch {
-	case errors.Is(err, capture.ErrAbandoned):
-		code = service.CodeAbandoned
-	case errors.Is(err, capture.ErrNoDescriptors):
-		code = service.CodeNoFiles
-	case errors.Is(err, capture.ErrClosed):
-		code = service.CodeStopping
-	case errors.Is(err, cgroup.ErrNotYours):
-		code = service.CodeForbidden
-	case errors.Is(err, cgroup.ErrGone):
-		code = service.CodeNotFound
+	for is, code := range codes {
+		if errors.Is(err, is) {
+			return refusal(code, "%v", err)
+		}
 	}
-	return refusal(code, "%v", err)
+	return refusal(service.CodeKernel, "%v", err)
+}
+
+var codes = map[error]service.Code{
+	capture.ErrAbandoned:     service.CodeAbandoned,
+	capture.ErrNoDescriptors: service.CodeNoFiles,
+	capture.ErrClosed:        service.CodeStopping,
+	cgroup.ErrNotYours:       service.CodeForbidden,
+	cgroup.ErrGone:           service.CodeNotFound,
 }

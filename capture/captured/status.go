@@ -10,7 +10,7 @@ import (
 	"sshbroker/capture/service"
 )
 
-// maxHits keeps a status within one packet.
+// maxHits keeps a status within one packet: so many counts, and parts of rules.
 const maxHits = 2000
 
 // status says what c may know: who is no administrator sees own captures alone.
@@ -44,7 +44,7 @@ func (c *client) status(*service.Message, []*os.File) (*parcel, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	left := maxHits
+	left, parts := maxHits, maxHits
 	for _, id := range slices.Sorted(maps.Keys(c.captures)) {
 		h := c.captures[id]
 		if h.leaf == nil {
@@ -57,6 +57,10 @@ func (c *client) status(*service.Message, []*os.File) (*parcel, error) {
 		left -= len(row.Hits)
 		if h.leaf != nil {
 			row.Cgroup = h.leaf.Path
+		}
+		if saved, ok := c.config.Captures[id]; ok && sizeOf(&saved.Spec) <= parts {
+			parts -= sizeOf(&saved.Spec)
+			row.Spec = &saved.Spec
 		}
 		st.Captures = append(st.Captures, row)
 	}

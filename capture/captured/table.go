@@ -39,6 +39,10 @@ func (s *Server) apply(c config) error {
 	owned := s.closed()
 	if spec.System != nil && len(active) == 1 && spec.System.Spec.Open && !s.NoOwner {
 		owned = nft.Owned // the crash policy "open": the table goes with us
+		if err := nft.KeepLive(); err != nil {
+			return err
+		}
+		s.live = true
 	}
 	switch {
 	case s.table == nil:
@@ -63,7 +67,7 @@ func (s *Server) apply(c config) error {
 
 // emptySpec captures nothing, and has what live diverted connections need.
 func (s *Server) emptySpec() nft.HostSpec {
-	return nft.HostSpec{Form: s.form, TCP: s.port, Meter: nft.Meter{Rate: meterRate, Burst: meterRate}}
+	return nft.HostSpec{Form: s.form, NoZones: !s.zones, TCP: s.port, Meter: nft.Meter{Rate: meterRate, Burst: meterRate}}
 }
 
 // keepTable has the table's owning socket outlive us, unless the policy is open.
@@ -75,10 +79,14 @@ func (s *Server) keepTable() error {
 	return s.Keep.Store(nameTable, s.table.File())
 }
 
-// withdraw removes the table when nothing is captured any more. A connection that is
-// still diverted would hang without it. The caller holds changing.
+// withdraw removes the tables when nothing is captured any more. A connection that is
+// still diverted would hang without them. The caller holds changing.
 func (s *Server) withdraw() {
-	if s.table == nil || len(s.config.active()) > 0 || s.diverted() {
+	if s.table == nil && !s.live || len(s.config.active()) > 0 || s.diverted() {
+		return
+	}
+	s.live = nft.DropLive() != nil
+	if s.table == nil {
 		return
 	}
 	if err := s.table.Delete(); err != nil {
@@ -91,30 +99,24 @@ func (s *Server) withdraw() {
 	_ = s.Keep.Remove(nameTable)
 }
 
-// bequeath leaves a harmless table to live diverted connections where ours goes with
-// us. The caller holds changing.
-func (s *Server) bequeath() {
-	if s.table == nil || s.owned != nft.Owned || !s.diverted() {
-		return
-	}
-	if err := s.table.Replace(nft.Host(s.emptySpec()), nft.Unowned); err != nil {
-		s.Log.Warn("connections that live will hang", "error", err)
-	}
-}
-
-// diverted tells whether a diverted connection lives: one whose own port is ours. In
-// doubt there is one.
+// diverted tells whether a diverted connection lives: one whose own port is ours, or
+// that has come to loopback from elsewhere, as those to the port of a predecessor have.
+// In doubt there is one.
 func (s *Server) diverted() bool {
 	const timeWait, listens = "06", "0A" // tcp_states.h
 	own := fmt.Sprintf(":%04X", s.port)
-	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	loopback := map[string]string{"/proc/net/tcp": "0100007F:", "/proc/net/tcp6": "00000000000000000000000001000000:"}
+	for file, home := range loopback {
 		b, err := os.ReadFile(file)
 		if err != nil && !os.IsNotExist(err) {
 			return true
 		}
 		for line := range strings.Lines(string(b)) {
 			f := strings.Fields(line) // number, own address, peer's address, state, ...
-			if len(f) > 3 && strings.HasSuffix(f[1], own) && f[3] != timeWait && f[3] != listens {
+			if len(f) < 4 || f[3] == timeWait || f[3] == listens {
+				continue
+			}
+			if strings.HasSuffix(f[1], own) || strings.HasPrefix(f[1], home) && !strings.HasPrefix(f[2], home) {
 				return true
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -166,8 +167,18 @@ func (s *Served) Strangers() uint64 {
 
 // Processes lists the processes in the capture that m describes, as far as the
 // caller may look at them: its own user's. An error says nothing about whether there
-// are any.
-func Processes(m Manifest) ([]int, error) { return origin.InNamespace(m.NetNS) }
+// are any. They are in ascending order.
+func Processes(m Manifest) ([]int, error) {
+	pids, err := origin.Processes()
+	if err != nil {
+		return nil, err
+	}
+	want := fmt.Sprintf("net:[%d]", m.NetNS)
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+		return err != nil || link != want
+	}), nil
+}
 
 // WaitEmpty returns once no process is left in the capture, or with ctx's error. It
 // sleeps on pidfds, not on a clock, but where it cannot look for want of a descriptor.

@@ -5,58 +5,33 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/command"
 	"sshbroker/capture/message"
-)
-
-// Exit codes of a child that does not become the command, as shells use them.
-const (
-	exitNotFound  = 127
-	exitCannotRun = 126
-	exitOwn       = 125
 )
 
 // Inside is the half that runs in the new namespaces; args are those behind
 // InsideArg. It does not return: the process becomes the command, or ends.
 func Inside(args []string) {
-	if len(args) < 3 {
-		fmt.Fprintf(os.Stderr, "%s is for ssh-capture's own use\n", InsideArg)
-		os.Exit(exitOwn)
-	}
-	fd, err := strconv.Atoi(args[0])
-	if err != nil {
-		os.Exit(exitOwn)
-	}
-	unix.CloseOnExec(fd)
-	conn, err := message.New(os.NewFile(uintptr(fd), "capture"))
-	if err != nil {
-		os.Exit(exitOwn)
-	}
+	w := command.Inside(args)
 	var o order
-	if _, err := conn.Receive(&o); err != nil {
-		os.Exit(exitOwn) // the caller is gone
-	}
+	w.Hear(&o)
 	m, files, err := prepare(o)
 	if err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
-		_ = conn.Send(report{Error: err.Error(), Errno: errno})
-		os.Exit(exitOwn)
+		_ = w.Send(report{Error: err.Error(), Errno: errno})
+		os.Exit(command.ExitOwn)
 	}
-	if err := conn.Send(report{Manifest: m}, files...); err != nil {
-		os.Exit(exitOwn)
+	if err := w.Send(report{Manifest: m}, files...); err != nil {
+		os.Exit(command.ExitOwn)
 	}
 	message.CloseAll(files)
-	if _, err := conn.Receive(&struct{}{}); err != nil {
-		os.Exit(exitOwn)
-	}
-	become(conn, o, args[1], args[2:])
+	w.Hear(&struct{}{})
+	become(w, o)
 }
 
 func prepare(o order) (Manifest, []*os.File, error) {
@@ -67,24 +42,15 @@ func prepare(o order) (Manifest, []*os.File, error) {
 }
 
 // become gives up every capability that the namespace brought and runs the command.
-func become(conn *message.Conn, o order, path string, argv []string) {
+func become(w *command.Waiting, o order) {
 	runtime.LockOSThread() // capabilities belong to the thread that execs
 	if o.UserNS {
 		if err := dropCapabilities(); err != nil {
 			fmt.Fprintf(os.Stderr, "ssh-capture: %v\n", err)
-			os.Exit(exitOwn)
+			os.Exit(command.ExitOwn)
 		}
 	}
-	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "SSH_CAPTURE=") })
-	env = append(env, "SSH_CAPTURE="+o.ID)
-	err := o.Inherit.Exec(path, argv, env)
-	var errno syscall.Errno
-	errors.As(err, &errno)
-	_ = conn.Send(report{Error: path, Errno: errno})
-	if errno == unix.ENOENT {
-		os.Exit(exitNotFound)
-	}
-	os.Exit(exitCannotRun)
+	w.Become(o.ID, o.Inherit)
 }
 
 func dropCapabilities() error {

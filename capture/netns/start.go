@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/message"
 )
@@ -40,22 +40,12 @@ type order struct {
 	Inherit inherit.State `json:"inherit"`
 }
 
-// report is what it answers, with the descriptors; and again, if the command cannot
-// be run.
+// report is what it answers, with the descriptors.
 type report struct {
 	Manifest Manifest      `json:"manifest"`
 	Error    string        `json:"error,omitempty"`
 	Errno    syscall.Errno `json:"errno,omitempty"`
 }
-
-// ExecError says why the command could not be run. It unwraps to an errno.
-type ExecError struct {
-	Path  string
-	Errno syscall.Errno
-}
-
-func (e *ExecError) Error() string { return e.Path + ": " + e.Errno.Error() }
-func (e *ExecError) Unwrap() error { return e.Errno }
 
 // Child is the process that becomes the command. It waits until Release.
 type Child struct {
@@ -63,22 +53,12 @@ type Child struct {
 	Manifest Manifest
 	Files    []*os.File // the capture's descriptors; the caller closes them
 
-	conn *message.Conn
+	waiting *command.Child
 }
 
 // Start makes the namespaces and everything in them. A ForbiddenError says that
 // this machine does not allow it, and what would.
 func Start(o Options) (*Child, error) {
-	ours, theirs, err := message.Pair("capture")
-	if err != nil {
-		return nil, fmt.Errorf("network namespace: %w", err)
-	}
-	defer theirs.Close()
-	conn, err := message.New(ours)
-	if err != nil {
-		return nil, fmt.Errorf("network namespace: %w", err)
-	}
-
 	userNS := !mayDoWithoutUserNS()
 	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
 	if userNS {
@@ -89,25 +69,14 @@ func Start(o Options) (*Child, error) {
 		// Capabilities that an exec by an ordinary uid does not take away.
 		sys.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}
 	}
-	var fd int
-	if err := control(theirs, func(n int) { fd = n; unix.FcntlInt(uintptr(n), unix.F_SETFD, 0) }); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	argv := append([]string{o.Self, InsideArg, strconv.Itoa(fd), o.Path}, o.Argv...)
-	p, err := os.StartProcess(o.Self, argv, &os.ProcAttr{
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Env: os.Environ(), Sys: sys,
-	})
+	w, err := command.Start(command.Options{Self: o.Self, Arg: InsideArg, Path: o.Path, Argv: o.Argv, Sys: sys})
 	if err != nil {
-		conn.Close()
 		return nil, forbidden(err, userNS)
 	}
-	theirs.Close()
-
-	c := &Child{Process: p, conn: conn}
+	c := &Child{Process: w.Process, waiting: w}
 	if err = c.setUp(order{o.ID, o.AllNames, o.UDPRelay, o.Unheld, userNS, o.Inherit}); err != nil {
 		if hungUp(err) {
-			err = c.ended(err)
+			err = w.Ended(err)
 		}
 		c.Abort()
 		return nil, forbidden(err, userNS)
@@ -115,36 +84,18 @@ func Start(o Options) (*Child, error) {
 	return c, nil
 }
 
-// KilledError says that a signal ended the child before it was the command, as
-// Ctrl-C does, which reaches it as well as the caller.
-type KilledError syscall.Signal
-
-func (e KilledError) Error() string { return "ended by signal: " + syscall.Signal(e).String() }
-
 // hungUp tells from an error of the socket that the other side is gone, with or without
 // having read what it was told.
 func hungUp(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
-// ended waits for a child that has hung up, and returns why it did, or err.
-func (c *Child) ended(err error) error {
-	state, werr := c.Process.Wait()
-	if werr != nil {
-		return err
-	}
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return fmt.Errorf("network namespace: %w", KilledError(status.Signal()))
-	}
-	return err
-}
-
 func (c *Child) setUp(o order) error {
-	if err := c.conn.Send(o); err != nil {
+	if err := c.waiting.Send(o); err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	var r report
-	files, err := c.conn.Receive(&r)
+	files, err := c.waiting.Receive(&r)
 	if err != nil {
 		return fmt.Errorf("network namespace: no word from inside: %w", err)
 	}
@@ -156,29 +107,12 @@ func (c *Child) setUp(o order) error {
 }
 
 // Release lets the child become the command. It returns nil once that has happened,
-// or why the child has ended instead: an *ExecError or a KilledError.
-func (c *Child) Release() error {
-	defer c.conn.Close()
-	if err := c.conn.Send(struct{}{}); err != nil {
-		return c.ended(fmt.Errorf("release command: %w", err))
-	}
-	var r report
-	files, err := c.conn.Receive(&r)
-	message.CloseAll(files)
-	if errors.Is(err, io.EOF) {
-		return nil // the descriptor was closed by the exec
-	}
-	if err != nil {
-		return c.ended(fmt.Errorf("release command: %w", err))
-	}
-	return c.ended(&ExecError{Path: r.Error, Errno: r.Errno})
-}
+// or why the child has ended instead: a *command.ExecError or a command.KilledError.
+func (c *Child) Release() error { return c.waiting.Release(struct{}{}) }
 
 // Abort ends a child that was not released, and closes everything.
 func (c *Child) Abort() {
-	c.conn.Close()
-	_ = c.Process.Kill()
-	_, _ = c.Process.Wait()
+	c.waiting.Abort()
 	message.CloseAll(c.Files)
 }
 

@@ -98,6 +98,9 @@ func (b *batch) newRule(chain string, r rule) error {
 			}
 			list = append(list, nest(unix.NFTA_LIST_ELEM, data)...)
 		}
+		if t.raw != nil {
+			list = append(list, nest(unix.NFTA_LIST_ELEM, t.raw)...)
+		}
 	}
 	b.add("chain "+chain+", rule: "+shorten(r.String()), unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND,
 		text(unix.NFTA_RULE_TABLE, b.table), text(unix.NFTA_RULE_CHAIN, chain), nest(unix.NFTA_RULE_EXPRESSIONS, list))

@@ -21,6 +21,7 @@ type HostSpec struct {
 	Captures []HostCapture // no two with the same Cgroup and UID
 	System   *HostCapture  // of the whole host; nil where that is not in force
 	Meter    Meter
+	NoZones  bool // Zones says so
 }
 
 // HostCapture is one capture of the host. A prefix or range of its Spec that is not
@@ -74,8 +75,10 @@ func Host(s HostSpec) Ruleset {
 		users = append(users, s.System.Spec.Users...)
 	}
 	var pools []netip.Prefix
+	var resolvers []uint16 // over TCP
 	refuseUDP := false
 	for _, c := range all {
+		resolvers = append(resolvers, c.DNSTCP)
 		pools = append(pools, c.Spec.Pools...)
 		refuseUDP = refuseUDP || c.Spec.RefuseUDP
 	}
@@ -91,6 +94,11 @@ func Host(s HostSpec) Ruleset {
 	refuse.rules = append(refuse.rules, toPool...)
 	if refuseUDP {
 		refuse.rules = append(refuse.rules, rule{notTCP(), outLoopback(false), jump("datagrams")})
+	}
+	if !s.NoZones {
+		apart := base("apart", "filter", unix.NF_INET_LOCAL_OUT, prioApart, rule{udp(), dport(portDNS), ownersZone()})
+		apart.constant = true // kernels drop all that is held when a rule that sets zones goes
+		r.chains = append(r.chains, apart)
 	}
 	if len(all) > 0 {
 		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
@@ -108,7 +116,7 @@ func Host(s HostSpec) Ruleset {
 		chain{name: "pool", rules: s.pool()})
 	if refuseUDP {
 		r.chains = append(r.chains,
-			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(HostCapture.datagramChain)...)},
+			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(s.datagramChain)...)},
 			chain{name: "refused", rules: []rule{{hostUnreachable()}}})
 	}
 
@@ -123,13 +131,16 @@ func Host(s HostSpec) Ruleset {
 		// Wherever foreign rules stand, after NAT a SYN is on its way to us or may leave.
 		// A route chain, so that the latter goes the way that its mark without our class
 		// stands for in foreign policy rules.
-		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")}),
+		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")},
+			rule{udp(), dport(portDNS), jump("asked")}, rule{udp(), askedFor(portDNS), jump("asked")}),
 		// A program that gave up while its SYN was held has no socket any more whose owner
 		// could be told: nothing has diverted that SYN, or refused it.
 		chain{name: "check", rules: append(s.dispatch(func(HostCapture) string { return "checked" }),
 			rule{hasOwner(), accept()}, rule{class(capture.MarkPass), setClass(0), accept()}, rule{notClass(0), drop()})},
+		chain{name: "asked", rules: s.dispatch(HostCapture.namesChain)},
 		chain{name: "checked", rules: slices.Concat(
-			[]rule{{askedFor(portDNS), accept()}, {class(capture.MarkPass), setClass(0), accept()}},
+			ending(toServers(onLoopback(resolvers...)), askedFor(portDNS), accept()),
+			[]rule{{class(capture.MarkPass), setClass(0), accept()}},
 			ending(s.toListener(), class(capture.MarkTunnel), accept()),
 			[]rule{
 				// Guard 2: a SYN for the tunnel that something else diverted first.
@@ -147,7 +158,10 @@ func Host(s HostSpec) Ruleset {
 		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, s.queries(inLoopback(), markSender())...))
 
 	for _, c := range all {
-		r.chains = append(r.chains, s.ask(c), s.divert(c), c.rules())
+		r.chains = append(r.chains, s.ask(c), s.divert(c), s.rules(c), chain{name: c.namesChain(), rules: []rule{
+			{dport(c.DNSUDP), accept()},
+			// Guard 2 for name queries: others would be asked what only our resolver may hear.
+			{count(counterDiverted), drop()}}})
 		r.counters = append(r.counters, c.counters()...)
 	}
 	return r
@@ -207,12 +221,20 @@ func (s HostSpec) toListener() []rule {
 func (c HostCapture) rulesChain() string  { return "rules_" + c.ID }
 func (c HostCapture) askChain() string    { return "ask_" + c.ID }
 func (c HostCapture) divertChain() string { return "divert_" + c.ID }
+func (c HostCapture) namesChain() string  { return "names_" + c.ID }
 
-func (c HostCapture) datagramChain() string {
-	if c.Spec.RefuseUDP {
+// under reports whether System takes the sockets of c's user as well. What c lets
+// through is then for System's rules, which are not a user's to lift.
+func (s HostSpec) under(c HostCapture) bool {
+	return s.System != nil && c.ID != s.System.ID && slices.ContainsFunc(s.System.Spec.Users,
+		func(r capture.UIDRange) bool { return r.Lo <= c.UID && c.UID <= r.Hi })
+}
+
+func (s HostSpec) datagramChain(c HostCapture) string {
+	if c.Spec.RefuseUDP || s.under(c) && s.System.Spec.RefuseUDP {
 		return "refused"
 	}
-	return "" // accepted, also where a capture around this one refuses
+	return "" // accepted, also where another user's capture around this one refuses
 }
 
 // dispatch returns rules that send the packets of captured sockets to a chain: by the
@@ -247,8 +269,11 @@ func goOrAccept(chain string) term {
 
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
 // rules are those of Spec, in their order.
-func (c HostCapture) rules() chain {
+func (s HostSpec) rules(c HostCapture) chain {
 	pass := []term{setClass(capture.MarkPass), accept()}
+	if s.under(c) {
+		pass = []term{goTo(s.System.rulesChain())}
+	}
 	rules := ending(inPrefixes(c.Spec.Pools), goTo(c.askChain()))
 	if !c.Spec.Local {
 		rules = append(rules, append(rule{outLoopback(true)}, pass...))
@@ -268,17 +293,17 @@ func (c HostCapture) rules() chain {
 				if p.exprs != nil {
 					match = append(match, p)
 				}
-				rules = append(rules, append(match, c.outcome(sr.Outcome, sr.Number)...))
+				rules = append(rules, append(match, c.outcome(sr.Outcome, sr.Number, pass)...))
 			}
 		}
 	}
-	return chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0))}
+	return chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
 }
 
-func (c HostCapture) outcome(o capture.Outcome, number int) rule {
+func (c HostCapture) outcome(o capture.Outcome, number int, pass []term) rule {
 	switch o {
 	case capture.Pass:
-		return rule{count(c.counter(o, number)), setClass(capture.MarkPass), accept()}
+		return append(rule{count(c.counter(o, number))}, pass...)
 	case capture.Reset:
 		return rule{count(c.counter(o, number)), setClass(capture.MarkReset), accept()}
 	default:

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
@@ -21,6 +22,7 @@ const (
 type term struct {
 	text  string
 	exprs []expr.Any
+	raw   []byte // one more that the library has no words for
 	set   *set
 }
 
@@ -130,6 +132,19 @@ func markSender() term {
 // hasOwner matches the packets of a socket that a process has open.
 func hasOwner() term {
 	return term{text: "meta skuid >= 0", exprs: []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}}}
+}
+
+// ownersZone has connection tracking keep what the sockets of each uid send apart, by
+// zones: a socket may have the addresses and ports that another user's had a moment
+// ago, and would get what NAT made of those. Answers are told apart by NAT, and stay in
+// the common zone. It has 16 bits; uids that have them in common are not kept apart.
+func ownersZone() term {
+	return term{
+		text:  "ct original zone set meta skuid",
+		exprs: []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}},
+		raw: slices.Concat(text(unix.NFTA_EXPR_NAME, "ct"), nest(unix.NFTA_EXPR_DATA,
+			num(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE), num(unix.NFTA_CT_SREG, 1), attr(unix.NFTA_CT_DIRECTION, []byte{0}))),
+	}
 }
 
 func accept() term {

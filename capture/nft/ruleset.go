@@ -19,6 +19,7 @@ const (
 // Chain priorities, each with its reason in docs/architecture.md: hold runs after
 // connection tracking and mangle, divert before any foreign DNAT at -100.
 const (
+	prioApart  = -300 // before connection tracking
 	prioHold   = -145
 	prioRefuse = -110
 	prioDivert = -105
@@ -65,6 +66,7 @@ type chain struct {
 	hook     uint32
 	priority int32
 	rules    []rule
+	constant bool // always the same: where it is already, it is let alone
 }
 
 type rule []term
@@ -199,6 +201,9 @@ func (b *batch) fill(r Ruleset) error {
 		b.newChain(c)
 	}
 	for _, c := range r.chains {
+		if b.have["chain "+c.name] {
+			continue
+		}
 		for _, rule := range c.rules {
 			if err := b.newRule(c.name, rule); err != nil {
 				return fmt.Errorf("nftables: %w", err)
@@ -216,6 +221,11 @@ func ProbeQueue() QueueForm {
 		}
 	}
 	return NoQueue
+}
+
+// Zones reports whether this kernel can keep connections apart in zones.
+func Zones() bool {
+	return takes(0, base("probe", "filter", unix.NF_INET_LOCAL_OUT, prioApart, rule{ownersZone()}))
 }
 
 // takes reports whether the kernel would take such a table.

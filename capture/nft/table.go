@@ -139,10 +139,12 @@ func (t *Table) put(r Ruleset, anew bool) error {
 }
 
 // Delete removes the table, if there is one.
-func (t *Table) Delete() error {
+func (t *Table) Delete() error { return t.remove(HostTableName) }
+
+func (t *Table) remove(name string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	b := newBatch(HostTableName)
+	b := newBatch(name)
 	b.delTable()
 	if err := t.socket.commit(b); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
@@ -200,15 +202,19 @@ func (t *Table) contents(table string) (c contents, err error) {
 	return c, nil
 }
 
-// clear removes every rule of old, and of the rest what r does not have.
+// clear removes every rule of old that changes, and of the rest what r does not have.
 func (b *batch) clear(old contents, r Ruleset) {
 	if len(old.chains) == 0 {
 		return
 	}
-	b.add("flush table "+b.table, unix.NFT_MSG_DELRULE, 0, text(unix.NFTA_RULE_TABLE, b.table))
 	keep := map[string]bool{}
 	for _, c := range r.chains {
-		keep["chain "+c.name] = true
+		keep["chain "+c.name], b.have["chain "+c.name] = true, c.constant && slices.Contains(old.chains, c.name)
+	}
+	for _, name := range old.chains {
+		if !b.have["chain "+name] {
+			b.add("flush chain "+name, unix.NFT_MSG_DELRULE, 0, text(unix.NFTA_RULE_TABLE, b.table), text(unix.NFTA_RULE_CHAIN, name))
+		}
 	}
 	for _, name := range r.counters {
 		keep["counter "+name] = true

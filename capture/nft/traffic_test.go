@@ -172,10 +172,12 @@ func TestNothingGetsOut(t *testing.T) {
 	w := newWorld(t)
 	dir, id := cgroup(t, "")
 	spec := HostSpec{Form: w.form, TCP: w.both(t, "tcp", "broker"),
-		Captures: []HostCapture{{ID: "a", Queue: 11, Cgroup: id, Level: level(dir), UID: 1000, Spec: capture.Spec{Rest: capture.Pass},
-			DNSUDP: w.both(t, "udp", "names"), DNSTCP: 1}},
+		Captures: []HostCapture{
+			{ID: "a", Queue: 11, Cgroup: id, Level: level(dir), UID: 1000, Spec: capture.Spec{Rest: capture.Pass}, DNSUDP: w.both(t, "udp", "names"), DNSTCP: 1},
+			{ID: "b", Queue: 12, Cgroup: id, Level: level(dir), UID: 1002, Spec: capture.Spec{Rest: capture.Pass}, DNSUDP: w.both(t, "udp", "names"), DNSTCP: 1}},
 		System: &HostCapture{ID: "system", Queue: 10, DNSUDP: w.both(t, "udp", "names"), DNSTCP: 1, Spec: capture.Spec{
 			Pools: prefixes("198.18.0.0/15", "2001:db8:18::/64"), Rest: capture.Pass, RefuseUDP: true,
+			Rules: []capture.SpecRule{{Number: 1, Outcome: capture.Reset, Prefixes: prefixes("203.0.113.7/32")}},
 			Users: []capture.UIDRange{{Lo: 1000, Hi: 1001}}}},
 	}
 	w.apply(t, w.open(t, OwnedPersistent), spec)
@@ -204,13 +206,20 @@ func TestNothingGetsOut(t *testing.T) {
 		{outside, 5, "tcp", "198.18.0.1:80", unreachable},
 		{outside, 0, "tcp", "[2001:db8:18::1]:80", unreachable},
 		{outside, 5, "udp", "198.18.0.1:443", denied},
-		{inside, 1000, "tcp", "198.18.0.1:80", unreachable}, // another capture's pool
+		{inside, 1002, "tcp", "198.18.0.1:80", unreachable}, // another capture's pool
+
+		// What a capture lets through is for the rules of the whole host, if they are for its user.
+		{inside, 1000, "tcp", "198.18.0.1:80", "broker"},
+		{inside, 1000, "tcp", "203.0.113.7:80", reset},
+		{inside, 1000, "tcp", "203.0.113.8:80", "peer"},
+		{inside, 1002, "tcp", "203.0.113.7:80", "peer"},
 
 		{outside, 1001, "udp", "10.9.0.2:443", denied},
 		{outside, 1001, "udp", "127.0.0.1:443", "local"},
 		{outside, 1001, "udp", "10.9.0.2:53", "names"},
 		{outside, 5, "udp", "10.9.0.2:443", "peer"},
-		{inside, 1000, "udp", "10.9.0.2:443", "peer"}, // its own capture does not refuse
+		{inside, 1000, "udp", "10.9.0.2:443", denied}, // its own capture does not refuse
+		{inside, 1002, "udp", "10.9.0.2:443", "peer"},
 		{inside, 1001, "udp", "10.9.0.2:443", denied},
 	} {
 		c.from.expect(t, c.uid, c.network, c.addr, c.want)

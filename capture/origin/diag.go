@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sshbroker/capture/inquiry"
+	"sshbroker/capture/netlink"
 )
 
 // ErrNoSocket means that no socket has the tuple: the program closed it.
@@ -22,17 +22,17 @@ const (
 	StateListen      = 10
 )
 
-// From linux/inet_diag.h and linux/sock_diag.h.
+// From linux/inet_diag.h and linux/sock_diag.h: where things are in an answer.
 const (
-	sockDiagByFamily = 20
-	requestLen       = 56
-	answerLen        = 72
-	offsetState      = 1
-	offsetCookie     = 44 // two words, the lower one first
-	offsetUID        = 64
-	offsetInode      = 68
-	attrHeaderLen    = 4
-	attrCgroupID     = 21
+	MsgSockets   = 20 // SOCK_DIAG_BY_FAMILY
+	EveryState   = 0xffffffff
+	requestLen   = 56
+	AnswerLen    = 72 // attributes follow
+	offsetState  = 1
+	offsetCookie = 44 // two words, the lower one first
+	offsetUID    = 64
+	offsetInode  = 68
+	attrCgroupID = 21
 )
 
 // Socket is what the kernel says of one TCP socket.
@@ -46,50 +46,44 @@ type Socket struct {
 
 // Diag is a socket-diagnostics socket. It answers for the network namespace in
 // which it was made, from whichever process holds it. Safe for concurrent use.
-type Diag struct{ *inquiry.Socket }
+type Diag struct{ *netlink.Asker }
 
 // OpenDiag makes a diagnostics socket in the current network namespace.
-func OpenDiag() (*Diag, error) {
-	s, err := inquiry.Open(unix.NETLINK_SOCK_DIAG, "socket diagnostics")
-	if err != nil {
-		return nil, fmt.Errorf("socket diagnostics: %w", err)
-	}
-	return &Diag{s}, nil
-}
+func OpenDiag() (*Diag, error) { return newDiag(netlink.OpenAsker(unix.NETLINK_SOCK_DIAG)) }
 
 // AdoptDiag takes over a diagnostics socket made elsewhere, and owns it.
-func AdoptDiag(f *os.File) (*Diag, error) {
-	s, err := inquiry.Adopt(f)
+func AdoptDiag(f *os.File) (*Diag, error) { return newDiag(netlink.AdoptAsker(f)) }
+
+func newDiag(a *netlink.Asker, err error) (*Diag, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket diagnostics: %w", err)
 	}
-	return &Diag{s}, nil
+	return &Diag{a}, nil
 }
 
 // Lookup asks for the socket whose own address is local and whose peer is remote.
 // Where no connection has that tuple, a listener that would take it is found.
 func (d *Diag) Lookup(local, remote netip.AddrPort) (sock Socket, err error) {
-	err = d.Ask(request(local, remote), func(b []byte) (err error) {
-		sock, err = answer(b)
-		return err
-	})
+	family := uint8(unix.AF_INET6)
+	if local.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	m, err := d.Ask(MsgSockets, Request(family, unix.IPPROTO_TCP, EveryState, local, remote))
+	if err == nil {
+		sock, err = Parse(m)
+	}
 	if err != nil {
 		return Socket{}, fmt.Errorf("socket diagnostics: %w", err)
 	}
 	return sock, nil
 }
 
-func request(local, remote netip.AddrPort) []byte {
-	b := make([]byte, unix.SizeofNlMsghdr+requestLen)
-	binary.NativeEndian.PutUint16(b[4:], sockDiagByFamily)
-	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	r := b[unix.SizeofNlMsghdr:]
-	r[0] = unix.AF_INET6
-	if local.Addr().Is4() {
-		r[0] = unix.AF_INET
-	}
-	r[1] = unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], 0xffffffff) // every state
+// Request is the body of a message that asks for sockets of a family, protocol and set
+// of states, a bit each, with these addresses.
+func Request(family, protocol uint8, states uint32, local, remote netip.AddrPort) []byte {
+	r := make([]byte, requestLen)
+	r[0], r[1] = family, protocol
+	binary.NativeEndian.PutUint32(r[4:], states)
 	id := r[8:]
 	binary.BigEndian.PutUint16(id, local.Port())
 	binary.BigEndian.PutUint16(id[2:], remote.Port())
@@ -98,43 +92,28 @@ func request(local, remote netip.AddrPort) []byte {
 	for i := 40; i < 48; i++ {
 		id[i] = 0xff // any cookie
 	}
-	return b
+	return r
 }
 
-func answer(b []byte) (Socket, error) {
-	body := b[unix.SizeofNlMsghdr:]
-	if binary.NativeEndian.Uint16(b[4:]) == unix.NLMSG_ERROR && len(body) >= 4 {
-		switch errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body))); errno {
-		case unix.ENOENT, 0:
-			return Socket{}, ErrNoSocket
-		default:
-			return Socket{}, errno
-		}
+// Parse reads the kernel's answer about one socket, or its refusal.
+func Parse(m netlink.Message) (Socket, error) {
+	switch err := m.Err(); {
+	case err == unix.ENOENT, err == nil && m.Type == unix.NLMSG_ERROR:
+		return Socket{}, ErrNoSocket
+	case err != nil:
+		return Socket{}, err
+	case len(m.Body) < AnswerLen:
+		return Socket{}, fmt.Errorf("answer of %d bytes", len(m.Body))
 	}
-	if len(body) < answerLen {
-		return Socket{}, fmt.Errorf("answer of %d bytes", len(body))
-	}
-	cookie := body[offsetCookie:]
-	return Socket{
-		State:  body[offsetState],
-		UID:    binary.NativeEndian.Uint32(body[offsetUID:]),
-		Inode:  binary.NativeEndian.Uint32(body[offsetInode:]),
+	cookie := m.Body[offsetCookie:]
+	s := Socket{
+		State:  m.Body[offsetState],
+		UID:    binary.NativeEndian.Uint32(m.Body[offsetUID:]),
+		Inode:  binary.NativeEndian.Uint32(m.Body[offsetInode:]),
 		Cookie: uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32,
-		Cgroup: cgroupID(body[answerLen:]),
-	}, nil
-}
-
-// cgroupID reads it from the attributes of an answer.
-func cgroupID(attrs []byte) uint64 {
-	for len(attrs) >= attrHeaderLen {
-		n := int(binary.NativeEndian.Uint16(attrs))
-		if n < attrHeaderLen || n > len(attrs) {
-			return 0
-		}
-		if binary.NativeEndian.Uint16(attrs[2:]) == attrCgroupID && n >= attrHeaderLen+8 {
-			return binary.NativeEndian.Uint64(attrs[attrHeaderLen:])
-		}
-		attrs = attrs[min((n+3)&^3, len(attrs)):] // each begins at a multiple of four
 	}
-	return 0
+	if id := netlink.Find(m.Body[AnswerLen:], attrCgroupID); len(id) >= 8 {
+		s.Cgroup = binary.NativeEndian.Uint64(id)
+	}
+	return s, nil
 }

@@ -1,7 +1,6 @@
 package origin
 
 import (
-	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -12,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/netlink"
 )
 
 // connection returns both ends of a connection over loopback.
@@ -103,42 +104,53 @@ func TestLookupNamesTheSocket(t *testing.T) {
 
 func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
 
-// attribute is one netlink attribute, padded.
-func attribute(kind uint16, value ...byte) []byte {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(attrHeaderLen+len(value)))
-	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
-	return append(b, make([]byte, -len(b)&3)...)
-}
-
-func TestCgroupID(t *testing.T) {
+func TestParseFindsTheCgroup(t *testing.T) {
 	id := binary.NativeEndian.AppendUint64(nil, 0x1122334455667788)
+	whole := netlink.Attr(attrCgroupID, id)
 	for _, c := range []struct {
-		name string
-		in   []byte
-		want uint64
+		name  string
+		attrs []byte
+		want  uint64
 	}{
-		{"alone", attribute(attrCgroupID, id...), 0x1122334455667788},
-		{"behind an odd one", append(attribute(8, 1), attribute(attrCgroupID, id...)...), 0x1122334455667788},
-		{"too short", attribute(attrCgroupID, 1, 2, 3, 4), 0},
-		{"cut", attribute(attrCgroupID, id...)[:8], 0},
+		{"alone", whole, 0x1122334455667788},
+		{"behind an odd one", append(netlink.Attr(8, []byte{1}), whole...), 0x1122334455667788},
+		{"too short", netlink.Attr(attrCgroupID, id[:4]), 0},
+		{"cut", whole[:8], 0},
 		{"length of none", make([]byte, 8), 0},
 		{"none", nil, 0},
 	} {
-		if got := cgroupID(c.in); got != c.want {
-			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
+		got, err := Parse(netlink.Message{Type: MsgSockets, Body: append(make([]byte, AnswerLen), c.attrs...)})
+		if err != nil || got.Cgroup != c.want {
+			t.Errorf("%s: %#x, %v; want %#x", c.name, got.Cgroup, err, c.want)
+		}
+	}
+}
+
+func TestParseRefusals(t *testing.T) {
+	refusal := func(errno unix.Errno) netlink.Message {
+		return netlink.Message{Type: unix.NLMSG_ERROR, Body: binary.NativeEndian.AppendUint32(nil, uint32(-int32(errno)))}
+	}
+	for _, c := range []struct {
+		m    netlink.Message
+		want error
+	}{
+		{refusal(unix.ENOENT), ErrNoSocket},
+		{refusal(0), ErrNoSocket}, // an acknowledgement names none
+		{refusal(unix.EPERM), unix.EPERM},
+		{netlink.Message{Type: unix.NLMSG_ERROR}, unix.EBADMSG},
+	} {
+		if s, err := Parse(c.m); err != c.want || s != (Socket{}) {
+			t.Errorf("%+v: %+v, %v; want %v", c.m, s, err, c.want)
 		}
 	}
 }
 
 func FuzzAnswer(f *testing.F) {
-	header := make([]byte, unix.SizeofNlMsghdr)
-	f.Add(bytes.Clone(header))
-	f.Add(append(append(bytes.Clone(header), make([]byte, answerLen)...), attribute(attrCgroupID, make([]byte, 8)...)...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) < unix.SizeofNlMsghdr {
-			return // Ask hands over no less
-		}
-		if s, err := answer(b); err == nil && len(b) < unix.SizeofNlMsghdr+answerLen {
+	f.Add(uint16(MsgSockets), make([]byte, AnswerLen))
+	f.Add(uint16(MsgSockets), append(make([]byte, AnswerLen), netlink.Attr(attrCgroupID, make([]byte, 8))...))
+	f.Add(uint16(unix.NLMSG_ERROR), []byte{1, 0})
+	f.Fuzz(func(t *testing.T, typ uint16, b []byte) {
+		if s, err := Parse(netlink.Message{Type: typ, Body: b}); err == nil && len(b) < AnswerLen {
 			t.Errorf("%+v out of %d bytes", s, len(b))
 		}
 	})

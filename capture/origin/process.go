@@ -3,7 +3,6 @@ package origin
 import (
 	"errors"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -80,21 +79,6 @@ func Processes() ([]int, error) {
 		}
 	}
 	return pids, nil
-}
-
-// InNamespace lists the processes whose network namespace has that inode, in
-// ascending order, as far as this process may look at them. An error says nothing
-// about whether there are any.
-func InNamespace(netns uint64) ([]int, error) {
-	pids, err := Processes()
-	if err != nil {
-		return nil, err
-	}
-	want := "net:[" + strconv.FormatUint(netns, 10) + "]"
-	return slices.DeleteFunc(pids, func(pid int) bool {
-		link, err := os.Readlink(proc(pid, "ns/net"))
-		return err != nil || link != want
-	}), nil
 }
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -81,7 +81,7 @@ type Queue struct {
 	answers map[uint32]chan unix.Errno // to configurations that wait
 }
 
-// ErrTaken means that another program has a queue number.
+// ErrTaken means that somebody has a queue number, be it this socket.
 var ErrTaken = errors.New("queue number is taken")
 
 // Open makes a socket in the current network namespace and binds one queue to it, with
@@ -134,7 +134,8 @@ func (q *Queue) bind(number uint16, length uint32, wait waiter) error {
 		{"flags", append(attr(cfgFlags, be32(flagUIDGID)), attr(cfgMask, be32(flagUIDGID))...)},
 	} {
 		err := q.configure(number, c.attrs, wait)
-		if c.what == "bind" && errors.Is(err, unix.EPERM) { // what a bound number answers
+		// What a number answers that another socket has, or this one.
+		if c.what == "bind" && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY)) {
 			err = fmt.Errorf("%w, or %w", ErrTaken, err)
 		}
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sshbroker/broker/control"
+	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
 )
@@ -241,8 +242,8 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 
 // failed says why the command did not come to run, and returns the exit code.
 func failed(stderr io.Writer, err error) int {
-	var killed netns.KilledError
-	var exec *netns.ExecError
+	var killed command.KilledError
+	var exec *command.ExecError
 	var id *setIDError
 	switch {
 	case errors.As(err, &killed): // Ctrl-C reaches the child as well, and sooner at times
@@ -264,7 +265,7 @@ func runUncaptured(o options, path string, started inherit.State, why error, std
 	complain(stderr, fmt.Errorf("warning: %s runs UNCAPTURED, its connections are not protected (-F)", o.command[0]))
 	var errno syscall.Errno
 	errors.As(started.Exec(path, o.command, os.Environ()), &errno)
-	return failed(stderr, &netns.ExecError{Path: path, Errno: errno})
+	return failed(stderr, &command.ExecError{Path: path, Errno: errno})
 }
 
 func (o *options) trace(w io.Writer, level debugLevel, format string, args ...any) {

@@ -224,7 +224,7 @@ type outcome struct {
 // play runs ssh-capture against the two.
 func play(t *testing.T, captured string, b *fakeBroker, args ...string) outcome {
 	t.Helper()
-	cmd := command(t, captured, b, args...)
+	cmd := player(t, captured, b, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -234,7 +234,7 @@ func play(t *testing.T, captured string, b *fakeBroker, args ...string) outcome 
 	return outcome{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
-func command(t *testing.T, captured string, b *fakeBroker, args ...string) *exec.Cmd {
+func player(t *testing.T, captured string, b *fakeBroker, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -295,7 +295,7 @@ func TestCgroupExitCodes(t *testing.T) {
 func TestCgroupInherits(t *testing.T) {
 	f, b := newCaptured(t), newBroker(t)
 	script := `readlink /proc/$$/fd/7; pwd; umask; sed -n "/^SigIgn/p" /proc/$$/status; for fd in /proc/$$/fd/*; do echo "${fd##*/}"; done`
-	with := command(t, f.path, b, "sh", "-c", script)
+	with := player(t, f.path, b, "sh", "-c", script)
 	without := exec.Command("sh", "-c", script)
 	var outputs [2]string
 	for i, cmd := range []*exec.Cmd{with, without} {
@@ -420,7 +420,7 @@ func TestCgroupBrokerRefuses(t *testing.T) {
 func TestOtherNetwork(t *testing.T) {
 	f, b := newCaptured(t), newBroker(t)
 	unshare := func(args ...string) outcome {
-		cmd := command(t, f.path, b, args...)
+		cmd := player(t, f.path, b, args...)
 		cmd.Args = append([]string{"unshare", "--net", cmd.Path}, cmd.Args[1:]...)
 		path, err := exec.LookPath("unshare")
 		if err != nil {

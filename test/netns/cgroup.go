@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,21 +19,23 @@ import (
 	"sshbroker/capture/cgroup"
 )
 
-// cgroupPrefix begins the names of the cgroups of machines; the process that made it
+// CgroupPrefix begins the names of the cgroups of machines; the process that made it
 // follows.
-const cgroupPrefix = "sshbroker-test-"
+const CgroupPrefix = "sshbroker-test-"
 
 // OwnCgroup has the machine see a cgroup2 hierarchy of its own, in which whatever is
 // started from now on begins: a cgroup of the host's that is the root of a cgroup
 // namespace. It is gone with the machine, and so is what is made in it. No service
-// manager is to be found in the machine then. A host without cgroup2 stays without.
+// manager is to be found in the machine then. A host without cgroup2 stays without, and
+// a machine that has its own keeps it.
 func (m *Machine) OwnCgroup(t testing.TB) {
 	t.Helper()
 	tree, err := cgroup.Find()
-	if errors.Is(err, cgroup.ErrNone) {
+	if errors.Is(err, cgroup.ErrNone) || m.cgroup != "" {
 		return
 	}
 	if err == nil {
+		sweep(tree.Mount)
 		err = m.ownCgroup(tree.Mount)
 	}
 	if err != nil {
@@ -40,7 +45,7 @@ func (m *Machine) OwnCgroup(t testing.TB) {
 }
 
 func (m *Machine) ownCgroup(mount string) (err error) {
-	if m.cgroup, err = os.MkdirTemp(mount, fmt.Sprintf("%s%d-", cgroupPrefix, os.Getpid())); err != nil {
+	if m.cgroup, err = os.MkdirTemp(mount, fmt.Sprintf("%s%d-", CgroupPrefix, os.Getpid())); err != nil {
 		return err
 	}
 	if err := os.Chmod(m.cgroup, 0o755); err != nil {
@@ -83,6 +88,17 @@ func (m *Machine) ownCgroup(mount string) (err error) {
 		}
 		return unix.Mount("tmpfs", serviceManager, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755")
 	})
+}
+
+// sweep removes what test processes left that were killed, where nothing runs in it.
+func sweep(mount string) {
+	left, _ := filepath.Glob(filepath.Join(mount, CgroupPrefix+"*"))
+	for _, dir := range left {
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(dir), CgroupPrefix+"%d-", &pid); err == nil && unix.Kill(pid, 0) == unix.ESRCH {
+			_ = removeCgroup(dir)
+		}
+	}
 }
 
 // MountCgroup mounts the machine's own cgroup2 hierarchy at dir, over what is there, or
@@ -140,15 +156,18 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// isOthers tells the cgroup of another test's machine.
-func (n *Net) isOthers(path string) bool {
-	if !strings.HasPrefix(filepath.Base(path), cgroupPrefix) {
-		return false
-	}
+// captureCgroup matches the last part of the path of a capture's cgroup, its owner's uid
+// being the only group; see capture/cgroup.
+var captureCgroup = regexp.MustCompile(`^(?:ssh-capture-)?(\d+)-[a-z0-9]+(?:\.scope)?$`)
+
+// ownsCgroup says whether a cgroup is in one of the machines' own, or of a capture of one
+// of the users.
+func (n *Net) ownsCgroup(path string) bool {
 	for _, m := range n.machines() {
-		if m.cgroup == path {
-			return false
+		if m.cgroup != "" && strings.HasPrefix(path, m.cgroup+"/") {
+			return true
 		}
 	}
-	return true
+	match := captureCgroup.FindStringSubmatch(filepath.Base(path))
+	return match != nil && slices.ContainsFunc(n.users(), func(u *User) bool { return strconv.FormatUint(uint64(u.UID), 10) == match[1] })
 }

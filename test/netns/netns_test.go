@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -271,5 +273,37 @@ func TestNothingSurvivesTheTestProcess(t *testing.T) {
 			t.Fatalf("alive: %v", strays)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestOwnCgroup: what a machine makes in its hierarchy is nobody else's, and is gone with
+// the machine, processes included.
+func TestOwnCgroup(t *testing.T) {
+	var dir string
+	t.Run("net", func(t *testing.T) {
+		n, other := New(t), New(t)
+		n.Client.OwnCgroup(t)
+		if n.Client.cgroup == "" {
+			t.Skip("this host has no cgroup2")
+		}
+		dir = n.Client.cgroup
+		before, others := n.Snapshot(t), other.Snapshot(t)
+		mount := strings.TrimSuffix(dir, "/"+filepath.Base(dir))
+		p := n.Client.Start(t, Cmd{Args: []string{"sh", "-c", `mkdir -p "$0/a/b" && echo $$ >"$0/a/b/cgroup.procs" && sed -n s/^0:://p /proc/self/cgroup && exec sleep 1003`, mount}, Limit: -1})
+		if said := p.WaitFor(t, "\n"); said != "/a/b\n" {
+			t.Errorf("the process is in %q of the machine's hierarchy", said)
+		}
+		if _, err := os.Stat(n.Client.CgroupPath("/a/b")); err != nil {
+			t.Error(err)
+		}
+		if diff := n.Snapshot(t).Diff(before); !slices.Contains(diff, "+ cgroup "+n.Client.CgroupPath("/a/b")) {
+			t.Errorf("a snapshot does not see it: %q", diff)
+		}
+		if diff := other.Snapshot(t).Diff(others); len(diff) > 0 {
+			t.Errorf("another net's snapshot sees it: %q", diff)
+		}
+	})
+	if _, err := os.Stat(dir); dir != "" && !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", dir, err)
 	}
 }

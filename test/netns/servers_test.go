@@ -235,7 +235,7 @@ func TestSnapshot(t *testing.T) {
 	if _, err := os.Stat(cgroup + "/unified"); err == nil {
 		cgroup += "/unified"
 	}
-	cgroup += "/ssh-capture-test-" + n.Alice.Name
+	cgroup += fmt.Sprintf("/ssh-capture-%d-test.scope", n.Alice.UID)
 	start := func(t *testing.T, script string, files ...*os.File) func() {
 		p := n.Client.Start(t, Cmd{Args: []string{"sh", "-c", script}, User: n.Alice, Files: files})
 		p.WaitFor(t, "up")

@@ -28,7 +28,7 @@ import (
 //	interfaces, nftables rulesets, routes, policy rules, kernel parameters of IPv4 and
 //	                IPv6, mounts, TCP, UDP and Unix sockets of the machines; of the
 //	                host the ruleset
-//	cgroups         of the test users, or named after our programs; not of other Nets' machines
+//	cgroups         of the test users and their captures, and whatever is in the machines' own
 //	files           in /tmp, /var/tmp, /dev/shm and /run: the test users', and /tmp/ssh-NAME, for root too
 type Snapshot struct{ items map[string]bool }
 
@@ -256,19 +256,12 @@ func (s Snapshot) addTables(t testing.TB, n *Net, _ []stray) {
 	}
 }
 
-// programNames begin the names of what our programs make on a host.
-var programNames = []string{"ssh-capture", "ssh-broker"}
-
 func (s Snapshot) addCgroups(_ testing.TB, n *Net, _ []stray) {
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
 			return nil // gone while we looked
 		}
-		if n.isOthers(path) {
-			return filepath.SkipDir
-		}
-		named := slices.ContainsFunc(programNames, func(name string) bool { return strings.Contains(entry.Name(), name) })
-		if named || n.ownsFile(entry) {
+		if n.ownsCgroup(path) || n.ownsFile(entry) {
 			s.add("cgroup %s", path)
 		}
 		return nil

@@ -1,4 +1,4 @@
-package origin
+package owner
 
 import (
 	"encoding/binary"
@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/netlink"
+	"sshbroker/capture/origin"
 )
 
 // The uids whose sockets there are. setfsuid gives a socket its owner.
@@ -29,7 +32,7 @@ func skipOwner(t testing.TB, reason string) {
 // the calling thread's, which ends with the test.
 type place struct {
 	t        testing.TB
-	diag     *Diag
+	diag     *origin.Diag
 	udp, tcp map[bool]int // the resolver's sockets; true: IPv6
 }
 
@@ -64,7 +67,7 @@ func newPlace(t testing.TB) *place {
 		}
 	}
 	exec.Command("ip", "-6", "route", "add", "default", "dev", "d0").Run()
-	diag, err := OpenDiag()
+	diag, err := origin.OpenDiag()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +189,7 @@ func (p *place) arrives(fd int, to netip.AddrPort, control []byte) netip.AddrPor
 
 func (p *place) want(what, network string, from, remote netip.AddrPort, uid uint32, want error) {
 	p.t.Helper()
-	got, err := p.diag.Owner(network, from, remote)
+	got, err := Of(p.diag, network, from, remote)
 	if !errors.Is(err, want) || err == nil && got != uid {
 		p.t.Errorf("%s: from %v: %d, %v; want %d, %v", what, from, got, err, uid, want)
 	}
@@ -235,7 +238,7 @@ func TestOwnerOfDatagrams(t *testing.T) {
 				p.want(what, "udp", from, unknown, uint32(uid), nil)
 				p.want(what+", remote known", "udp", from, to, uint32(uid), nil)
 				p.close(fd)
-				p.want(what+", closed", "udp", from, unknown, 0, ErrNoSocket)
+				p.want(what+", closed", "udp", from, unknown, 0, origin.ErrNoSocket)
 			}
 		}
 	}
@@ -246,15 +249,12 @@ func TestOwnerOfDatagrams(t *testing.T) {
 // names one where two users share a port.
 func TestExactLookupOfDatagrams(t *testing.T) {
 	p := newPlace(t)
-	exact := func(src, dst netip.AddrPort) (Socket, error) {
-		b := request(src, dst)
-		b[unix.SizeofNlMsghdr+1] = unix.IPPROTO_UDP
-		var sock Socket
-		err := p.diag.Ask(b, func(b []byte) (err error) {
-			sock, err = answer(b)
-			return err
-		})
-		return sock, err
+	exact := func(src, dst netip.AddrPort) (origin.Socket, error) {
+		m, err := p.diag.Ask(origin.MsgSockets, origin.Request(unix.AF_INET, unix.IPPROTO_UDP, origin.EveryState, src, dst))
+		if err != nil {
+			return origin.Socket{}, err
+		}
+		return origin.Parse(m)
 	}
 	remote, nobody := netip.MustParseAddrPort("8.8.8.8:53"), netip.AddrPortFrom(any4, 0)
 	fd := p.socket(alice, unix.SOCK_DGRAM, false)
@@ -263,10 +263,10 @@ func TestExactLookupOfDatagrams(t *testing.T) {
 	if s, err := exact(remote, local); err != nil || s.UID != alice {
 		t.Errorf("swapped: %+v, %v", s, err)
 	}
-	if s, err := exact(local, remote); !errors.Is(err, ErrNoSocket) {
+	if s, err := exact(local, remote); !errors.Is(err, origin.ErrNoSocket) {
 		t.Errorf("not swapped: %+v, %v", s, err)
 	}
-	if s, err := exact(nobody, local); !errors.Is(err, ErrNoSocket) {
+	if s, err := exact(nobody, local); !errors.Is(err, origin.ErrNoSocket) {
 		t.Errorf("connected, remote unknown: %+v, %v", s, err)
 	}
 	free := p.socket(bob, unix.SOCK_DGRAM, false)
@@ -343,7 +343,7 @@ func TestOwnerOfForgedSource(t *testing.T) {
 	}
 	p.want("forged", "udp", from, unknown, 0, ErrSeveral)
 	p.close(victim)
-	p.want("forged, the victim is gone", "udp", from, unknown, 0, ErrNoSocket)
+	p.want("forged, the victim is gone", "udp", from, unknown, 0, origin.ErrNoSocket)
 }
 
 // A socket that asks two servers, as musl's resolver does, has another port at the
@@ -357,7 +357,7 @@ func TestRedirectedPort(t *testing.T) {
 	if from.Port() == p.own(fd).Port() {
 		t.Errorf("the second query came from %v as well: this kernel is better than Owner's comment says", from)
 	}
-	p.want("the second", "udp", from, unknown, 0, ErrNoSocket)
+	p.want("the second", "udp", from, unknown, 0, origin.ErrNoSocket)
 }
 
 func TestOwnerOfConnections(t *testing.T) {
@@ -388,8 +388,8 @@ func TestOwnerOfConnections(t *testing.T) {
 			p.want(c.to, "tcp", from, to, uint32(uid), nil)
 			p.want(c.to+", remote unknown", "tcp", from, unknown, uint32(uid), nil)
 			p.close(fd) // FIN_WAIT: the kernel's alone
-			p.want(c.to+", closed", "tcp", from, unknown, 0, ErrNoSocket)
-			p.want(c.to+", closed", "tcp", from, to, 0, ErrNoSocket)
+			p.want(c.to+", closed", "tcp", from, unknown, 0, origin.ErrNoSocket)
+			p.want(c.to+", closed", "tcp", from, to, 0, origin.ErrNoSocket)
 		}
 	}
 	one, two := netip.MustParseAddrPort("8.8.8.8:53"), netip.MustParseAddrPort("8.8.4.4:53")
@@ -398,12 +398,12 @@ func TestOwnerOfConnections(t *testing.T) {
 	p.want("one port, two users", "tcp", from, unknown, 0, ErrSeveral)
 	p.want("one port, two users, remote known", "tcp", from, one, alice, nil)
 	p.want("one port, two users, remote known", "tcp", from, two, bob, nil)
-	p.want("a listener", "tcp", netip.MustParseAddrPort("127.0.0.1:5300"), one, 0, ErrNoSocket)
+	p.want("a listener", "tcp", netip.MustParseAddrPort("127.0.0.1:5300"), one, 0, origin.ErrNoSocket)
 }
 
 // A connection that was accepted leads to the other end, by the destination that was
 // asked for, unless the redirect had to rewrite the port.
-func TestOwnerOfPeer(t *testing.T) {
+func TestOfPeer(t *testing.T) {
 	p := newPlace(t)
 	accepted := func(uid int, six bool, bind, to string) (fd int, c *net.TCPConn) {
 		t.Helper()
@@ -428,7 +428,7 @@ func TestOwnerOfPeer(t *testing.T) {
 	}
 	want := func(what string, c *net.TCPConn, uid uint32, want error) {
 		t.Helper()
-		if got, err := p.diag.OwnerOfPeer(c); got != uid || !errors.Is(err, want) {
+		if got, err := OfPeer(p.diag, c); got != uid || !errors.Is(err, want) {
 			t.Errorf("%s: %d, %v; want %d, %v", what, got, err, uid, want)
 		}
 	}
@@ -443,7 +443,7 @@ func TestOwnerOfPeer(t *testing.T) {
 			fd, conn := accepted(uid, c.six, "", c.to)
 			want(c.to, conn, uint32(uid), nil)
 			p.close(fd)
-			want(c.to+", closed", conn, 0, ErrNoSocket)
+			want(c.to+", closed", conn, 0, origin.ErrNoSocket)
 		}
 	}
 	_, one := accepted(alice, false, "192.0.2.1:40050", "8.8.8.8:53")
@@ -452,7 +452,7 @@ func TestOwnerOfPeer(t *testing.T) {
 	if two.RemoteAddr().(*net.TCPAddr).Port == 40050 {
 		t.Error("the second connection kept its port")
 	}
-	want("the second", two, 0, ErrNoSocket)
+	want("the second", two, 0, origin.ErrNoSocket)
 }
 
 func TestOwnerRefuses(t *testing.T) {
@@ -462,25 +462,24 @@ func TestOwnerRefuses(t *testing.T) {
 		network string
 		local   netip.AddrPort
 	}{{"udp", unknown}, {"udp", netip.AddrPortFrom(at.Addr(), 0)}, {"", at}, {"unix", at}} {
-		if uid, err := p.diag.Owner(c.network, c.local, unknown); err == nil {
+		if uid, err := Of(p.diag, c.network, c.local, unknown); err == nil {
 			t.Errorf("%q %v: %d", c.network, c.local, uid)
 		}
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}
-	if uid, err := p.diag.Owner("udp", at, unknown); err == nil || !strings.Contains(err.Error(), "another network namespace") {
+	if uid, err := Of(p.diag, "udp", at, unknown); err == nil || !strings.Contains(err.Error(), "another network namespace") {
 		t.Errorf("from another namespace: %d, %v", uid, err)
 	}
 }
 
 // What a list says is the kernel's, but lengths are checked all the same.
 func FuzzOwnerList(f *testing.F) {
-	entry := make([]byte, unix.SizeofNlMsghdr+answerLen, 200)
-	entry[unix.SizeofNlMsghdr] = unix.AF_INET6
-	binary.BigEndian.PutUint16(entry[unix.SizeofNlMsghdr+offsetLocalPort:], 7)
-	entry = append(entry, 5, 0, attrV6Only, 0, 1, 0, 0, 0)
-	binary.NativeEndian.PutUint32(entry, uint32(len(entry)))
+	body := make([]byte, origin.AnswerLen)
+	body[0] = unix.AF_INET6
+	binary.BigEndian.PutUint16(body[offsetLocalPort:], 7)
+	entry := netlink.Append(nil, origin.MsgSockets, 0, 0, body, netlink.Attr(attrV6Only, []byte{1}))
 	f.Add(append(entry, entry...))
 	f.Add(entry[:20])
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -509,7 +508,7 @@ func benchmarkOwner(b *testing.B, network, to string, six, known bool) {
 		remote = unknown
 	}
 	for b.Loop() {
-		if uid, err := p.diag.Owner(network, local, remote); uid != bob || err != nil {
+		if uid, err := Of(p.diag, network, local, remote); uid != bob || err != nil {
 			b.Fatal(uid, err)
 		}
 	}
