@@ -3,6 +3,8 @@
 GO       ?= $(shell command -v go || echo /usr/local/go/bin/go)
 DESTDIR  ?=
 PREFIX   ?= /usr/local
+# Where systemd looks for units, for this PREFIX as for /usr.
+UNITS    ?= $(PREFIX)/lib/systemd/system
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
@@ -12,7 +14,8 @@ BENCH    ?=
 CAPTURED := 4000
 
 PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured
-LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION)
+# ssh-captured has no package of the broker's in it, and so a version of its own.
+LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION) -X main.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.
 ENTRY    := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E sshbroker/capture/inherit.start)
 SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh)
@@ -20,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo test test-long bench size lint install clean help packages
+.PHONY: build demo demo-system test test-long bench size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -33,6 +36,9 @@ build: ## static programs into bin/
 
 demo: build ## a captured program and its tunnel, shown on this machine; no root, no server
 	./test/demo/run.sh
+
+demo-system: ## rules for a whole host with three users, shown in namespaces of this machine; needs root
+	@./test/demo/system.sh
 
 packages:
 	@.ci/install-packages
@@ -48,11 +54,11 @@ test-long: packages ## what takes long: volume, repetition, every fuzz target
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 20m -args $(BENCH)
 
-size: ## lines of ours that are linked into ssh-captured; at most 4,000
+size: ## lines of ours that are linked into ssh-captured: of code, at most 4,000, and all
 	@files=$$($(GO) list -deps -f '{{if .Module}}{{if .Module.Main}}{{range $$f := .GoFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{range $$f := .SFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/ssh-captured) || exit 1; \
-	echo "$$files" | awk -v most=$(CAPTURED) 'NF == 2 { while ((getline line < $$2) > 0) lines[$$1]++; close($$2) } \
-		END { for (p in lines) { total += lines[p]; printf "%6d %s\n", lines[p], p | "sort -k 2" } close("sort -k 2"); \
-			printf "%6d of at most %d\n", total, most; exit !total || total > most }'
+	echo "$$files" | awk -v most=$(CAPTURED) 'NF == 2 { while ((getline line < $$2) > 0) { lines[$$1]++; if (line !~ /^[ \t]*(\/\/.*)?$$/) code[$$1]++ } close($$2) } \
+		END { printf "%6s %6s\n", "code", "all"; for (p in lines) { total += lines[p]; sum += code[p]; printf "%6d %6d %s\n", code[p], lines[p], p | "sort -k 3" } close("sort -k 3"); \
+			printf "%6d %6d of at most %d of code\n", sum, total, most; exit !sum || sum > most }'
 
 lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \
@@ -64,7 +70,7 @@ lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
 		echo shellcheck $(SHELLS); shellcheck $(SHELLS); \
 	else echo "shellcheck: not installed, skipped"; fi
 
-install: build ## programs, and manual pages, examples, completions where there are any
+install: build ## programs, manual pages, units, examples, completions
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for p in $(PROGRAMS); do install -m 755 bin/$$p $(DESTDIR)$(PREFIX)/bin/$$p || exit 1; done
 	ln -sf ssh-broker $(DESTDIR)$(PREFIX)/bin/ssh-broker-g3
@@ -72,7 +78,12 @@ install: build ## programs, and manual pages, examples, completions where there 
 		[ -e "$$page" ] || continue; \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
-	for file in etc/*.xml etc/*.dtd etc/apparmor.d/* etc/systemd/*; do \
+	install -d $(DESTDIR)$(UNITS)
+	for unit in etc/systemd/*.service; do \
+		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
+		chmod 644 "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit 1; \
+	done
+	for file in etc/*.xml etc/*.dtd etc/apparmor.d/*; do \
 		[ -f "$$file" ] || continue; \
 		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
 	done
@@ -94,4 +105,4 @@ clean: ## what build and the tests made
 	find . -name '*.test' -o -name '*.prof' | grep -v '^./.git/' | xargs -r rm -f
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

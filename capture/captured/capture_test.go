@@ -153,7 +153,7 @@ func TestPermissions(t *testing.T) {
 	root := s.client(t, 0)
 	root.must(on)
 	root.serve(id, judge())
-	if st := root.must(service.Message{Op: service.OpStatus}).Status; len(st.Captures) != 2 || !st.Serving {
+	if st := root.must(service.Message{Op: service.OpStatus}).Status; len(st.Captures) != 1 || !st.Serving {
 		t.Errorf("root sees %+v", st.Captures)
 	}
 	if st := s.client(t, bob).must(service.Message{Op: service.OpStatus}).Status; len(st.Captures) != 0 || len(st.Carriers) != 0 {

@@ -170,12 +170,15 @@ func TestSavedState(t *testing.T) {
 	write(`{"future":1,"icmp_unlimited":true,"captures":{"gone1234":{"owner":54321,"queue":21000,"spec":{}},
 		"system":{"owner":0,"queue":21005,"spec":{"local":true,"users":[{"lo":54321,"hi":54321}],"other":2}}}}`)
 	s, direct := start(t, o), listenDirect(t)
-	if st := s.status(t); len(st.Captures) != 1 || st.Captures[0].ID != service.System || st.Enabled {
+	if st := s.status(t); len(st.Captures) != 0 || st.Enabled {
 		t.Errorf("status %+v", st)
 	}
 	root, p := s.client(t, 0), start1(t, alice)
 	before := readRatemask()
-	root.must(service.Message{Op: service.OpConnector, Enable: new(true)})
+	root.must(service.Message{Op: service.OpConnector, Enable: new(true)}) // the rules are there
+	if st := s.status(t); len(st.Captures) != 1 || st.Captures[0].ID != service.System || !st.Enabled || st.Serving {
+		t.Errorf("status %+v", st)
+	}
 	if icmpLimited() {
 		t.Error("refusals are limited")
 	}

@@ -50,7 +50,7 @@ func (c *client) status(*service.Message, []*os.File) (*parcel, error) {
 		if h.leaf == nil {
 			st.Serving = h.server != nil
 		}
-		if !c.admin && (h.leaf == nil || h.owner != c.uid) {
+		if h.leaf == nil && !c.config.Enabled || !c.admin && (h.leaf == nil || h.owner != c.uid) {
 			continue
 		}
 		row := service.Capture{ID: id, Owner: h.owner, Served: h.server != nil, Waiting: len(h.waiting), Hits: hits(rules, id, left)}

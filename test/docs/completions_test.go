@@ -56,32 +56,40 @@ func TestCompletionsOfferNothingHidden(t *testing.T) {
 	}
 }
 
-// Behind ssh-capture's options stands another program's command line, so its
-// completions are written by hand.
-func TestCaptureCompletionsHaveEveryOption(t *testing.T) {
-	options := help(t, "ssh-capture")[""]
+// Behind ssh-capture's options stands another program's command line, and ssh-captured
+// has no words to be asked for, so their completions are written by hand.
+func TestHandwrittenCompletionsHaveEveryOption(t *testing.T) {
+	for _, name := range []string{"ssh-capture", "ssh-captured"} {
+		options := help(t, name)[""]
 
-	bash, _, _ := strings.Cut(read(t, filepath.Join(completions, "ssh-capture.bash")), "_ssh_capture_wants")
-	equal(t, "ssh-capture.bash", options, setOf(regexp.MustCompile(`(?:^|[ '\n])(--?[a-zA-Z][\w-]*)`), bash))
-
-	zsh := read(t, filepath.Join(completions, "_ssh-capture"))
-	found := setOf(regexp.MustCompile(`['{,](--?[a-zA-Z][\w-]*)[}\[,]`), zsh)
-	for o := range setOf(regexp.MustCompile(`,(--?[a-zA-Z][\w-]*)\}`), zsh) {
-		found[o] = true
-	}
-	equal(t, "_ssh-capture", options, found)
-
-	found = set{}
-	fish := read(t, filepath.Join(completions, "ssh-capture.fish"))
-	for o := range setOf(regexp.MustCompile(` -l ([\w-]+)`), fish) {
-		if o != "with_argument" { // a variable that is local
-			found["--"+o] = true
+		bash := read(t, filepath.Join(completions, script("bash", name)))
+		bash, _, _ = strings.Cut(bash, "_ssh_capture_wants")
+		if name == "ssh-captured" {
+			_, bash, _ = strings.Cut(bash, "*) mapfile")
+			_, bash, _ = strings.Cut(bash, "compgen -W ")
+			bash, _, _ = strings.Cut(bash, " -- ")
 		}
+		equal(t, script("bash", name), options, setOf(regexp.MustCompile(`(?:^|[ '\n])(--?[a-zA-Z][\w-]*)`), bash))
+
+		zsh := read(t, filepath.Join(completions, script("zsh", name)))
+		found := setOf(regexp.MustCompile(`['{,](--?[a-zA-Z][\w-]*)[}\[,]`), zsh)
+		for o := range setOf(regexp.MustCompile(`,(--?[a-zA-Z][\w-]*)\}`), zsh) {
+			found[o] = true
+		}
+		equal(t, script("zsh", name), options, found)
+
+		found = set{}
+		fish := read(t, filepath.Join(completions, script("fish", name)))
+		for o := range setOf(regexp.MustCompile(` -l ([\w-]+)`), fish) {
+			if o != "with_argument" { // a variable that is local
+				found["--"+o] = true
+			}
+		}
+		for o := range setOf(regexp.MustCompile(` -s (\w)`), fish) {
+			found["-"+o] = true
+		}
+		equal(t, script("fish", name), options, found)
 	}
-	for o := range setOf(regexp.MustCompile(` -s (\w)`), fish) {
-		found["-"+o] = true
-	}
-	equal(t, "ssh-capture.fish", options, found)
 }
 
 func setOf(re *regexp.Regexp, text string) set {
@@ -99,18 +107,14 @@ _command_offset() { COMPREPLY=("OFFSET $1 ${COMP_WORDS[*]:$1}"); }
 source "$1"
 COMP_LINE=$2 COMP_POINT=${#2}
 COMP_WORDS=("${@:3}") COMP_CWORD=$(($# - 3))
-_ssh_capture
+"_${3//-/_}"
 printf '%s\n' "${COMPREPLY[@]}"
 `
 
-func TestCaptureCompletesInBash(t *testing.T) {
+func TestHandwrittenCompletionsInBash(t *testing.T) {
 	bash, err := exec.LookPath("bash")
 	if err != nil {
 		skip(t, "needs bash (Debian package bash)")
-	}
-	file, err := filepath.Abs(filepath.Join(root, completions, "ssh-capture.bash"))
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		line string
@@ -138,7 +142,17 @@ func TestCaptureCompletesInBash(t *testing.T) {
 		{"ssh-capture --via me@bastion:22 psql -h d", "OFFSET 7 psql -h d"},
 		{"ssh-capture --via=me@bastion psql ", "OFFSET 6 psql "},
 		{"ssh-capture --udp=direct curl http://x", "OFFSET 4 curl http : //x"},
+		{"ssh-captured --rel", "--release"},
+		{"ssh-captured -D --o", "--origin"},
+		{"ssh-captured --origin ", "auto\nproc"},
+		{"ssh-captured --origin=p", "proc"},
+		{"ssh-captured --admin-group roo", "root"},
 	} {
+		program, _, _ := strings.Cut(c.line, " ")
+		file, err := filepath.Abs(filepath.Join(root, completions, script("bash", program)))
+		if err != nil {
+			t.Fatal(err)
+		}
 		words := splitLikeBash(c.line)
 		cmd := exec.Command(bash, append([]string{"--norc", "-c", complete, "bash", file, c.line}, words...)...)
 		out, err := cmd.CombinedOutput()

@@ -18,6 +18,7 @@ var (
 	inlineCode = regexp.MustCompile("`([^`\n]+)`")
 	separator  = regexp.MustCompile(`&&|\|\||[|;()]`)
 	option     = regexp.MustCompile(`^(--?[A-Za-z][\w-]*)`)
+	prompted   = regexp.MustCompile(`^[$#] `) // of a user and of root
 )
 
 // takesValue are the options whose value is a word of its own.
@@ -25,6 +26,7 @@ var takesValue = map[string]set{
 	"ssh-capture": {"--via": true, "-f": true, "-a": true, "-D": true, "--udp": true, "--backend": true, "--pid": true,
 		"--config-file": true, "--broker-address": true, "--debug": true},
 	"ssh-broker-ctl": {"-a": true, "--broker-address": true, "-D": true, "--debug": true, "-e": true, "--charset": true, "--time-format": true},
+	"ssh-captured":   {"-a": true, "--socket": true, "--state-dir": true, "--admin-group": true, "--origin": true},
 }
 
 // TestCommandsInDocuments takes every command line of ours out of code blocks and
@@ -58,7 +60,7 @@ func TestCommandsInDocuments(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"ssh-capture", "ssh-broker-ctl", "make"} {
+	for _, name := range []string{"ssh-capture", "ssh-broker-ctl", "ssh-captured", "make"} {
 		if found[name] < 3 {
 			t.Errorf("only %d commands of %s were found", found[name], name)
 		}
@@ -84,9 +86,10 @@ func commandLines(t *testing.T, doc string) []commandLine {
 			fence = text
 		case strings.HasPrefix(text, "```"):
 			fence = ""
-		case fence != "" && strings.HasPrefix(text, "$ "), fence == "" && strings.HasPrefix(text, "    "):
+		case fence == "```console" && prompted.MatchString(text), fence == "" && strings.HasPrefix(text, "    "):
+			text = prompted.ReplaceAllString(strings.TrimSpace(text), "")
 			text, _, _ = strings.Cut(text, " #")
-			list = append(list, commandLine{doc, number, strings.TrimPrefix(strings.TrimSpace(text), "$ ")})
+			list = append(list, commandLine{doc, number, text})
 		case fence == "":
 			for _, m := range inlineCode.FindAllStringSubmatch(text, -1) {
 				list = append(list, commandLine{doc, number, m[1]})

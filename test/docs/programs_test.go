@@ -19,7 +19,15 @@ const root = "../.."
 func TestMain(m *testing.M) { sut.Main(m, nil) }
 
 // names of the programs that are documented.
-var names = []string{"ssh-capture", "ssh-broker", "ssh-broker-ctl"}
+var names = []string{"ssh-capture", "ssh-broker", "ssh-broker-ctl", "ssh-captured"}
+
+// manual is the file of a program's page.
+func manual(name string) string {
+	if name == "ssh-captured" {
+		return name + ".8"
+	}
+	return name + ".1"
+}
 
 // skip ends a test that cannot run here. Where everything must be there, in CI, it
 // fails.
