@@ -2,9 +2,7 @@ package broker
 
 import (
 	"context"
-	"os"
-"strconv"
-"sync"
+	"sync"
 	"time"
 )
 
@@ -12,12 +10,11 @@ import (
 // time, and one that waits for a far end counts no longer than turnLength: the rest of a
 // flood waits without costing anything, and the flow of somebody else comes before it.
 // They are several until for sharedFor there has been one alone.
-var (
-	turnsPerUID = envi("TURNS", 32)
-	turnLength  = time.Duration(envi("TURNMS",10)) * time.Millisecond
+const (
+	turnsPerUID = 4
+	turnLength  = 20 * time.Millisecond
+	sharedFor   = 10 * time.Second
 )
-const sharedFor   = 10 * time.Second
-func envi(n string, d int) int { if v, err := strconv.Atoi(os.Getenv(n)); err == nil { return v }; return d }
 
 // user is a uid with live flows.
 type user struct {

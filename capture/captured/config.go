@@ -21,6 +21,7 @@ import (
 type config struct {
 	Enabled   bool                `json:"enabled"`                  // system-wide capture
 	Unlimited bool                `json:"icmp_unlimited,omitempty"` // see tune
+	Zones     bool                `json:"zones,omitempty"`          // the kernel has them
 	Captures  map[string]saveable `json:"captures"`                 // by id; System once it has a Spec
 }
 
@@ -48,7 +49,7 @@ func (s *Server) change(must bool, edit func(*config)) error {
 	}
 	next := s.edited(edit)
 	var err error
-	if !reflect.DeepEqual(next, s.config) { // else a broker that comes back needs no disk
+	if !reflect.DeepEqual(next, s.saved) { // else a broker that comes back needs no disk
 		err = s.save(next)
 	}
 	if err == nil || must {
@@ -68,6 +69,7 @@ func (s *Server) edited(edit func(*config)) config {
 	next := s.config
 	next.Captures = maps.Clone(s.config.Captures)
 	edit(&next)
+	next.Zones = s.zones
 	next.Unlimited = len(next.active()) > 0 && (s.unlimited || icmpLimited())
 	return next
 }
@@ -117,6 +119,7 @@ func (s *Server) save(c config) error {
 		err = os.Rename(name+".new", name)
 	}
 	if err == nil {
+		s.saved = c
 		return nil
 	}
 	_ = os.Remove(name + ".new")

@@ -3,6 +3,7 @@ package captured
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -78,6 +79,9 @@ func (s *Server) open() error {
 	}
 	if s.queue, err = queue.Adopt(files[0]); err != nil {
 		return err
+	}
+	if s.zones = saved.Zones; !old {
+		s.zones = nft.Zones() // to ask drops what is held
 	}
 	listeners, err := s.openListeners()
 	if err != nil {
@@ -274,6 +278,8 @@ func (s *Server) abandon(id string) {
 // flows are asked about. Else one that is not known was released.
 func (s *Server) restore(saved config, known, bound bool) error {
 	s.config = config{Enabled: saved.Enabled, Captures: map[string]saveable{}}
+	s.saved = saved
+	s.saved.Captures = maps.Clone(saved.Captures)
 	s.unlimited = saved.Unlimited
 	found := map[string]*held{}
 	if s.tree != nil {

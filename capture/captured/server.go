@@ -97,6 +97,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	config   config // in force; set under changing as well
+	saved    config // what the state directory has; guarded by changing
 	captures map[string]*held
 	queues   map[uint16]*held
 	clients  map[*client]bool
@@ -125,7 +126,7 @@ func (s *Server) user(uid uint32) *user {
 // New makes what the host has not got yet, and takes over what a dead process left.
 func New(o Options) (*Server, error) {
 	s := &Server{
-		Options: o, since: time.Now(), form: nft.ProbeQueue(), zones: nft.Zones(), persists: nft.Persists(),
+		Options: o, since: time.Now(), form: nft.ProbeQueue(), persists: nft.Persists(),
 		searches: make(chan struct{}, maxSearches), unwatch: func() {},
 		captures: map[string]*held{}, queues: map[uint16]*held{}, clients: map[*client]bool{},
 		carriers: map[uint32]*client{}, users: map[uint32]*user{},

@@ -116,16 +116,14 @@ func (a *Attempt) Refuse(r capture.Refusal) {
 // Pass implements capture.Attempt. Without a way out the only one that the kernel has
 // leads to a listener inside.
 func (a *Attempt) Pass() error {
-	if a.source.WayOut {
-		a.decide(verdict{queue.Accept, capture.MarkPass})
-		return nil
-	}
-	if !a.flow.Local {
-		return capture.ErrNoWayOut
-	}
-	sock, err := a.source.Diag.Lookup(a.flow.Dst, a.flow.Src)
-	if err != nil || sock.State != origin.StateListen {
-		return capture.ErrNoWayOut
+	if !a.source.WayOut {
+		if !a.flow.Local {
+			return capture.ErrNoWayOut
+		}
+		sock, err := a.source.Diag.Lookup(a.flow.Dst, a.flow.Src)
+		if err != nil || sock.State != origin.StateListen {
+			return capture.ErrNoWayOut
+		}
 	}
 	a.decide(verdict{queue.Accept, capture.MarkPass})
 	return nil

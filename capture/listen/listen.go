@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,29 +24,60 @@ const (
 // namespace. It is plain TCP: an MPTCP listener would not know the original
 // destination.
 func Open(addr netip.AddrPort) (*os.File, error) {
-	family := unix.AF_INET6
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
-	if addr.Addr().Is4() {
-		family = unix.AF_INET
-		sa = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	f, err := bound(addr, unix.SOCK_STREAM, unix.IPPROTO_TCP)
 	if err != nil {
-		return nil, fmt.Errorf("listener %v: socket: %w", addr, err)
+		return nil, fmt.Errorf("listener %v: %w", addr, err)
 	}
-	f := os.NewFile(uintptr(fd), "capture listener")
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1),
-		// Inherited by what is accepted, which a process that dies then resets.
-		unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
-		unix.Bind(fd, sa),
-		unix.Listen(fd, backlog),
-	)
+	err = control(f, func(fd int) error {
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1),
+			// Inherited by what is accepted, which a process that dies then resets.
+			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+			unix.Listen(fd, backlog))
+	})
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("listener %v: %w", addr, err)
 	}
 	return f, nil
+}
+
+// OpenUDP makes a UDP socket. It binds exactly the loopback address: from the wildcard, an answer would
+// come from another address than the program asked.
+func OpenUDP(addr netip.AddrPort) (*os.File, error) {
+	f, err := bound(addr, unix.SOCK_DGRAM, unix.IPPROTO_UDP)
+	if err != nil {
+		return nil, fmt.Errorf("UDP socket %v: %w", addr, err)
+	}
+	return f, nil
+}
+
+// bound makes a socket that is bound to addr.
+func bound(addr netip.AddrPort, typ, protocol int) (*os.File, error) {
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()})
+	if addr.Addr().Is4() {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("bind", err)
+	}
+	return os.NewFile(uintptr(fd), "capture socket"), nil
+}
+
+// control calls f with the descriptor. Fd of an os.File would make it blocking, in every
+// process that holds it.
+func control(c syscall.Conn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
+	return errors.Join(cerr, err)
 }
 
 // ErrNoSYN means that the kernel kept no SYN for the connection: it came in by a
@@ -56,35 +88,26 @@ var ErrNoSYN = errors.New("no saved SYN")
 // and the destination its program asked for. A connection that was made straight
 // to the listener has its own address as destination, or none.
 func Identify(c *net.TCPConn) (seq uint32, dst netip.AddrPort, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, dst, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		seq, err = savedSequence(fd)
-		if err != nil {
-			return
+	err = control(c, func(fd int) error {
+		if seq, err = savedSequence(fd); err == nil {
+			dst, err = originalDestination(fd)
 		}
-		dst, err = originalDestination(fd)
+		return err
 	})
-	return seq, dst, errors.Join(cerr, err)
+	return seq, dst, err
 }
 
 // Destination is what the program that c was accepted from asked for, which is not
 // c's own address where c was diverted.
 func Destination(c *net.TCPConn) (dst netip.AddrPort, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return dst, err
-	}
-	cerr := raw.Control(func(fd uintptr) { dst, err = originalDestination(fd) })
+	err = control(c, func(fd int) (err error) { dst, err = originalDestination(fd); return err })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) { // no connection tracking
-		return c.LocalAddr().(*net.TCPAddr).AddrPort(), cerr
+		return c.LocalAddr().(*net.TCPAddr).AddrPort(), nil
 	}
-	return dst, errors.Join(cerr, err)
+	return dst, err
 }
 
-func savedSequence(fd uintptr) (uint32, error) {
+func savedSequence(fd int) (uint32, error) {
 	var b [maxSavedN]byte
 	n, err := getsockopt(fd, unix.IPPROTO_TCP, unix.TCP_SAVED_SYN, b[:])
 	if err != nil {
@@ -99,7 +122,7 @@ func savedSequence(fd uintptr) (uint32, error) {
 
 // originalDestination reads SO_ORIGINAL_DST, which answers with a sockaddr of the
 // family that the connection came by (linux/netfilter_ipv4.h, netfilter_ipv6).
-func originalDestination(fd uintptr) (netip.AddrPort, error) {
+func originalDestination(fd int) (netip.AddrPort, error) {
 	var b [unix.SizeofSockaddrInet6]byte
 	if _, err := getsockopt(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST, b[:unix.SizeofSockaddrInet4]); err == nil {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:])), nil
@@ -113,9 +136,9 @@ func originalDestination(fd uintptr) (netip.AddrPort, error) {
 
 // getsockopt exists because the library's getters stop at the first zero byte or
 // fix the length.
-func getsockopt(fd uintptr, level, name int, b []byte) (int, error) {
+func getsockopt(fd int, level, name int, b []byte) (int, error) {
 	n := uint32(len(b))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, uintptr(level), uintptr(name),
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
 	if errno != 0 {
 		return 0, errno

@@ -39,23 +39,17 @@ func Pair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.F
 
 // Port is the port that a socket is bound to.
 func Port(f *os.File) (port uint16, err error) {
-	raw, err := f.SyscallConn() // Fd would make it blocking, in every process that holds it
-	if err != nil {
-		return 0, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		var sa unix.Sockaddr
-		if sa, err = unix.Getsockname(int(fd)); err != nil {
-			return
-		}
+	err = control(f, func(fd int) error {
+		sa, err := unix.Getsockname(fd)
 		switch sa := sa.(type) {
 		case *unix.SockaddrInet4:
 			port = uint16(sa.Port)
 		case *unix.SockaddrInet6:
 			port = uint16(sa.Port)
 		}
+		return err
 	})
-	if err = errors.Join(cerr, err); err != nil {
+	if err != nil {
 		return 0, fmt.Errorf("own address: %w", err)
 	}
 	return port, nil
@@ -65,34 +59,10 @@ func Port(f *os.File) (port uint16, err error) {
 // Kernels ask for CAP_NET_ADMIN or nothing; those before 5.19 have ENOPROTOOPT.
 func ReceiveMarks(sockets ...*os.File) error {
 	for _, f := range sockets {
-		raw, err := f.SyscallConn()
+		err := control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
 		if err != nil {
-			return err
-		}
-		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
-		if err = errors.Join(cerr, err); err != nil {
 			return fmt.Errorf("SO_RCVMARK: %w", err)
 		}
 	}
 	return nil
-}
-
-// OpenUDP makes a UDP socket. It binds exactly the loopback address: from the wildcard, an answer would
-// come from another address than the program asked.
-func OpenUDP(addr netip.AddrPort) (*os.File, error) {
-	family := unix.AF_INET6
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
-	if addr.Addr().Is4() {
-		family = unix.AF_INET
-		sa = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("UDP socket: %w", err)
-	}
-	if err := unix.Bind(fd, sa); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("UDP socket %v: %w", addr, err)
-	}
-	return os.NewFile(uintptr(fd), "UDP socket"), nil
 }

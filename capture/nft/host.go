@@ -75,10 +75,10 @@ func Host(s HostSpec) Ruleset {
 		users = append(users, s.System.Spec.Users...)
 	}
 	var pools []netip.Prefix
-	var resolvers []uint16 // over TCP
+	var resolvers, resolversTCP []uint16
 	refuseUDP := false
 	for _, c := range all {
-		resolvers = append(resolvers, c.DNSTCP)
+		resolvers, resolversTCP = append(resolvers, c.DNSUDP), append(resolversTCP, c.DNSTCP)
 		pools = append(pools, c.Spec.Pools...)
 		refuseUDP = refuseUDP || c.Spec.RefuseUDP
 	}
@@ -102,7 +102,7 @@ func Host(s HostSpec) Ruleset {
 	}
 	if len(all) > 0 {
 		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
-		r.chains = append(r.chains, s.straight(all))
+		r.chains = append(r.chains, straight(append(resolversTCP, s.TCP), resolvers))
 	}
 	judged := append([]rule{
 		{dport(portDNS), accept()},
@@ -137,9 +137,11 @@ func Host(s HostSpec) Ruleset {
 		// could be told: nothing has diverted that SYN, or refused it.
 		chain{name: "check", rules: append(s.dispatch(func(HostCapture) string { return "checked" }),
 			rule{hasOwner(), accept()}, rule{class(capture.MarkPass), setClass(0), accept()}, rule{notClass(0), drop()})},
-		chain{name: "asked", rules: s.dispatch(HostCapture.namesChain)},
+		chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
+			// Of a socket that is not captured, from where one was that is.
+			ending(toServers(onLoopback(resolvers...)), count(counterDiverted), drop())...)},
 		chain{name: "checked", rules: slices.Concat(
-			ending(toServers(onLoopback(resolvers...)), askedFor(portDNS), accept()),
+			ending(toServers(onLoopback(resolversTCP...)), askedFor(portDNS), accept()),
 			[]rule{{class(capture.MarkPass), setClass(0), accept()}},
 			ending(s.toListener(), class(capture.MarkTunnel), accept()),
 			[]rule{
@@ -195,11 +197,7 @@ func (s HostSpec) queries(over, act term) []rule {
 // straight is the chain that refuses what goes to our own sockets without having been
 // diverted there, which is before NAT: another user could ask a capture's resolver what
 // its owner asked, and have it remember names that the owner never asked for.
-func (s HostSpec) straight(all []HostCapture) chain {
-	tcpPorts, udpPorts := []uint16{s.TCP}, []uint16(nil)
-	for _, c := range all {
-		tcpPorts, udpPorts = append(tcpPorts, c.DNSTCP), append(udpPorts, c.DNSUDP)
-	}
+func straight(tcpPorts, udpPorts []uint16) chain {
 	return chain{name: "straight", rules: append(
 		ending(toServers(onLoopback(tcpPorts...)), tcp(), resetTCP()),
 		ending(toServers(onLoopback(udpPorts...)), udp(), hostUnreachable())...)}
@@ -395,12 +393,8 @@ func (m meterSet) String() string {
 
 // over matches what is beyond the meter.
 func (m meterSet) over() term {
-	return term{
-		text: fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
-		exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
-			&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
-				&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(m.Rate), Unit: expr.LimitTimeSecond, Burst: m.Burst, Over: true}}},
-		},
-	}
+	return say(fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
+		meta(expr.MetaKeySKUID),
+		&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(m.Rate), Unit: expr.LimitTimeSecond, Burst: m.Burst, Over: true}}})
 }

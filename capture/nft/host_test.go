@@ -8,12 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/nftables/expr"
 
 	"sshbroker/capture"
+	"sshbroker/capture/netlink"
 )
 
 func prefixes(list ...string) (out []netip.Prefix) {
@@ -160,12 +160,12 @@ func FuzzReplies(f *testing.F) {
 	b.newCounter("c")
 	f.Add(b.buf)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_ = parse(data, func(m *syscall.NetlinkMessage) {
-			if a, err := body(m); err == nil {
-				for typ := range a {
-					_ = fmt.Sprint(a.text(typ), a.num(typ))
-				}
+		messages, _ := netlink.Messages(data)
+		for _, m := range messages {
+			a := body(m)
+			for typ := range a {
+				_ = fmt.Sprint(a.text(typ), a.num(typ))
 			}
-		})
+		}
 	})
 }

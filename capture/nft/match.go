@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
+	"sshbroker/capture/netlink"
 )
 
 const (
@@ -26,151 +27,144 @@ type term struct {
 	set   *set
 }
 
-func l4proto(name string, proto byte) term {
-	return term{text: "meta l4proto " + name, exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-	}}
+func say(text string, exprs ...expr.Any) term { return term{text: text, exprs: exprs} }
+
+// What terms are made of. Numbers that the kernel keeps in registers are in host order.
+
+func meta(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: 1} }
+func setMeta(key expr.MetaKey) expr.Any {
+	return &expr.Meta{Key: key, Register: 1, SourceRegister: true}
+}
+func load(data []byte) expr.Any              { return &expr.Immediate{Register: 1, Data: data} }
+func track(key expr.CtKey) expr.Any          { return &expr.Ct{Key: key, Register: 1} }
+func equal(data ...byte) expr.Any            { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+func unequal(data ...byte) expr.Any          { return &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: data} }
+func verdict(kind expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: kind} }
+
+func transport(offset, n uint32) expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: n}
 }
 
-func tcp() term { return l4proto("tcp", unix.IPPROTO_TCP) }
-func udp() term { return l4proto("udp", unix.IPPROTO_UDP) }
+// masked keeps those of mask and flips those of xor.
+func masked(mask, xor []byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: xor}
+}
+
+func be16(v uint16) []byte   { return binary.BigEndian.AppendUint16(nil, v) }
+func be32(v uint32) []byte   { return binary.BigEndian.AppendUint32(nil, v) }
+func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+func tcp() term { return say("meta l4proto tcp", meta(expr.MetaKeyL4PROTO), equal(unix.IPPROTO_TCP)) }
+func udp() term { return say("meta l4proto udp", meta(expr.MetaKeyL4PROTO), equal(unix.IPPROTO_UDP)) }
+func notTCP() term {
+	return say("meta l4proto != tcp", meta(expr.MetaKeyL4PROTO), unequal(unix.IPPROTO_TCP))
+}
 
 // syn matches a SYN alone among SYN, ACK, FIN and RST: a connection that lives
 // already is never touched.
 func syn() term {
-	return term{text: "tcp flags & (fin | syn | rst | ack) == syn", exprs: []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x17}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x02}},
-	}}
+	return say("tcp flags & (fin | syn | rst | ack) == syn", transport(13, 1), masked([]byte{0x17}, []byte{0}), equal(0x02))
 }
 
 func dport(port uint16) term {
-	return term{text: fmt.Sprintf("th dport %d", port), exprs: []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: be16(port)},
-	}}
+	return say(fmt.Sprintf("th dport %d", port), transport(2, 2), equal(be16(port)...))
 }
 
 // askedFor matches the destination port that the program asked for, whatever NAT has
 // made of it.
 func askedFor(port uint16) term {
-	return term{text: fmt.Sprintf("ct original proto-dst %d", port), exprs: []expr.Any{
-		&expr.Ct{Key: expr.CtKeyPROTODST, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: be16(port)},
-	}}
+	return say(fmt.Sprintf("ct original proto-dst %d", port), track(expr.CtKeyPROTODST), equal(be16(port)...))
 }
 
-func class(c uint32) term    { return mark("==", expr.CmpOpEq, c) }
-func notClass(c uint32) term { return mark("!=", expr.CmpOpNeq, c) }
+// diverted matches the packets of a connection whose destination was changed.
+func diverted() term {
+	return say("ct status dnat", track(expr.CtKeySTATUS), masked(host32(statusDNAT), host32(0)), unequal(host32(0)...))
+}
 
-func mark(op string, cmp expr.CmpOp, c uint32) term {
-	return term{text: fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", capture.MarkMask, op, c), exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(capture.MarkMask), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: cmp, Register: 1, Data: host32(c)},
-	}}
+func class(c uint32) term    { return mark("==", c, equal) }
+func notClass(c uint32) term { return mark("!=", c, unequal) }
+
+func mark(op string, c uint32, compare func(...byte) expr.Any) term {
+	return say(fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", capture.MarkMask, op, c),
+		meta(expr.MetaKeyMARK), masked(host32(capture.MarkMask), host32(0)), compare(host32(c)...))
 }
 
 // setClass writes our bits of the mark and keeps the others.
 func setClass(c uint32) term {
-	return term{text: fmt.Sprintf("meta mark set meta mark & 0x%08x | 0x%08x", ^capture.MarkMask, c), exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(^capture.MarkMask), Xor: host32(c)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
-	}}
+	return say(fmt.Sprintf("meta mark set meta mark & 0x%08x | 0x%08x", ^capture.MarkMask, c),
+		meta(expr.MetaKeyMARK), masked(host32(^capture.MarkMask), host32(c)), setMeta(expr.MetaKeyMARK))
 }
 
 // never is a condition that cannot hold.
 func never() term {
-	return term{text: "meta mark 0xffffffff meta mark 0", exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: host32(0xffffffff)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: host32(0)},
-	}}
+	return say("meta mark 0xffffffff meta mark 0", meta(expr.MetaKeyMARK), equal(host32(0xffffffff)...), equal(host32(0)...))
 }
+
+// loopback is the name of that device as the kernel compares it.
+var loopback = append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
+
+func inLoopback() term { return say(`iifname "lo"`, meta(expr.MetaKeyIIFNAME), equal(loopback...)) }
 
 func outLoopback(out bool) term {
 	if !out {
-		return loopback(`oifname != "lo"`, expr.MetaKeyOIFNAME, expr.CmpOpNeq)
+		return say(`oifname != "lo"`, meta(expr.MetaKeyOIFNAME), unequal(loopback...))
 	}
-	return loopback(`oifname "lo"`, expr.MetaKeyOIFNAME, expr.CmpOpEq)
-}
-
-func inLoopback() term { return loopback(`iifname "lo"`, expr.MetaKeyIIFNAME, expr.CmpOpEq) }
-
-func loopback(text string, key expr.MetaKey, op expr.CmpOp) term {
-	name := make([]byte, unix.IFNAMSIZ)
-	copy(name, "lo")
-	return term{text: text, exprs: []expr.Any{
-		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: op, Register: 1, Data: name},
-	}}
+	return say(`oifname "lo"`, meta(expr.MetaKeyOIFNAME), equal(loopback...))
 }
 
 // noteSender has a packet take its sender's capture.SenderMark along as its priority,
 // or 0 where the kernel knows none: the condition fails then, between the two.
 func noteSender() term {
-	return term{text: "meta priority set 0 meta priority set meta skuid ^ 0xffffffff", exprs: []expr.Any{
-		&expr.Immediate{Register: 1, Data: host32(0)},
-		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
-		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(^uint32(0)), Xor: host32(capture.SenderMark(0))},
-		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
-	}}
+	return say("meta priority set 0 meta priority set meta skuid ^ 0xffffffff",
+		load(host32(0)), setMeta(expr.MetaKeyPRIORITY),
+		meta(expr.MetaKeySKUID), masked(host32(^uint32(0)), host32(capture.SenderMark(0))), setMeta(expr.MetaKeyPRIORITY))
 }
 
 // markSender makes the mark of what noteSender noted.
 func markSender() term {
-	return term{text: "meta mark set meta priority", exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
-	}}
+	return say("meta mark set meta priority", meta(expr.MetaKeyPRIORITY), setMeta(expr.MetaKeyMARK))
 }
 
 // hasOwner matches the packets of a socket that a process has open.
-func hasOwner() term {
-	return term{text: "meta skuid >= 0", exprs: []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}}}
-}
+func hasOwner() term { return say("meta skuid >= 0", meta(expr.MetaKeySKUID)) }
 
 // ownersZone has connection tracking keep what the sockets of each uid send apart, by
 // zones: a socket may have the addresses and ports that another user's had a moment
 // ago, and would get what NAT made of those. Answers are told apart by NAT, and stay in
 // the common zone. It has 16 bits; uids that have them in common are not kept apart.
 func ownersZone() term {
-	return term{
-		text:  "ct original zone set meta skuid",
-		exprs: []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}},
-		raw: slices.Concat(text(unix.NFTA_EXPR_NAME, "ct"), nest(unix.NFTA_EXPR_DATA,
-			num(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE), num(unix.NFTA_CT_SREG, 1), attr(unix.NFTA_CT_DIRECTION, []byte{0}))),
-	}
+	t := say("ct original zone set meta skuid", meta(expr.MetaKeySKUID))
+	t.raw = slices.Concat(text(unix.NFTA_EXPR_NAME, "ct"), netlink.Nest(unix.NFTA_EXPR_DATA,
+		netlink.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE), netlink.Uint32(unix.NFTA_CT_SREG, 1), netlink.Attr(unix.NFTA_CT_DIRECTION, []byte{0})))
+	return t
 }
 
-func accept() term {
-	return term{text: "accept", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
+func accept() term      { return say("accept", verdict(expr.VerdictAccept)) }
+func drop() term        { return say("drop", verdict(expr.VerdictDrop)) }
+func countedDrop() term { return say("counter drop", &expr.Counter{}, verdict(expr.VerdictDrop)) }
+func count(name string) term {
+	return say("counter name "+name, &expr.Objref{Type: objectCounter, Name: name})
 }
-
-func countedDrop() term {
-	return term{text: "counter drop", exprs: []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
+func jump(chain string) term {
+	return say("jump "+chain, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain})
+}
+func goTo(chain string) term {
+	return say("goto "+chain, &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain})
 }
 
 func resetTCP() term {
-	return term{text: "reject with tcp reset", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+	return say("reject with tcp reset", &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 }
 
 // hostUnreachable is EHOSTUNREACH in both families; admin-prohibited would be
 // EACCES in IPv6.
 func hostUnreachable() term {
-	return term{text: "reject with icmpx host-unreachable", exprs: []expr.Any{
-		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_HOST_UNREACH}}}
+	return say("reject with icmpx host-unreachable",
+		&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_HOST_UNREACH})
 }
 
 func redirect(port uint16) term {
-	return term{text: fmt.Sprintf("redirect to :%d", port), exprs: []expr.Any{
-		&expr.Immediate{Register: 1, Data: be16(port)},
-		&expr.Redir{RegisterProtoMin: 1},
-	}}
+	return say(fmt.Sprintf("redirect to :%d", port), load(be16(port)), &expr.Redir{RegisterProtoMin: 1})
 }
 
 // toQueue sends a packet to user space. Where the kernel lacks the nft_queue module
@@ -179,43 +173,8 @@ func redirect(port uint16) term {
 func toQueue(number uint16, native bool) term {
 	text := fmt.Sprintf("queue num %d", number)
 	if native {
-		return term{text: text, exprs: []expr.Any{&expr.Queue{Num: number, Total: 1}}}
+		return say(text, &expr.Queue{Num: number, Total: 1})
 	}
 	info := xt.Unknown(binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, number), 1))
-	return term{text: text, exprs: []expr.Any{&expr.Target{Name: "NFQUEUE", Rev: 1, Info: &info}}}
+	return say(text, &expr.Target{Name: "NFQUEUE", Rev: 1, Info: &info})
 }
-
-func count(name string) term {
-	return term{text: "counter name " + name, exprs: []expr.Any{&expr.Objref{Type: objectCounter, Name: name}}}
-}
-
-func drop() term {
-	return term{text: "drop", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}
-}
-
-func jump(chain string) term {
-	return term{text: "jump " + chain, exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
-}
-
-func goTo(chain string) term {
-	return term{text: "goto " + chain, exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
-}
-
-func notTCP() term {
-	return term{text: "meta l4proto != tcp", exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-	}}
-}
-
-// diverted matches the packets of a connection whose destination was changed.
-func diverted() term {
-	return term{text: "ct status dnat", exprs: []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: host32(statusDNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}}
-}
-
-func be16(v uint16) []byte   { return binary.BigEndian.AppendUint16(nil, v) }
-func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

@@ -79,19 +79,19 @@ func (r rule) String() string {
 	return strings.Join(texts, " ")
 }
 
-// largeSets are the names of sets that have one.
-func (r Ruleset) largeSets() map[string]bool {
-	names := map[string]bool{}
+// namedSets are those that have one.
+func (r Ruleset) namedSets() map[string]*set {
+	sets := map[string]*set{}
 	for _, c := range r.chains {
 		for _, rule := range c.rules {
 			for _, t := range rule {
 				if t.set != nil && t.set.name != "" {
-					names[t.set.name] = true
+					sets[t.set.name] = t.set
 				}
 			}
 		}
 	}
-	return names
+	return sets
 }
 
 // base returns a chain that packets come to by themselves.
@@ -180,7 +180,7 @@ func (r Ruleset) Load() error {
 	if err != nil {
 		return err
 	}
-	defer s.file.Close()
+	defer s.Close()
 	b := newBatch(r.table)
 	b.newTable(0)
 	if err := b.fill(r); err != nil {
@@ -223,18 +223,18 @@ func ProbeQueue() QueueForm {
 	return NoQueue
 }
 
-// Zones reports whether this kernel can keep connections apart in zones.
-func Zones() bool {
-	return takes(0, base("probe", "filter", unix.NF_INET_LOCAL_OUT, prioApart, rule{ownersZone()}))
-}
+// Zones reports whether this kernel can keep connections apart in zones. Like the end of
+// any rule that sets zones, asking has the kernel drop every held SYN.
+func Zones() bool { return takes(0, chain{name: "probe", rules: []rule{{ownersZone()}}}) }
 
-// takes reports whether the kernel would take such a table.
+// takes reports whether the kernel would take such a table. c is no base chain: one that
+// is taken back, even in a transaction that fails, has the kernel drop every held SYN.
 func takes(flags uint32, c chain) bool {
 	s, err := dial(0)
 	if err != nil {
 		return false
 	}
-	defer s.file.Close()
+	defer s.Close()
 	b := newBatch(TableName + "_probe")
 	b.newTable(flags)
 	return b.fill(Ruleset{chains: []chain{c}}) == nil && s.try(b) == nil

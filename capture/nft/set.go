@@ -31,7 +31,8 @@ const (
 const register32 = unix.NFT_REG32_00
 
 // set is a set or a verdict map. It belongs to the one rule that looks it up, unless it
-// is large: then it has a name, by what is in it, and stays for rules that want the same.
+// is large, or of ranges, see Table.stage: then it has a name, by what is in it, and
+// stays for rules that want the same.
 type set struct {
 	name     string
 	keyType  uint32
@@ -43,9 +44,9 @@ type set struct {
 
 const largeSet = 200 // elements; a thousand cost a transaction some milliseconds
 
-// named gives s its name, if it is large.
+// named gives s its name, if it is to have one.
 func (s *set) named() *set {
-	if len(s.elements) < largeSet {
+	if !s.ranges && len(s.elements) < largeSet {
 		return s
 	}
 	h := sha256.New()
@@ -86,27 +87,22 @@ func destination(ipv6 bool) field {
 }
 
 func port() field {
-	return field{name: "th dport", keyType: typePort, show: showNumber,
-		load: []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}}
+	return field{name: "th dport", keyType: typePort, show: showNumber, load: []expr.Any{transport(2, 2)}}
 }
 
 func owner() field {
 	return field{name: "meta skuid", keyType: typeUID, show: showNumber, load: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+		meta(expr.MetaKeySKUID),
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
 	}}
 }
 
 // family matches one of the two; the other's addresses lie elsewhere in the packet.
 func family(ipv6 bool) term {
-	text, proto := "meta nfproto ipv4", byte(unix.NFPROTO_IPV4)
 	if ipv6 {
-		text, proto = "meta nfproto ipv6", unix.NFPROTO_IPV6
+		return say("meta nfproto ipv6", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV6))
 	}
-	return term{text: text, exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-	}}
+	return say("meta nfproto ipv4", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV4))
 }
 
 // within returns the ways for a field to be within spans: one or two comparisons, or
@@ -120,9 +116,9 @@ func (f field) within(spans []span) []term {
 	for _, s := range spans {
 		var compare expr.Any = &expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: s.first, ToData: s.last}
 		if bytes.Equal(s.first, s.last) {
-			compare = &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: s.first}
+			compare = equal(s.first...)
 		}
-		ways = append(ways, term{text: f.name + " " + f.text(s), exprs: append(slices.Clone(f.load), compare)})
+		ways = append(ways, say(f.name+" "+f.text(s), append(slices.Clone(f.load), compare)...))
 	}
 	return ways
 }
@@ -158,7 +154,7 @@ func showAddr(b []byte) string {
 	return addr.String()
 }
 
-func showNumber(b []byte) string { return fmt.Sprint(attributes{0: b}.num(0)) }
+func showNumber(b []byte) string { return fmt.Sprint(number(b)) }
 
 // merge sorts spans and joins those that overlap or touch, as a set's must not. One
 // that ends before it begins is left out.
@@ -299,5 +295,3 @@ func bySocket(level uint32, elements []element, texts []string) term {
 func socketKey(cgroup uint64, uid uint32) []byte {
 	return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint64(nil, cgroup), uid)
 }
-
-func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }

@@ -4,12 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
+	"sshbroker/capture/netlink"
 )
 
 // Ownership is who may change the table, and what becomes of it when its owner, a
@@ -87,11 +88,11 @@ func AdoptTable(f *os.File, o Ownership) (*Table, error) {
 }
 
 // File is the socket, to be duplicated into another process. The table keeps owning it.
-func (t *Table) File() *os.File { return t.socket.file }
+func (t *Table) File() *os.File { return t.socket.File() }
 
 // Close closes this process's descriptor. What that means for the table says its
 // ownership, unless another process has a duplicate.
-func (t *Table) Close() error { return t.socket.file.Close() }
+func (t *Table) Close() error { return t.socket.Close() }
 
 // Persists reports whether the kernel knows tables that outlive their owner.
 func Persists() bool { return takes(OwnedPersistent.flags(), chain{name: "probe"}) }
@@ -120,22 +121,50 @@ func (t *Table) put(r Ruleset, anew bool) error {
 			return err
 		}
 		b := newBatch(r.table)
-		if anew || !old.fits(t.ownership) {
-			if old.exists {
-				b.delTable()
-			}
+		switch {
+		case !anew && old.exists && old.fits(t.ownership):
+			b.mark, err = t.stage(&old, r)
+		case old.exists:
+			b.delTable()
 			old = contents{}
 		}
-		b.newTable(t.ownership.flags())
-		b.clear(old, r)
-		if err = b.fill(r); err != nil {
-			return err
+		if err == nil {
+			b.newTable(t.ownership.flags())
+			b.clear(old, r)
+			if err = b.fill(r); err != nil {
+				return err
+			}
+			err = t.socket.commit(b)
 		}
-		if err = t.socket.commit(b); !errors.Is(err, unix.ENOENT) {
+		if !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
 	return err
+}
+
+// stage makes the named sets of r, a transaction before the rules that refer to them:
+// for a moment after a transaction, nothing is found in an interval set that came with it
+// (seen in Linux 6.18), and a SYN would be let through by a rule that is not its own. Sets
+// that are there already stay, where nobody but us can have changed them; else the new
+// ones are called otherwise, by the mark that stage returns.
+func (t *Table) stage(old *contents, r Ruleset) (mark string, err error) {
+	b := newBatch(r.table)
+	b.newTable(t.ownership.flags())
+	if !old.owned {
+		b.mark = fmt.Sprintf("_%x", time.Now().UnixNano())
+	}
+	for _, s := range old.things {
+		b.have[s.String()] = true
+	}
+	for _, s := range r.namedSets() {
+		name := b.newSet("", *s)
+		old.things = append(old.things, thing{kinds[1], name})
+	}
+	if b.sets == 0 {
+		return b.mark, nil
+	}
+	return b.mark, t.socket.commit(b)
 }
 
 // Delete removes the table, if there is one.
@@ -152,14 +181,34 @@ func (t *Table) remove(name string) error {
 	return nil
 }
 
+// kind is one of the kinds of things that are listed and deleted by name.
+type kind struct {
+	what     string
+	get, del uint16
+	attr     uint16 // that has the name
+	also     []byte // to delete it
+}
+
+var kinds = []kind{
+	{"chain", unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_NAME, nil},
+	{"set", unix.NFT_MSG_GETSET, unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, nil},
+	{"counter", unix.NFT_MSG_GETOBJ, unix.NFT_MSG_DELOBJ, unix.NFTA_OBJ_NAME, netlink.Uint32(unix.NFTA_OBJ_TYPE, objectCounter)},
+}
+
+// thing is a chain, a named set or a counter.
+type thing struct {
+	kind
+	name string
+}
+
+func (t thing) String() string { return t.what + " " + t.name }
+
 // contents is what is in the kernel under a table's name.
 type contents struct {
-	exists   bool
-	owned    bool // by our socket
-	flags    uint32
-	chains   []string
-	sets     []string // named ones
-	counters []string
+	exists bool
+	owned  bool // by our socket
+	flags  uint32
+	things []thing
 }
 
 // fits reports whether the table can become one of ownership o as it is. One that
@@ -169,34 +218,25 @@ func (c contents) fits(o Ownership) bool {
 }
 
 func (t *Table) contents(table string) (c contents, err error) {
-	err = t.socket.dump(unix.NFT_MSG_GETTABLE, func(a attributes) {
-		if a.text(unix.NFTA_TABLE_NAME) == table {
-			c.exists, c.flags = true, uint32(a.num(unix.NFTA_TABLE_FLAGS))
-			c.owned = uint32(a.num(attrOwner)) == t.socket.port
-		}
-	})
-	switch {
-	case err != nil || !c.exists:
+	tables, err := t.socket.dump(table, unix.NFT_MSG_GETTABLE)
+	if err != nil || len(tables) == 0 {
 		return c, err
-	case c.flags&flagOwner != 0 && !c.owned:
+	}
+	c.exists, c.flags = true, uint32(tables[0].num(unix.NFTA_TABLE_FLAGS))
+	c.owned = uint32(tables[0].num(attrOwner)) == t.socket.port
+	if c.flags&flagOwner != 0 && !c.owned {
 		return c, fmt.Errorf("table %s: %w", table, ErrForeign)
 	}
-	for _, list := range []struct {
-		typ, table, name uint16
-		to               *[]string
-	}{
-		{unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME, &c.chains},
-		{unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, &c.sets},
-		{unix.NFT_MSG_GETOBJ, unix.NFTA_OBJ_TABLE, unix.NFTA_OBJ_NAME, &c.counters},
-	} {
-		err := t.socket.dump(list.typ, func(a attributes) {
-			anonymous := list.typ == unix.NFT_MSG_GETSET && a.num(unix.NFTA_SET_FLAGS)&unix.NFT_SET_ANONYMOUS != 0
-			if a.text(list.table) == table && !anonymous {
-				*list.to = append(*list.to, a.text(list.name))
-			}
-		})
+	for _, k := range kinds {
+		found, err := t.socket.dump(table, k.get)
 		if err != nil {
 			return c, err
+		}
+		for _, a := range found {
+			if k.get == unix.NFT_MSG_GETSET && a.num(unix.NFTA_SET_FLAGS)&unix.NFT_SET_ANONYMOUS != 0 {
+				continue // goes with its rule
+			}
+			c.things = append(c.things, thing{k, a.text(k.attr)})
 		}
 	}
 	return c, nil
@@ -204,49 +244,28 @@ func (t *Table) contents(table string) (c contents, err error) {
 
 // clear removes every rule of old that changes, and of the rest what r does not have.
 func (b *batch) clear(old contents, r Ruleset) {
-	if len(old.chains) == 0 {
-		return
-	}
-	keep := map[string]bool{}
+	stays := map[string]bool{} // what r has; true: as it is, with all that is in it
 	for _, c := range r.chains {
-		keep["chain "+c.name], b.have["chain "+c.name] = true, c.constant && slices.Contains(old.chains, c.name)
-	}
-	for _, name := range old.chains {
-		if !b.have["chain "+name] {
-			b.add("flush chain "+name, unix.NFT_MSG_DELRULE, 0, text(unix.NFTA_RULE_TABLE, b.table), text(unix.NFTA_RULE_CHAIN, name))
-		}
+		stays["chain "+c.name] = c.constant
 	}
 	for _, name := range r.counters {
-		keep["counter "+name] = true
+		stays["counter "+name] = true
 	}
 	if r.meter != nil {
-		keep["set "+r.meter.name()] = true
+		stays["set "+r.meter.name()] = true
 	}
-	for name := range r.largeSets() {
-		// Nobody else can have changed those of a table that was ours all the time.
-		b.have[name] = old.owned && slices.Contains(old.sets, name)
-		keep["set "+name] = b.have[name]
+	for name := range r.namedSets() { // staged
+		stays["set "+name+b.mark] = true
 	}
-	for _, kind := range []struct {
-		name  string
-		names []string
-		typ   uint16
-		attrs func(string) [][]byte
-	}{
-		{"chain ", old.chains, unix.NFT_MSG_DELCHAIN, func(s string) [][]byte {
-			return [][]byte{text(unix.NFTA_CHAIN_TABLE, b.table), text(unix.NFTA_CHAIN_NAME, s)}
-		}},
-		{"set ", old.sets, unix.NFT_MSG_DELSET, func(s string) [][]byte {
-			return [][]byte{text(unix.NFTA_SET_TABLE, b.table), text(unix.NFTA_SET_NAME, s)}
-		}},
-		{"counter ", old.counters, unix.NFT_MSG_DELOBJ, func(s string) [][]byte {
-			return [][]byte{text(unix.NFTA_OBJ_TABLE, b.table), text(unix.NFTA_OBJ_NAME, s), num(unix.NFTA_OBJ_TYPE, objectCounter)}
-		}},
-	} {
-		for _, name := range kind.names {
-			if !keep[kind.name+name] {
-				b.add("delete "+kind.name+name, kind.typ, 0, kind.attrs(name)...)
-			}
+	for _, t := range old.things {
+		b.have[t.String()] = stays[t.String()]
+		if t.del == unix.NFT_MSG_DELCHAIN && !stays[t.String()] {
+			b.add("flush "+t.String(), unix.NFT_MSG_DELRULE, 0, text(unix.NFTA_RULE_CHAIN, t.name))
+		}
+	}
+	for _, t := range old.things {
+		if _, ok := stays[t.String()]; !ok {
+			b.add("delete "+t.String(), t.del, 0, text(t.attr, t.name), t.also)
 		}
 	}
 }
@@ -272,12 +291,9 @@ type Hit struct {
 func (t *Table) Counters() (c Counters, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err = t.socket.dump(unix.NFT_MSG_GETOBJ, func(a attributes) {
-		if a.text(unix.NFTA_OBJ_TABLE) != HostTableName {
-			return
-		}
-		data, _ := parseAttributes(a[unix.NFTA_OBJ_DATA]) // no count is 0
-		n := data.num(unix.NFTA_COUNTER_PACKETS)
+	counters, err := t.socket.dump(HostTableName, unix.NFT_MSG_GETOBJ)
+	for _, a := range counters {
+		n := number(netlink.Find(a[unix.NFTA_OBJ_DATA], unix.NFTA_COUNTER_PACKETS))
 		switch name := a.text(unix.NFTA_OBJ_NAME); name {
 		case counterLostMark:
 			c.LostMark = n
@@ -291,6 +307,6 @@ func (t *Table) Counters() (c Counters, err error) {
 				c.Hits = append(c.Hits, h)
 			}
 		}
-	})
+	}
 	return c, err
 }

@@ -5,9 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/netlink"
 )
 
 // Change is one transaction of another program.
@@ -28,17 +29,17 @@ func (t *Table) Watch(ctx context.Context, changed func(Change)) (<-chan error, 
 		return nil, err
 	}
 	if err := s.ignore(t.socket.port); err != nil {
-		s.file.Close()
+		s.Close()
 		return nil, err
 	}
 	ended := make(chan error, 1)
-	stop := context.AfterFunc(ctx, func() { s.file.Close() })
+	stop := context.AfterFunc(ctx, func() { s.Close() })
 	go func() {
 		err := s.watch(changed)
 		if !stop() {
 			err = ctx.Err()
 		}
-		s.file.Close()
+		s.Close()
 		ended <- err
 	}()
 	return ended, nil
@@ -47,26 +48,28 @@ func (t *Table) Watch(ctx context.Context, changed func(Change)) (<-chan error, 
 func (s *socket) watch(changed func(Change)) error {
 	var c Change
 	for {
-		err := s.wait(func(m *syscall.NetlinkMessage) {
-			a, err := body(m)
+		b, err := s.Receive(s.buf)
+		messages, malformed := netlink.Messages(b)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			c = Change{}
+			changed(Change{Ours: true, Foreign: true})
+			continue
+		case err != nil || malformed != nil:
+			return fmt.Errorf("nftables: watch: %w", errors.Join(err, malformed))
+		}
+		for _, m := range messages {
+			a := body(m)
 			switch {
-			case err != nil || m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES:
-			case m.Header.Type&0xff != unix.NFT_MSG_NEWGEN: // which ends a transaction
-				// The first attribute of every kind of object is its table's name.
-				ours := a.text(unix.NFTA_TABLE_NAME) == HostTableName && m.Data[0] == unix.NFPROTO_INET
+			case m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Body) == 0:
+			case m.Type&0xff != unix.NFT_MSG_NEWGEN: // which ends a transaction
+				ours := a.text(attrTable) == HostTableName && m.Body[0] == unix.NFPROTO_INET
 				c.Ours, c.Foreign = c.Ours || ours, c.Foreign || !ours
 			case c != Change{}:
 				c.Process = a.text(unix.NFTA_GEN_PROC_NAME)
 				changed(c)
 				c = Change{}
 			}
-		})
-		switch {
-		case errors.Is(err, unix.ENOBUFS):
-			c = Change{}
-			changed(Change{Ours: true, Foreign: true})
-		case err != nil:
-			return fmt.Errorf("nftables: watch: %w", err)
 		}
 	}
 }
@@ -83,11 +86,10 @@ func (s *socket) ignore(port uint32) error {
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 30},
 	}
-	var err error
-	cerr := s.raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	err := s.Control(func(fd int) error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 	})
-	if err = errors.Join(err, cerr); err != nil {
+	if err != nil {
 		return fmt.Errorf("nftables: watch: filter: %w", err)
 	}
 	return nil

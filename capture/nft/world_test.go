@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 const patience = 10 * time.Second
 
 // dialAll answers each line "UID NETWORK ADDRESS MILLISECONDS" with one about how it
-// went.
+// went. A network like "udp4/5000" has the local port in it.
 func dialAll() {
 	runtime.LockOSThread()
 	in := bufio.NewScanner(os.Stdin)
@@ -53,6 +53,11 @@ func dialAll() {
 
 func dialOne(network, addr string, limit time.Duration) string {
 	d := net.Dialer{Timeout: limit}
+	network, from, local := strings.Cut(network, "/")
+	if local {
+		port, _ := strconv.Atoi(from)
+		d.LocalAddr = &net.UDPAddr{Port: port}
+	}
 	d.SetMultipathTCP(network == "mptcp")
 	c, err := d.Dial(strings.TrimPrefix(network, "mp"), addr)
 	if err != nil {

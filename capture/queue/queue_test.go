@@ -3,10 +3,13 @@ package queue
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/netlink"
 )
 
 // syn4 is a SYN from 192.0.0.8:40000 to 203.0.113.5:23 with sequence number 0x01020304.
@@ -73,22 +76,24 @@ func FuzzParseSYN(f *testing.F) {
 
 // message is one netlink message of the queue's subsystem.
 func message(typ uint16, attrs ...[]byte) []byte {
-	body := append([]byte{unix.AF_UNSPEC, 0, 0, 7}, bytes.Join(attrs, nil)...)
-	b := binary.NativeEndian.AppendUint32(nil, uint32(nlHeaderLen+len(body)))
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	return append(append(b, make([]byte, nlHeaderLen-6)...), body...)
+	return netlink.Append(nil, typ, 0, 0, append([][]byte{netlink.Netfilter(unix.AF_UNSPEC, 7)}, attrs...)...)
+}
+
+// identified is the attribute that has a packet's id.
+func identified(id uint32) []byte {
+	return netlink.Attr(attrHeader, binary.BigEndian.AppendUint32(nil, id), []byte{8, 0, 3})
 }
 
 func TestParseMessages(t *testing.T) {
 	two := append(
-		message(msgPacket, attr(attrHeader, append(be32(11), 8, 0, 3)), attr(attrPayload, syn4), attr(attrUID, be32(1000))),
-		message(msgPacket, attr(attrHeader, append(be32(12), 8, 0, 3)), attr(attrMark, be32(0xabc)))...)
+		message(msgPacket, identified(11), netlink.Attr(attrPayload, syn4), netlink.Uint32(attrUID, 1000)),
+		message(msgPacket, identified(12), netlink.Uint32(attrMark, 0xabc))...)
 	var got []Packet
 	q := &Queue{}
 	if err := q.parse(two, func(p Packet) { got = append(got, p) }); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].ID != 11 || got[0].UID != 1000 || !got[0].HasUID || !bytes.Equal(got[0].Payload, syn4) ||
+	if len(got) != 2 || got[0].ID != 11 || got[0].Queue != 7 || got[0].UID != 1000 || !got[0].HasUID || !bytes.Equal(got[0].Payload, syn4) ||
 		got[1].ID != 12 || got[1].Mark != 0xabc || got[1].HasUID {
 		t.Errorf("parsed %+v", got)
 	}
@@ -97,21 +102,21 @@ func TestParseMessages(t *testing.T) {
 func TestComplaints(t *testing.T) {
 	q := &Queue{}
 	failure := func(e unix.Errno) []byte {
-		b := binary.NativeEndian.AppendUint32(nil, uint32(nlHeaderLen+4))
-		b = binary.NativeEndian.AppendUint16(b, unix.NLMSG_ERROR)
-		b = append(b, make([]byte, nlHeaderLen-6)...)
-		return binary.NativeEndian.AppendUint32(b, uint32(-int32(e)))
+		return netlink.Append(nil, unix.NLMSG_ERROR, 0, 0, binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))))
 	}
 	if err := q.parse(failure(unix.ENOENT), nil); err != nil || q.Gone() != 1 {
 		t.Errorf("ENOENT: %v, %d gone", err, q.Gone())
 	}
-	if err := q.parse(failure(unix.EPERM), nil); err != ErrNotPermitted {
+	if err := q.parse(failure(unix.EPERM), nil); !errors.Is(err, ErrNotPermitted) {
 		t.Errorf("EPERM: %v", err)
+	}
+	if err := q.parse(failure(0), nil); err != nil {
+		t.Errorf("acknowledgement: %v", err)
 	}
 }
 
 func FuzzMessages(f *testing.F) {
-	f.Add(message(msgPacket, attr(attrHeader, be32(1)), attr(attrPayload, syn4)))
+	f.Add(message(msgPacket, identified(1), netlink.Attr(attrPayload, syn4)))
 	f.Add([]byte{16, 0, 0, 0, 2, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q := &Queue{}
