@@ -30,6 +30,11 @@ func TestSudo(t *testing.T) {
 	w.sudoWithout(t, w.Alice)
 	s := w.onServer(t, tunneled)
 	dns := w.Client.StartDNS(t, netip.MustParseAddr("127.0.0.1"), map[string][]string{"plain.example": {"10.99.1.2"}})
+	w.echoDatagrams(t, w.Server, netip.AddrPortFrom(w.Server.Addr4, direct))
+	udp := fmt.Sprintf("/usr/bin/python3 %s udp %v %d", w.Alice.Write(t, "ask.py", ask, 0o644), w.Server.Addr4, direct)
+	if err := os.Chmod(w.Alice.Home, 0o755); err != nil { // others run it as well
+		t.Fatal(err)
+	}
 	w.before = w.Snapshot(t)
 	w.listeners = nil
 	w.StartCaptured(t)
@@ -80,10 +85,13 @@ func TestSudo(t *testing.T) {
 		if got, _ := sudo("getent ahostsv4 plain.example | head -n1"); !strings.HasPrefix(got, "10.99.1.2 ") {
 			t.Errorf("%s's plain.example is %q", name, got)
 		}
-		// UDP that is refused to her is not to them.
-		if got, _ := sudo("dig +short +tries=1 -p 5353 @10.99.1.2 x 2>&1"); !strings.Contains(got, "refused") && !strings.Contains(got, "timed out") {
-			t.Logf("dig: %q", got)
+		// Nor is what is refused to her refused to them.
+		if got, _ := sudo(udp); got != "ok\n" {
+			t.Errorf("UDP of %s's: %q", name, got)
 		}
+	}
+	if got, _ := a.do(t, udp); got != "refused\n" {
+		t.Errorf("UDP of hers: %q", got)
 	}
 	if got := host.Records(t, host.UserAuditFile(w.Alice)); len(got) != before {
 		t.Errorf("her broker has seen %+v", got[before:])
@@ -136,9 +144,9 @@ func TestTwoUsers(t *testing.T) {
 				t.Errorf("%d records of %s's, one is %+v", len(list), u.Name, r)
 			}
 		}
-		r := expect(t, w.Run(t, u, w.Ctl, "-s", "captures"), 0)
-		if n := strings.Count(r.Stdout, `"capture"`) + strings.Count(r.Stdout, `"id"`); n == 0 {
-			t.Logf("captures: %s", r.Stdout)
+		id, others := w.capturesOf(t, u, 1)[0].ID, w.capturesOf(t, w.Carol, 1)[0].ID
+		if r := expect(t, w.Run(t, u, w.Ctl, "-s", "connector", "status"), 0); !strings.Contains(r.Stdout, id) || strings.Contains(r.Stdout, others) {
+			t.Errorf("%s is told of other captures than %s: %v", u.Name, id, r)
 		}
 	}
 	if l := w.leaves(t); len(l) != 3 {
@@ -154,6 +162,29 @@ func TestTwoUsers(t *testing.T) {
 	for _, s := range []*shell{a, b, c} {
 		expect(t, s.end(t), 0)
 	}
+	w.finish(t)
+}
+
+// TestManyAtOnce: captures of two users come and go together, and each flow is judged,
+// whatever rules of others change in that moment.
+func TestManyAtOnce(t *testing.T) {
+	w := newCaptured(t)
+	s := w.onServer(t, tunneled)
+	for _, u := range []*netns.User{w.Alice, w.Bob} {
+		w.configureWays(t, u)
+	}
+	for range 3 {
+		var running []*netns.Process
+		for range 15 {
+			for _, u := range []*netns.User{w.Alice, w.Bob} {
+				running = append(running, w.Client.Start(t, w.capture(u, "bash", "-c", dial(w.Server.Addr4, tunneled))))
+			}
+		}
+		for _, p := range running {
+			s.requireFrom(t, expect(t, p.Wait(t), 0).Stdout, w.Server.Addr4)
+		}
+	}
+	w.clear(t, s.marker, false)
 	w.finish(t)
 }
 

@@ -72,12 +72,10 @@ func (w *world) finish(t *testing.T) {
 func (w *world) idle(t *testing.T) {
 	t.Helper()
 	w.Await(t, "no capture", func(st service.Status) bool { return len(st.Captures) == 0 && st.Waiting == 0 })
-	if left := w.leaves(t); len(left) > 0 {
-		t.Errorf("left in the hierarchy: %v", left)
-	}
-	if table := w.Client.Output(t, nil, "nft", "list", "ruleset"); strings.Contains(table, "cgroupv2") {
-		t.Errorf("the table has elements of captures that have ended:\n%s", table)
-	}
+	eventually(t, "no leaf", func() bool { return len(w.leaves(t)) == 0 })
+	eventually(t, "a table without cgroups", func() bool {
+		return !strings.Contains(w.Client.Output(t, nil, "nft", "list", "ruleset"), "cgroupv2")
+	})
 }
 
 // leaves are the directories of captures.
@@ -255,7 +253,7 @@ func (s *shell) do(t *testing.T, command string) (said string, code int) {
 	s.n++
 	mark := fmt.Sprintf("done-%d-%d", s.Pid(), s.n)
 	before := len(s.Stdout())
-	if _, err := fmt.Fprintf(s.in, "( %s )\necho %s=$?.\n", command, mark); err != nil {
+	if _, err := fmt.Fprintf(s.in, "{ %s\n}\necho %s=$?.\n", command, mark); err != nil {
 		t.Fatal(err)
 	}
 	s.WaitFor(t, mark+"=")

@@ -157,8 +157,8 @@ func TestTelnetViaIsOnlySSHOnTheWire(t *testing.T) {
 func TestViaSendsNoQueryForAName(t *testing.T) {
 	netns.RequireProgram(t, "dig", "dnsutils")
 	w := newWorld(t, netns.SSHDOptions{})
-	dns := startNameServer(t, w.Server, w.Server.Addr4, map[string][]string{"control.example": {"192.0.2.7"}})
-	dns6 := startNameServer(t, w.Server, w.Server.Addr6, nil)
+	dns := w.Server.StartDNS(t, w.Server.Addr4, map[string][]string{"control.example": {"192.0.2.7"}})
+	dns6 := w.Server.StartDNS(t, w.Server.Addr6, nil)
 	w.Server.AllowAll(t)
 	w.Client.Replace(t, "/etc/resolv.conf", "search search.example\nnameserver "+w.Server.Addr4.String()+
 		"\nnameserver "+w.Server.Addr6.String()+"\noptions timeout:1 attempts:1\n")
@@ -207,7 +207,7 @@ exit 7
 	if wire.Contains(t, []byte(word)) {
 		t.Errorf("%q was on the wire in clear", word)
 	}
-	if asked := append(dns.asked(), dns6.asked()...); len(asked) > 0 {
+	if asked := append(dns.Asked(), dns6.Asked()...); len(asked) > 0 {
 		t.Errorf("the name servers were asked %q", asked)
 	}
 

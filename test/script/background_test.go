@@ -15,7 +15,8 @@ import (
 // ends with it.
 func TestBackground(t *testing.T) {
 	eachAccount(t, func(t *testing.T, p *place) {
-		p.configure(`<rule ip-address="192\.0\.2\..*" action="BLOCK"/>`)
+		// By program, so that the broker is asked.
+		p.configure(`<rule ip-address="192\.0\.2\..*" application="bash" action="BLOCK"/>`)
 		fifo := filepath.Join(p.home, "go")
 		p.run("mkfifo", fifo).require(t, 0)
 		// Descriptor 5 stands for a pipe of the caller's that the child gave up.
@@ -29,7 +30,7 @@ func TestBackground(t *testing.T) {
 		keeper := p.one("--keep-capture")
 		left := p.one("bash -c").pid
 		broker := p.one("--ready-fd").pid
-		if outside, inside := namespace(t, os.Getpid()), namespace(t, left); outside == inside {
+		if outside, inside := surroundings(t, os.Getpid()), surroundings(t, left); outside == inside {
 			t.Error("what was left is not captured")
 		}
 		write(t, fifo)
@@ -46,13 +47,18 @@ func TestBackground(t *testing.T) {
 	})
 }
 
-func namespace(t testing.TB, pid int) string {
+// surroundings are what a capture gives a process of its own: a namespace or a cgroup.
+func surroundings(t testing.TB, pid int) string {
 	t.Helper()
 	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ns
+	cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns + string(cgroups)
 }
 
 func write(t testing.TB, fifo string) {

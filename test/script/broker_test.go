@@ -237,11 +237,15 @@ func TestBrokerRunsOutOfDescriptors(t *testing.T) {
 		host, port, _ := strings.Cut(address, ":")
 		p.run("bash", "-c", `ulimit -n 60; exec ssh-broker`).require(t, 0)
 		broker := p.broker()
+		enough := `test "$open" -gt 5 -a "$open" -lt 60`
+		if byCgroup() {
+			enough = `test "$open" -eq 60` // the kernel carries them
+		}
 		r := p.run("ssh-capture", "bash", "-c", `
 			for i in {1..60}; do
 				{ exec {fd}<>/dev/tcp/`+host+`/`+port+`; } 2>/dev/null && open=$((open+1))
 			done
-			test "$open" -gt 5 -a "$open" -lt 60 && echo some`)
+			`+enough+` && echo some`)
 		if r.stdout != "some\n" {
 			t.Error(r)
 		}

@@ -60,6 +60,7 @@ func TestExitCode(t *testing.T) {
 }
 
 func TestSetIDCommand(t *testing.T) {
+	aboutNamespaces(t)
 	requireRoot(t)
 	p := ordinary(t)
 	for _, c := range []struct {

@@ -12,6 +12,7 @@ func inUserNamespace(code string, command ...string) []string {
 }
 
 func TestNamespacesForbidden(t *testing.T) {
+	aboutNamespaces(t)
 	eachAccount(t, func(t *testing.T, p *place) {
 		if r := p.run(inUserNamespace(":", "true")...); r.code != 0 {
 			skip(t, "needs user namespaces: "+r.stderr)
@@ -40,6 +41,7 @@ func TestNamespacesForbidden(t *testing.T) {
 // TestRootOfContainer: with the capabilities that some containers give, and without
 // those for namespaces.
 func TestRootOfContainer(t *testing.T) {
+	aboutNamespaces(t)
 	requireRoot(t)
 	for _, drop := range []string{"-sys_admin", "-net_admin", "-sys_admin,-net_admin,-setuid,-setgid,-setpcap"} {
 		t.Run(drop, func(t *testing.T) {

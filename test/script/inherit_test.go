@@ -140,7 +140,7 @@ func TestFilesOfTheUser(t *testing.T) {
 // TestNested: the capture inside is one of its own, served by the same broker.
 func TestNested(t *testing.T) {
 	eachAccount(t, func(t *testing.T, p *place) {
-		script := `echo "$SSH_CAPTURE"; readlink /proc/self/ns/net`
+		script := `echo "$SSH_CAPTURE"; echo $(readlink /proc/self/ns/net),$(sed -n s/^0:://p /proc/self/cgroup)`
 		outer := strings.Fields(p.capture("sh", "-c", script+"; ssh-capture --allow-direct sh -c '"+script+"; env | grep -c ^SSH_CAPTURE='").require(t, 0).stdout)
 		if len(outer) != 5 || outer[0] == outer[2] || outer[1] == outer[3] || outer[4] != "1" {
 			t.Errorf("two captures are %q", outer)
