@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"sshbroker/capture"
 	"sshbroker/capture/nft"
 )
 
@@ -56,13 +58,40 @@ func (s *Server) apply(c config) error {
 		}
 		s.watchTable()
 	case s.owned != owned && len(active) > 0:
-		if err := s.table.Replace(nft.Host(spec), owned); err != nil {
+		if err := s.table.Replace(nft.Host(asking(spec)), owned); err != nil {
 			return err
 		}
 		s.owned = owned
-		return s.keepTable()
+		if err := s.keepTable(); err != nil {
+			return err
+		}
 	}
 	return s.table.Apply(nft.Host(spec))
+}
+
+// asking is spec with rules that ask about everything and have no sets: for a moment
+// after a transaction nothing is found in a set that came with it, see nft.Table.
+func asking(spec nft.HostSpec) nft.HostSpec {
+	ask := func(c nft.HostCapture) nft.HostCapture {
+		all := c.Spec.Users
+		c.Spec = capture.Spec{Local: c.Spec.Local, RefuseUDP: c.Spec.RefuseUDP}
+		if len(all) > 0 { // one range, if need be with some between that are nobody's
+			c.Spec.Users = []capture.UIDRange{all[0]}
+			for _, r := range all {
+				c.Spec.Users[0] = capture.UIDRange{Lo: min(c.Spec.Users[0].Lo, r.Lo), Hi: max(c.Spec.Users[0].Hi, r.Hi)}
+			}
+		}
+		return c
+	}
+	spec.Captures = slices.Clone(spec.Captures)
+	for i, c := range spec.Captures {
+		spec.Captures[i] = ask(c)
+	}
+	if spec.System != nil {
+		system := ask(*spec.System)
+		spec.System = &system
+	}
+	return spec
 }
 
 // emptySpec captures nothing, and has what live diverted connections need.
