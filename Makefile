@@ -8,7 +8,7 @@ UNITS    ?= $(PREFIX)/lib/systemd/system
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
-# Options of `make bench`.
+# Options of `make bench` and `make bench-direct`.
 BENCH    ?=
 # What of ours is linked into ssh-captured, the one privileged program, is to stay readable: lines at most.
 CAPTURED := 4000
@@ -23,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long bench size lint install clean help packages
+.PHONY: build demo demo-system test test-long bench bench-direct size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -52,7 +52,11 @@ test-long: packages ## what takes long: volume, repetition, every fuzz target
 	.ci/fuzz
 
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
-	$(GO) test ./test/bench -run '^$$' -bench . -benchtime 1x -timeout 20m -args $(BENCH)
+	$(GO) test ./test/bench -run '^$$' -bench Tunnels -benchtime 1x -timeout 20m -args $(BENCH)
+
+bench-direct: packages ## what captures of the whole host cost traffic that is let alone; needs root; BENCH as for bench
+	$(GO) test ./test/bench -run '^$$' -bench Direct -benchtime 1x -timeout 30m -args $(BENCH)
+	$(GO) test ./capture/connects -run '^$$' -bench Origin
 
 size: ## lines of ours that are linked into ssh-captured: of code, at most 4,000, and all
 	@files=$$($(GO) list -deps -f '{{if .Module}}{{if .Module.Main}}{{range $$f := .GoFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{range $$f := .SFiles}}{{$$.ImportPath}} {{$$.Dir}}/{{$$f}}{{"\n"}}{{end}}{{end}}{{end}}' ./cmd/ssh-captured) || exit 1; \

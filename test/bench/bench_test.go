@@ -89,7 +89,7 @@ func TestComparison(t *testing.T) {
 // begins changes from round to round.
 func compare(t testing.TB, rounds int, l lengths, against string) *figures {
 	w := newWorld(t, against)
-	f := newFigures(w, rounds)
+	f := newFigures(w.names(), metrics(), rounds)
 	for round := range rounds {
 		w.start(t)
 		ways := w.ways

@@ -32,11 +32,11 @@ type figures struct {
 	Values map[string]map[string][]float64 `json:"values"`
 }
 
-func newFigures(w *world, rounds int) *figures {
+func newFigures(ways []string, metrics []metric, rounds int) *figures {
 	f := &figures{
 		When: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Cipher: cipher,
 		Kernel: "unknown", Load: "unknown", OpenSSH: said("ssh", "-V"), Version: said("git", "describe", "--tags", "--always", "--dirty"),
-		Rounds: rounds, Ways: w.names(), Metrics: metrics(), Values: map[string]map[string][]float64{},
+		Rounds: rounds, Ways: ways, Metrics: metrics, Values: map[string]map[string][]float64{},
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -58,11 +58,11 @@ func said(args ...string) string {
 	return line
 }
 
-func (f *figures) add(name string, w *way, value float64) {
+func (f *figures) add(name, way string, value float64) {
 	if f.Values[name] == nil {
 		f.Values[name] = map[string][]float64{}
 	}
-	f.Values[name][w.name] = append(f.Values[name][w.name], value)
+	f.Values[name][way] = append(f.Values[name][way], value)
 }
 
 // write stores everything as JSON.

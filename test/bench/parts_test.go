@@ -54,7 +54,7 @@ func parts(l lengths) []part {
 		func(t testing.TB, w *way, f *figures) { greeted(t, w, f, l.connect/2) },
 		func(t testing.TB, w *way, f *figures) {
 			r := w.do(t, "connect 8 %d", l.connect.Milliseconds())
-			f.add("new connections, 8 parallel", w, float64(r.Count)/r.Seconds)
+			f.add("new connections, 8 parallel", w.name, float64(r.Count)/r.Seconds)
 		},
 	}
 }
@@ -78,7 +78,7 @@ func idle(t testing.TB, ways []*way, f *figures, l lengths) {
 	}
 	time.Sleep(l.settle)
 	for w := range before {
-		f.add(memory, w, float64(w.memory(t)-before[w])/float64(l.idle)/1024)
+		f.add(memory, w.name, float64(w.memory(t)-before[w])/float64(l.idle)/1024)
 		w.do(t, "release")
 	}
 }
@@ -90,28 +90,28 @@ func bulk(t testing.TB, w *way, f *figures, direction string, streams int, lengt
 		before = w.cpu(t)
 	}
 	r := w.do(t, "%s %d %d", direction, streams, length.Milliseconds())
-	f.add(name, w, float64(r.Bytes)/r.Seconds/1e6)
+	f.add(name, w.name, float64(r.Bytes)/r.Seconds/1e6)
 	if w.carrier != 0 && streams == 1 {
-		f.add("client CPU "+direction, w, (w.cpu(t)-before).Seconds()/(float64(r.Bytes)/1e9))
+		f.add("client CPU "+direction, w.name, (w.cpu(t)-before).Seconds()/(float64(r.Bytes)/1e9))
 	}
 }
 
 func echo(t testing.TB, w *way, f *figures, length time.Duration) {
 	r := w.do(t, "echo %d", length.Milliseconds())
-	f.add("echo p50", w, r.P50/1e3)
-	f.add("echo p99", w, r.P99/1e3)
+	f.add("echo p50", w.name, r.P50/1e3)
+	f.add("echo p99", w.name, r.P99/1e3)
 }
 
 func serial(t testing.TB, w *way, f *figures, length time.Duration) {
 	r := w.do(t, "connect 1 %d", length.Milliseconds())
-	f.add("connect to first byte p50", w, r.P50/1e3)
-	f.add("connect to first byte p99", w, r.P99/1e3)
-	f.add("new connections, serial", w, float64(r.Count)/r.Seconds)
+	f.add("connect to first byte p50", w.name, r.P50/1e3)
+	f.add("connect to first byte p99", w.name, r.P99/1e3)
+	f.add("new connections, serial", w.name, float64(r.Count)/r.Seconds)
 }
 
 // greeted is for programs whose server speaks first, as telnet's and mail's do.
 func greeted(t testing.TB, w *way, f *figures, length time.Duration) {
 	r := w.do(t, "greeted 1 %d", length.Milliseconds())
-	f.add("connect to greeting p50", w, r.P50/1e3)
-	f.add("connect to greeting p99", w, r.P99/1e3)
+	f.add("connect to greeting p50", w.name, r.P50/1e3)
+	f.add("connect to greeting p99", w.name, r.P99/1e3)
 }

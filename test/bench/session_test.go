@@ -31,8 +31,9 @@ type result struct {
 	Error    string
 }
 
-// session starts a load generator. When it has ended, after is called; nil for none.
-func (w *world) session(t testing.TB, u *netns.User, args []string, after func(testing.TB)) *session {
+// startSession starts a load generator on a machine. When it has ended, after is called;
+// nil for none.
+func startSession(t testing.TB, m *netns.Machine, u *netns.User, args []string, after func(testing.TB)) *session {
 	t.Helper()
 	r, jobs, err := os.Pipe()
 	if err != nil {
@@ -40,7 +41,7 @@ func (w *world) session(t testing.TB, u *netns.User, args []string, after func(t
 	}
 	defer r.Close()
 	s := &session{jobs: jobs, after: after}
-	s.process = w.Client.Start(t, netns.Cmd{Args: args, User: u, Stdin: r, Limit: -1})
+	s.process = m.Start(t, netns.Cmd{Args: args, User: u, Stdin: r, Limit: -1})
 	return s
 }
 

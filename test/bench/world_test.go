@@ -64,7 +64,7 @@ func newWorld(t testing.TB, against string) *world {
 	programs := sut.Build(t)
 	w.ways = []*way{
 		{name: plain, run: func(t testing.TB, w *world) *session {
-			return w.session(t, w.Alice, w.load(w.Server.Addr4, openPort), nil)
+			return startSession(t, w.Client, w.Alice, w.load(w.Server.Addr4, openPort), nil)
 		}},
 		{name: sshL, run: runForward},
 		{name: ours, run: runCapture(w.Alice, programs.Dir)},
@@ -119,7 +119,7 @@ func runForward(t testing.TB, w *world) *session {
 	}
 	forward := w.Client.Start(t, netns.Cmd{Args: append(args, w.Server.Addr4.String()), User: w.Alice, Limit: -1})
 	forward.WaitFor(t, "forwarding is ready")
-	s := w.session(t, w.Alice, w.load(local, localPort), func(t testing.TB) { forward.Kill(t) })
+	s := startSession(t, w.Client, w.Alice, w.load(local, localPort), func(t testing.TB) { forward.Kill(t) })
 	s.carrier = forward.Pid()
 	return s
 }
@@ -129,7 +129,7 @@ func runCapture(u *netns.User, dir string) func(t testing.TB, w *world) *session
 	return func(t testing.TB, w *world) *session {
 		ctl := filepath.Join(dir, "ssh-broker-ctl")
 		args := []string{filepath.Join(dir, "ssh-capture"), "--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
-		s := w.session(t, u, append(args, w.load(w.Server.Addr4, closedPort)...), func(t testing.TB) {
+		s := startSession(t, w.Client, u, append(args, w.load(w.Server.Addr4, closedPort)...), func(t testing.TB) {
 			if r := w.Client.Run(t, netns.Cmd{Args: []string{ctl, "stop", "--drain", "0"}, User: u}); r.Code != 0 {
 				t.Fatalf("stop the broker: %v", r)
 			}

@@ -69,7 +69,7 @@ func TestCorpusTelnet(t *testing.T) {
 	second := w.secondHost(t, "10.99.1.3")
 	telnetd := w.Server.StartTelnetd(t, 23)
 	const byDNS = "some-server.example.com"
-	dns := startNameServer(t, w.Client, netip.MustParseAddr("127.0.0.1"), map[string][]string{byDNS: {"10.99.1.3"}})
+	dns := w.Client.StartDNS(t, netip.MustParseAddr("127.0.0.1"), map[string][]string{byDNS: {"10.99.1.3"}})
 	hosts(t, w.Client, "10.99.1.2 server", "fd99:1::2 server", "10.99.1.3 other", "10.99.1.4 stranger")
 	hosts(t, w.Server, "10.99.1.2 server", "fd99:1::2 server", "10.99.1.3 other "+byDNS)
 	root(t, w.Server, "ip address add 10.99.1.4/24 dev to-client")
@@ -102,8 +102,8 @@ func TestCorpusTelnet(t *testing.T) {
 			t.Errorf("%s: recorded %+v", tc.asked, r)
 		}
 	}
-	if !strings.Contains(strings.Join(dns.asked(), "\n"), byDNS+" A") {
-		t.Errorf("the name server was asked %q", dns.asked())
+	if !strings.Contains(strings.Join(dns.Asked(), "\n"), byDNS+" A") {
+		t.Errorf("the name server was asked %q", dns.Asked())
 	}
 
 	// fallback-to-plain="NO": a host whose key nobody saved is not spoken to in clear.

@@ -809,12 +809,7 @@ func TestNoBrokerRuns(t *testing.T) {
 
 // as runs f as a user on the client, on a thread that ends with it.
 func (w *world) as(u *netns.User, f func() error) error {
-	return w.Client.Do(func() error {
-		if err := become(u); err != nil {
-			return err
-		}
-		return f()
-	})
+	return w.Client.As(u, f)
 }
 
 // within runs f as a user in the network namespace of a process.
@@ -828,22 +823,11 @@ func (w *world) within(pid int, u *netns.User, f func() error) error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
-		if err := become(u); err != nil {
+		if err := u.Become(); err != nil {
 			return err
 		}
 		return f()
 	})
-}
-
-// become changes the ids of the calling thread alone, for good.
-func become(u *netns.User) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.GID), uintptr(u.GID), uintptr(u.GID)); errno != 0 {
-		return errno
-	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.UID), uintptr(u.UID), uintptr(u.UID)); errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // listening reads the sockets that listen in a process's namespace; see proc(5).

@@ -5,137 +5,20 @@ package interop
 
 import (
 	"cmp"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-
-	"golang.org/x/net/dns/dnsmessage"
 
 	"sshbroker/test/netns"
 )
 
-// nameServer is a DNS server of the tests' own that keeps what it was asked.
-type nameServer struct {
-	zone map[string][]netip.Addr
-
-	mu      sync.Mutex
-	queries []string // "name type", in lower case, without the last dot
-}
-
-// startNameServer serves A and AAAA for the names of zone on port 53, over UDP and TCP.
-// Any other name does not exist.
-func startNameServer(t *testing.T, m *netns.Machine, addr netip.Addr, zone map[string][]string) *nameServer {
-	t.Helper()
-	s := &nameServer{zone: map[string][]netip.Addr{}}
-	for name, list := range zone {
-		s.zone[name] = nil
-		for _, text := range list {
-			s.zone[name] = append(s.zone[name], netip.MustParseAddr(text))
-		}
-	}
-	at := netip.AddrPortFrom(addr, 53).String()
-	var udp net.PacketConn
-	if err := m.Do(func() (err error) { udp, err = net.ListenPacket("udp", at); return err }); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { udp.Close() })
-	tcp := m.Listen(t, "tcp", at)
-	go func() {
-		b := make([]byte, 4096)
-		for {
-			n, from, err := udp.ReadFrom(b)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				udp.WriteTo(s.answer(b[:n], false), from)
-			}
-		}
-	}()
-	go func() {
-		for {
-			c, err := tcp.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				for {
-					var size [2]byte
-					if _, err := io.ReadFull(c, size[:]); err != nil {
-						return
-					}
-					msg := make([]byte, binary.BigEndian.Uint16(size[:]))
-					if _, err := io.ReadFull(c, msg); err != nil {
-						return
-					}
-					answer := s.answer(msg, true)
-					c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
-				}
-			}()
-		}
-	}()
-	return s
-}
-
-func (s *nameServer) answer(msg []byte, tcp bool) []byte {
-	var q dnsmessage.Message
-	if q.Unpack(msg) != nil || len(q.Questions) != 1 {
-		return nil
-	}
-	question := q.Questions[0]
-	name := strings.ToLower(strings.TrimSuffix(question.Name.String(), "."))
-	s.mu.Lock()
-	s.queries = append(s.queries, name+" "+strings.TrimPrefix(question.Type.String(), "Type"))
-	s.mu.Unlock()
-
-	r := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: q.ID, Response: true, RecursionDesired: true, RecursionAvailable: true},
-		Questions: q.Questions,
-	}
-	addrs, known := s.zone[name]
-	if !known {
-		r.RCode = dnsmessage.RCodeNameError
-	}
-	for _, a := range addrs {
-		h := dnsmessage.ResourceHeader{Name: question.Name, Class: question.Class, TTL: 60}
-		switch {
-		case question.Type == dnsmessage.TypeA && a.Is4():
-			r.Answers = append(r.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AResource{A: a.As4()}})
-		case question.Type == dnsmessage.TypeAAAA && a.Is6():
-			r.Answers = append(r.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AAAAResource{AAAA: a.As16()}})
-		}
-	}
-	b, err := r.Pack()
-	if err == nil && !tcp && len(b) > 512 {
-		r.Answers, r.Truncated = nil, true
-		b, err = r.Pack()
-	}
-	if err != nil {
-		return nil
-	}
-	return b
-}
-
-// asked returns the queries so far.
-func (s *nameServer) asked() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.queries)
-}
-
 // localDNS has the client ask a name server on its own loopback, which no capture
 // reaches but through the broker.
-func (w *world) localDNS(t *testing.T, zone map[string][]string, more ...string) *nameServer {
+func (w *world) localDNS(t *testing.T, zone map[string][]string, more ...string) *netns.DNS {
 	t.Helper()
-	s := startNameServer(t, w.Client, netip.MustParseAddr("127.0.0.1"), zone)
+	s := w.Client.StartDNS(t, netip.MustParseAddr("127.0.0.1"), zone)
 	w.Client.Replace(t, "/etc/resolv.conf", strings.Join(append(more, "nameserver 127.0.0.1", "options timeout:2 attempts:1"), "\n")+"\n")
 	return s
 }
@@ -215,7 +98,7 @@ EAI -2
 		!strings.HasPrefix(lines[2], "fd12:3456:789a::") || lines[3] != lines[1]+" "+lines[2] || !strings.HasSuffix(r.Stdout, common) {
 		t.Errorf("with both pools: %v", r)
 	}
-	for _, q := range dns.asked() {
+	for _, q := range dns.Asked() {
 		if strings.Contains(q, "corp.test") {
 			t.Errorf("the name server was asked for %s", q)
 		}
@@ -274,7 +157,7 @@ def ask(labels, tcp):
 			t.Errorf("%v: %d of %d hostile names were refused: %v", args, refused, n, r)
 		}
 	}
-	if asked := dns.asked(); len(asked) > 0 {
+	if asked := dns.Asked(); len(asked) > 0 {
 		t.Errorf("the name server was asked %q", asked)
 	}
 	// Through glibc, which lets some of them pass.
@@ -358,7 +241,7 @@ func TestSearchList(t *testing.T) {
 		t.Errorf("recorded %+v", r)
 	}
 
-	before := len(dns.asked())
+	before := len(dns.Asked())
 	w.configure(t, `<filter-engine><rule host="no" action="BLOCK"/></filter-engine>`)
 	expect(t, w.ctl(t, "reload"), 0)
 	for i, script := range []string{
@@ -370,7 +253,7 @@ func TestSearchList(t *testing.T) {
 			t.Errorf("recorded %+v", r)
 		}
 	}
-	if asked := dns.asked()[before:]; len(asked) > 0 {
+	if asked := dns.Asked()[before:]; len(asked) > 0 {
 		t.Errorf("under --via the name server was asked %q", asked)
 	}
 }

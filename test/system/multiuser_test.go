@@ -321,3 +321,47 @@ func TestCaptureRoot(t *testing.T) {
 	w.inClear(t, w.try(t, nil, "", "10.99.1.2:7002"))
 	w.finish(t)
 }
+
+// TestUsersCapturesLiftNothing: what a user's own capture lets through is judged by the
+// rules of the host all the same, in either backend; what it blocks or tunnels, it does.
+func TestUsersCapturesLiftNothing(t *testing.T) {
+	w := newWorld(t)
+	const byKernel, byBroker, tunneled, open, hers, through = 7001, 7002, 7003, 7004, 7005, 7006
+	for port := uint16(byKernel); port <= through; port++ {
+		w.came.listen(t, port)
+	}
+	w.StartCaptured(t)
+	w.StartSystemBroker(t, host.Config("<profiles>"+w.profile("good", w.SSHD.Addr4.Port())+fmt.Sprintf(`</profiles>
+<filter-engine>
+  <rule ports="%d" action="BLOCK"/>
+  <rule ports="%d" application=".*/testprog" action="BLOCK"/>
+  <rule ports="%d" action="TUNNEL" profile-id="good"/>
+</filter-engine>`, byKernel, byBroker, tunneled)))
+	w.Enable(t)
+	w.startOwnBroker(t, w.Alice, "")
+	for _, how := range []string{`ip-address=".*"`, `application=".*/testprog"`} { // compiled, and not
+		file := w.Alice.Write(t, "own.xml", host.Config("<profiles>"+w.profile("good", w.SSHD.Addr4.Port())+fmt.Sprintf(`</profiles>
+<filter-engine>
+  <rule %s ports="%d" action="BLOCK"/>
+  <rule %s ports="%d" action="TUNNEL" profile-id="good"/>
+  <rule %s action="DIRECT"/>
+</filter-engine>`, how, hers, how, through, how)), 0o600)
+		for _, backend := range []string{"cgroup", "namespace"} {
+			t.Run(how[:strings.Index(how, "=")]+" "+backend, func(t *testing.T) {
+				try := func(port int) outcome {
+					t.Helper()
+					return w.tryBy(t, w.Alice, []string{w.Capture, "--backend=" + backend, "-f", file, w.Testprog}, fmt.Sprintf("10.99.1.2:%d", port))
+				}
+				w.nowhere(t, try(byKernel), "ECONNREFUSED")
+				if backend == "cgroup" { // in a namespace it is her broker that connects
+					w.nowhere(t, try(byBroker), "ECONNREFUSED")
+				}
+				w.throughTunnel(t, try(tunneled), w.Alice)
+				w.inClear(t, try(open))
+				w.nowhere(t, try(hers), "ECONNREFUSED")
+				w.throughTunnel(t, try(through), w.Alice)
+			})
+		}
+	}
+	w.finish(t)
+}

@@ -217,8 +217,17 @@ type outcome struct {
 }
 
 // try has a program of a user's, nil for root, connect to host:port, and where it is
-// let in send a text that is nowhere else.
+// let in send a text that is nowhere else. "" is testprog.
 func (w *world) try(t *testing.T, u *netns.User, program, to string) outcome {
+	t.Helper()
+	if program == "" {
+		program = w.Testprog
+	}
+	return w.tryBy(t, u, []string{program}, to)
+}
+
+// tryBy does it by a command line that ends with testprog.
+func (w *world) tryBy(t *testing.T, u *netns.User, command []string, to string) outcome {
 	t.Helper()
 	_, portText, err := net.SplitHostPort(to)
 	if err != nil {
@@ -229,13 +238,10 @@ func (w *world) try(t *testing.T, u *netns.User, program, to string) outcome {
 	syns := func() int {
 		return len(w.wire.Packets(t, func(p netns.Packet) bool { return netns.NewConnections(p) && p.Outgoing && p.Dst.Port() == port }))
 	}
-	if program == "" {
-		program = w.Testprog
-	}
 	text := "MARKER-" + rand.Text()
 	w.came.take(port)
 	before := syns()
-	r := w.Run(t, u, program, "connect", "-echo", text, to)
+	r := w.Run(t, u, append(command, "connect", "-echo", text, to)...)
 	f := strings.Fields(r.Stdout)
 	if r.Code != 0 || len(f) != 4 {
 		t.Fatalf("%s to %s: %v", name(u), to, r)
@@ -294,4 +300,10 @@ func (w *world) hits(t *testing.T) map[string]uint64 {
 		}
 	}
 	return counts
+}
+
+// awaitWaiting waits until so many SYNs are held.
+func (w *world) awaitWaiting(t *testing.T, n int) {
+	t.Helper()
+	w.Await(t, fmt.Sprintf("%d SYNs that wait", n), func(st service.Status) bool { return st.Waiting == n })
 }

@@ -11,7 +11,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -32,7 +35,21 @@ import (
 //	                     worker: count, seconds, p50 and p99 up to the byte
 //	greeted WORKERS MS   the same with a target that speaks first
 //	hold N               opens N connections, has a byte echoed on each, and keeps them
+//	touch                has one more byte echoed on each of them
 //	release              closes what hold opened
+//
+// These go to addresses of their own, the first three by plain system calls, to a target
+// that serves so too:
+//
+//	turns MS ADDRESS         one byte there and back, again and again: count, seconds, p50
+//	                         and p99 of one turn, taken by the batch
+//	opens MS ADDRESS         connects, waits for the target's end, again and again: count,
+//	                         seconds, p50 and p99 of connect(2)
+//	paced EVERY MS ADDRESS   connects every EVERY milliseconds: count, p50 and p99 of
+//	                         connect(2)
+//	rush RATE MS ADDRESS...  begins RATE connections a second, at the addresses in turn, has
+//	                         a byte echoed and closes: seconds, outcomes by errno, count
+//	                         and percentiles of those that were echoed
 //
 // Percentiles are in microseconds. A job that fails answers with error alone.
 func runLoad(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
@@ -66,6 +83,8 @@ type loadResult struct {
 	P50     float64 `json:"p50,omitempty"`
 	P99     float64 `json:"p99,omitempty"`
 	Error   string  `json:"error,omitempty"`
+
+	Outcomes map[string]int64 `json:"outcomes,omitempty"`
 }
 
 type loader struct {
@@ -86,15 +105,48 @@ func (l *loader) do(ctx context.Context, job string) (loadResult, error) {
 	case kind == "echo" && n == 2:
 		return l.echo(ctx, limit(a))
 	case kind == "connect" && n == 3 && a > 0:
-		return connect(a, limit(b), func() (net.Conn, error) { return l.echoed(ctx) })
+		return connect(a, limit(b), func() (net.Conn, error) { return echoed(ctx, l.address) })
 	case kind == "greeted" && n == 3 && a > 0:
 		return connect(a, limit(b), func() (net.Conn, error) { return l.greeted(ctx) })
 	case kind == "hold" && n == 2:
 		return l.hold(ctx, a)
+	case kind == "touch" && n == 1:
+		return l.touch()
 	case kind == "release" && n == 1:
 		return l.release(), nil
 	}
-	return loadResult{}, errUsage
+	return l.elsewhere(ctx, strings.Fields(job))
+}
+
+// elsewhere does the jobs that have addresses of their own.
+func (l *loader) elsewhere(ctx context.Context, job []string) (loadResult, error) {
+	numbers := map[string]int{"turns": 1, "opens": 1, "paced": 2, "rush": 2}
+	if len(job) == 0 || numbers[job[0]] == 0 || len(job) < 2+numbers[job[0]] {
+		return loadResult{}, errUsage
+	}
+	var n [2]int
+	for i := range numbers[job[0]] {
+		var err error
+		if n[i], err = strconv.Atoi(job[1+i]); err != nil || n[i] <= 0 {
+			return loadResult{}, errUsage
+		}
+	}
+	addresses := job[1+numbers[job[0]]:]
+	to, err := netip.ParseAddrPort(addresses[0])
+	if err != nil {
+		return loadResult{}, err
+	}
+	const ms = time.Millisecond
+	switch job[0] {
+	case "turns":
+		return turns(time.Duration(n[0])*ms, to)
+	case "opens":
+		return opens(time.Duration(n[0])*ms, to)
+	case "paced":
+		return paced(time.Duration(n[0])*ms, time.Duration(n[1])*ms, to)
+	default:
+		return l.rush(ctx, n[0], time.Duration(n[1])*ms, addresses), nil
+	}
 }
 
 func dial(ctx context.Context, address string) (*net.TCPConn, error) {
@@ -106,8 +158,8 @@ func dial(ctx context.Context, address string) (*net.TCPConn, error) {
 }
 
 // echoed returns a connection on which a byte went there and back.
-func (l *loader) echoed(ctx context.Context) (net.Conn, error) {
-	c, err := dial(ctx, l.address)
+func echoed(ctx context.Context, address string) (net.Conn, error) {
+	c, err := dial(ctx, address)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +244,7 @@ func (l *loader) down(c *net.TCPConn, limit time.Duration) (int64, error) {
 }
 
 func (l *loader) echo(ctx context.Context, limit time.Duration) (loadResult, error) {
-	c, err := l.echoed(ctx)
+	c, err := echoed(ctx, l.address)
 	if err != nil {
 		return loadResult{}, err
 	}
@@ -263,7 +315,7 @@ func summary(took []time.Duration) loadResult {
 
 func (l *loader) hold(ctx context.Context, n int) (loadResult, error) {
 	for range n {
-		c, err := l.echoed(ctx)
+		c, err := echoed(ctx, l.address)
 		if err != nil {
 			return loadResult{}, fmt.Errorf("connection %d: %w", len(l.held)+1, err)
 		}

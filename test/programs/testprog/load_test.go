@@ -9,6 +9,7 @@ import (
 // TestLoad runs every kind of job once and looks at its answer.
 func TestLoad(t *testing.T) {
 	address, greeter := startServer(t, "target"), startServer(t, "target", "-greet")
+	ending, turns := startServer(t, "target", "-end"), startServer(t, "target", "-turns")
 	for _, test := range []struct {
 		jobs string
 		want func(r loadResult) bool // of the last job
@@ -21,6 +22,13 @@ func TestLoad(t *testing.T) {
 		{"hold 5", func(r loadResult) bool { return r.Count == 5 }},
 		{"hold 5\nhold 3\nrelease", func(r loadResult) bool { return r.Count == 8 }},
 		{"release", func(r loadResult) bool { return r.Count == 0 }},
+		{"hold 3\ntouch", func(r loadResult) bool { return r.Count == 3 }},
+		{"turns 20 " + turns, func(r loadResult) bool { return r.Count > 0 && r.Seconds >= 0.02 }},
+		{"opens 20 " + ending, func(r loadResult) bool { return r.Count > 0 && r.Seconds >= 0.02 && r.P50 > 0 && r.P99 >= r.P50 }},
+		{"paced 2 21 " + ending, func(r loadResult) bool { return r.Count == 11 && r.P50 > 0 && r.P99 >= r.P50 }},
+		{"rush 1000 50 " + address + " 127.0.0.1:1", func(r loadResult) bool {
+			return r.Count > 0 && r.Outcomes["ok"] == r.Count && r.Outcomes["ECONNREFUSED"] > 0 && len(r.Outcomes) == 2
+		}},
 	} {
 		var out strings.Builder
 		if err := run(t.Context(), []string{"load", address, greeter}, strings.NewReader(test.jobs+"\n"), &out); err != nil {
@@ -38,7 +46,8 @@ func TestLoad(t *testing.T) {
 // TestLoadFails keeps a job that failed from being taken for a measurement.
 func TestLoadFails(t *testing.T) {
 	var out strings.Builder
-	jobs := "up 1 20\necho 20\nconnect 1 20\ngreeted 1 20\nhold 1\ndance\nup 0 1\n"
+	jobs := "up 1 20\necho 20\nconnect 1 20\ngreeted 1 20\nhold 1\ndance\nup 0 1\n" +
+		"turns 20 127.0.0.1:1\nopens 20 127.0.0.1:1\npaced 1 20 127.0.0.1:1\npaced 1 20\nrush 0 20 127.0.0.1:1\n"
 	if err := run(t.Context(), []string{"load", "127.0.0.1:1", "127.0.0.1:1"}, strings.NewReader(jobs), &out); err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // greeting is the one byte that a target says first, on its greeting addresses.
@@ -38,14 +40,18 @@ func (r request) bytes() []byte {
 }
 
 // runTarget is the server that load wants. It does what each client asks; at the
-// address after -greet it sends one byte instead and waits for the client's end. It
-// prints "listening ADDRESS" for each address, and nothing after that.
+// address after -greet it sends one byte instead and waits for the client's end, at the
+// one after -end it ends every connection at once, and at the one after -turns it sends
+// every byte back, both by plain system calls, one connection at a time. It prints
+// "listening ADDRESS" for each address, and nothing after that.
 //
-//	testprog target [-greet ADDRESS] ADDRESS...
+//	testprog target [-greet ADDRESS] [-end ADDRESS] [-turns ADDRESS] ADDRESS...
 func runTarget(ctx context.Context, args []string, _ io.Reader, stdout io.Writer) error {
 	flags := flag.NewFlagSet("target", flag.ContinueOnError)
 	greet := flags.String("greet", "", "address at which to speak first")
-	if err := flags.Parse(args); err != nil || flags.NArg() == 0 && *greet == "" {
+	end := flags.String("end", "", "address at which to end every connection at once")
+	turns := flags.String("turns", "", "address at which to send every byte back by plain system calls")
+	if err := flags.Parse(args); err != nil || flags.NArg() == 0 && *greet+*end+*turns == "" {
 		return errors.Join(errUsage, err)
 	}
 	var wg sync.WaitGroup
@@ -66,6 +72,18 @@ func runTarget(ctx context.Context, args []string, _ io.Reader, stdout io.Writer
 		if err := start(*greet, greetAndWait); err != nil {
 			return err
 		}
+	}
+	for address, serve := range map[string]plainServer{*end: endAtOnce, *turns: takeTurns} {
+		if address == "" {
+			continue
+		}
+		fd, at, err := listenPlain(address)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "listening %s\n", at)
+		wg.Go(func() { <-ctx.Done(); _ = unix.Shutdown(fd, unix.SHUT_RDWR) })
+		wg.Go(func() { servePlain(fd, serve); unix.Close(fd) })
 	}
 	for _, address := range flags.Args() {
 		if err := start(address, hit); err != nil {
