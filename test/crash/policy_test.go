@@ -194,6 +194,10 @@ func TestRelease(t *testing.T) {
 					t.Logf("the slowest connect() took %v", slowest)
 					in.Signal(t, unix.SIGTERM)
 					in.Wait(t)
+					// A keeper of the capture would start another broker while this one stops.
+					eventually(t, "an end of what looks after the capture", func() bool {
+						return w.Client.Run(t, netns.Cmd{Args: []string{"pgrep", "-u", w.Alice.Name, "-x", "ssh-capture"}}).Code == 1
+					})
 					w.StopBroker(t, w.Alice)
 					// The table goes once no connection needs it, which is looked for now and then.
 					eventually(t, "a kernel without our rules", func() bool { return len(w.tables(t)) == 0 })

@@ -2,7 +2,6 @@ package endurance
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -12,6 +11,9 @@ import (
 	"sshbroker/capture/service"
 	"sshbroker/test/netns"
 )
+
+// holding is to how many of the targets flows are held; the rush is to the others.
+const holding = 10
 
 // scale is how much of everything there is.
 type scale struct {
@@ -30,16 +32,19 @@ func TestMany(t *testing.T) {
 	}
 	w := newWorld(t)
 	before := w.Snapshot(t)
-	w.serve(t, w.Profile("p", w.Service.Name), fmt.Sprintf(`<rule ports="%d-%d" action="TUNNEL" profile-id="p"/>`, firstTarget, firstTarget+targets-1))
-	maker := w.load(t, w.Bob)
-	var holders []*load // several users, as each may have a part of what a broker can carry
-	for _, u := range []*netns.User{w.Alice, w.Bob, w.Carol} {
-		holders = append(holders, w.load(t, u))
+	profiles, rules := w.sshds(t)
+	w.serve(t, profiles, rules)
+	// Several users, as each may have a part of what a broker can carry.
+	var holders []*load
+	users := []*netns.User{w.Alice, w.Bob, w.Carol}
+	for i := range holding {
+		holders = append(holders, w.load(t, users[i%len(users)], w.ports[i]))
 	}
+	maker := w.load(t, w.Bob, w.ports[holding])
 
 	rush := func(rate int, length time.Duration) {
 		t.Helper()
-		r := maker.do(t, length+patience, "rush %d %d %s", rate, length.Milliseconds(), strings.Join(w.ports, " "))
+		r := maker.do(t, length+patience, "rush %d %d %s", rate, length.Milliseconds(), strings.Join(w.ports[holding:], " "))
 		t.Logf("%d flows in %.1f s, to the first byte p50 %.2f ms, p99 %.2f ms", r.Count, r.Seconds, r.P50/1e3, r.P99/1e3)
 		if len(r.Outcomes) != 1 || r.Outcomes["ok"] == 0 {
 			t.Errorf("what became of them: %v", r.Outcomes)
@@ -75,7 +80,7 @@ func TestMany(t *testing.T) {
 
 	began := time.Now()
 	hold()
-	t.Logf("%d flows were made in %v, three at a time", s.flows, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d flows were made in %v, %d at a time", s.flows, time.Since(began).Round(time.Millisecond), holding)
 	full := w.ours(t)
 	t.Logf("with %d flows: %v", s.flows, full)
 	rush(s.rate, s.length)
@@ -139,7 +144,7 @@ func (w *world) awaitNoFlows(t *testing.T) {
 }
 
 // awaitUntracked waits until the kernel tracks no connection of the client any more but
-// the broker's to the server.
+// the broker's to the SSH servers.
 func (w *world) awaitUntracked(t *testing.T) {
 	t.Helper()
 	const file = "/proc/sys/net/netfilter/nf_conntrack_count"
@@ -150,7 +155,7 @@ func (w *world) awaitUntracked(t *testing.T) {
 			t.Fatal(err)
 		}
 		n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err == nil && n <= 1 {
+		if err == nil && n <= targets {
 			return
 		}
 		if err != nil || time.Now().After(end) {

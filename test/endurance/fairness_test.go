@@ -29,7 +29,7 @@ func TestFairness(t *testing.T) {
 	}
 	w := newWorld(t)
 	w.serveFlood(t)
-	alice, bob := w.load(t, w.Alice), w.load(t, w.Bob, nice...)
+	alice, bob := w.load(t, w.Alice, w.ports[0]), w.load(t, w.Bob, w.at(floodTarget), nice...)
 	paced := func(what string) float64 {
 		t.Helper()
 		r := alice.do(t, length+patience, "paced 20 %d %s", length.Milliseconds(), w.ports[0])
@@ -81,11 +81,9 @@ func (w *world) serveFlood(t *testing.T) {
 	w.Service.Write(t, ".ssh/known_hosts", w.SSHD.KnownHosts()+sshd.KnownHosts(), 0o600)
 	target := w.Server.Start(t, netns.Cmd{Args: append(nice, w.Testprog, "target", w.at(floodTarget)), Limit: -1})
 	target.WaitFor(t, "listening "+w.at(floodTarget))
-	w.serve(t, w.Profile("p", w.Service.Name)+fmt.Sprintf(
-		`<profile id="flood" host="%s" port="%d" user="%s"><server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile>`,
-		w.Server.Addr4, floodSSHD, w.Service.Name), fmt.Sprintf(`
-<rule ports="%d-%d" action="TUNNEL" profile-id="p"/>
-<rule ports="%d,%d" action="TUNNEL" profile-id="flood"/>`, firstTarget, firstTarget+targets-1, floodTarget, closedPort))
+	w.serve(t, w.profile("p", w.SSHD.Addr4.Port())+w.profile("flood", floodSSHD), fmt.Sprintf(`
+<rule ports="%d" action="TUNNEL" profile-id="p"/>
+<rule ports="%d,%d" action="TUNNEL" profile-id="flood"/>`, firstTarget, floodTarget, closedPort))
 }
 
 // requireBounded fails the test if the flood takes more than it may.
@@ -110,7 +108,7 @@ func (w *world) blast(t *testing.T) {
 	if st := w.Status(t); st.Metered == 0 {
 		t.Error("8,000 SYNs of one uid at once, and none was dropped for it")
 	}
-	if a := w.load(t, w.Alice).do(t, patience, "connect 1 10"); a.Count == 0 {
+	if a := w.load(t, w.Alice, w.ports[0]).do(t, patience, "connect 1 10"); a.Count == 0 {
 		t.Error("Alice does not connect after it")
 	}
 }

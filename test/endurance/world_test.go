@@ -26,13 +26,15 @@ const patience = 60 * time.Second
 func long() bool { return os.Getenv("SSHBROKER_LONG") == "1" }
 
 // Ports of the server. Those of targets are many, as a client has only so many ports of
-// its own for each.
+// its own for each. So are the SSH servers behind them: an sshd looks at each channel of
+// a connection whenever one of them has anything, and 3,000 take it a processor.
 const (
 	firstTarget = 7000
-	targets     = 8
+	targets     = 12
+	firstSSHD   = 2200
 	closedPort  = 7100 // nobody listens there
 	floodTarget = 7200
-	floodSSHD   = 2222
+	floodSSHD   = 2300
 	manyFiles   = 16 << 10
 )
 
@@ -67,6 +69,26 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) at(port uint16) string { return netip.AddrPortFrom(w.Server.Addr4, port).String() }
 
+// sshds starts an SSH server for each target, and returns the profiles and rules.
+func (w *world) sshds(t *testing.T) (profiles, rules string) {
+	t.Helper()
+	known := w.SSHD.KnownHosts()
+	for i := range uint16(targets) {
+		s := w.Server.StartSSHD(t, netns.SSHDOptions{Port: firstSSHD + i, HostKey: w.SSHD.HostKeyFile})
+		known += s.KnownHosts()
+		profiles += w.profile(fmt.Sprintf("p%d", i), firstSSHD+i)
+		rules += fmt.Sprintf("<rule ports=\"%d\" action=\"TUNNEL\" profile-id=\"p%d\"/>\n", firstTarget+i, i)
+	}
+	w.Service.Write(t, ".ssh/known_hosts", known, 0o600)
+	return profiles, rules
+}
+
+// profile is a profile element for an SSH server on that port.
+func (w *world) profile(id string, port uint16) string {
+	return fmt.Sprintf(`<profile id="%s" host="%s" port="%d" user="%s"><server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile>
+`, id, w.Server.Addr4, port, w.Service.Name)
+}
+
 // serve has ssh-captured and the system broker serve these rules.
 func (w *world) serve(t *testing.T, profiles, rules string) {
 	t.Helper()
@@ -91,15 +113,15 @@ type result struct {
 	Error    string
 }
 
-// load starts one as u, by the command in front, if any.
-func (w *world) load(t *testing.T, u *netns.User, front ...string) *load {
+// load starts one as u for the target at an address, by the command in front, if any.
+func (w *world) load(t *testing.T, u *netns.User, address string, front ...string) *load {
 	t.Helper()
 	r, jobs, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	args := append(front, w.Testprog, "load", w.ports[0], w.ports[0])
+	args := append(front, w.Testprog, "load", address, address)
 	l := &load{jobs: jobs}
 	t.Cleanup(func() { jobs.Close() })
 	l.process = w.Client.Start(t, netns.Cmd{Args: args, User: u, Stdin: r, Limit: -1})

@@ -29,7 +29,8 @@ import (
 //	                IPv6, mounts, TCP, UDP and Unix sockets of the machines; of the
 //	                host the ruleset
 //	cgroups         of the test users and their captures, and whatever is in the machines' own
-//	files           in /tmp, /var/tmp, /dev/shm and /run: the test users', and /tmp/ssh-NAME, for root too
+//	files           in /tmp, /var/tmp, /dev/shm and /run: the test users', and /tmp/ssh-NAME, for root
+//	                while a broker of a machine's has its socket there
 type Snapshot struct{ items map[string]bool }
 
 // Snapshot describes the present state.
@@ -268,6 +269,15 @@ func (s Snapshot) addCgroups(_ testing.TB, n *Net, _ []stray) {
 	})
 }
 
+// hasSocket tells whether a socket below dir was made on one of the machines. Root's
+// directory is that of other tests' programs as well.
+func (n *Net) hasSocket(dir string) bool {
+	return slices.ContainsFunc(n.machines(), func(m *Machine) bool {
+		table, err := os.ReadFile(m.proc("net/unix"))
+		return err == nil && strings.Contains(string(table), " "+dir+"/")
+	})
+}
+
 func (n *Net) ownsFile(entry fs.DirEntry) bool {
 	info, err := entry.Info()
 	if err != nil {
@@ -282,7 +292,7 @@ func (s Snapshot) addFiles(_ testing.TB, n *Net, _ []stray) {
 		entries, _ := os.ReadDir(dir)
 		for _, entry := range entries {
 			path := filepath.Join(dir, entry.Name())
-			ours := n.ownsFile(entry) || entry.Name() == "ssh-root" ||
+			ours := n.ownsFile(entry) || entry.Name() == "ssh-root" && n.hasSocket(path) ||
 				slices.ContainsFunc(n.users(), func(u *User) bool { return strings.HasPrefix(entry.Name(), "ssh-"+u.Name) })
 			if !ours {
 				continue
