@@ -2,11 +2,12 @@ package endurance
 
 import (
 	"encoding/json"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sshbroker/capture/service"
 	"sshbroker/test/netns"
@@ -31,8 +32,8 @@ func TestMany(t *testing.T) {
 		s = scale{flows: 10_000, rate: 2000, length: time.Minute, settle: 100 * time.Second}
 	}
 	w := newWorld(t)
-	before := w.Snapshot(t)
 	profiles, rules := w.sshds(t)
+	before := w.Snapshot(t)
 	w.serve(t, profiles, rules)
 	// Several users, as each may have a part of what a broker can carry.
 	var holders []*load
@@ -147,19 +148,30 @@ func (w *world) awaitNoFlows(t *testing.T) {
 // the broker's to the SSH servers.
 func (w *world) awaitUntracked(t *testing.T) {
 	t.Helper()
-	const file = "/proc/sys/net/netfilter/nf_conntrack_count"
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		var text []byte
-		err := w.Client.Do(func() (err error) { text, err = os.ReadFile(file); return err })
+		left := 0
+		err := w.Client.Do(func() error {
+			for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+				flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+				if err != nil {
+					return err
+				}
+				for _, f := range flows {
+					if port := f.Forward.DstPort; port < firstSSHD || port >= firstSSHD+targets {
+						left++
+					}
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err == nil && n <= targets {
+		if left == 0 {
 			return
 		}
-		if err != nil || time.Now().After(end) {
-			t.Fatalf("the kernel still tracks %q connections: %v", text, err)
+		if time.Now().After(end) {
+			t.Fatalf("the kernel still tracks %d connections", left)
 		}
 	}
 }
