@@ -241,11 +241,17 @@ func (l *Listener) Close() error {
 		}
 		l.removeLock()
 		unix.Close(l.dir)
-		if l.private {
-			_ = unix.Rmdir(filepath.Dir(l.path)) // unless something is in it: a next broker's lock, or name maps
-		}
+		l.RemoveDir()
 	})
 	return l.err
+}
+
+// RemoveDir removes a private directory that is empty: not one with a next broker's
+// lock in it, or name maps. A broker that removes such a map after Close calls it again.
+func (l *Listener) RemoveDir() {
+	if l.private {
+		_ = unix.Rmdir(filepath.Dir(l.path))
+	}
 }
 
 func (l *Listener) removeLock() {

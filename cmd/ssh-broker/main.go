@@ -280,6 +280,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
+	defer l.RemoveDir() // captures that end while we stop leave their name maps until then
 	if o.auditFile == "" {
 		// Nobody has made it yet where --via does without a configuration. Where it
 		// cannot be made, the audit log says so.
