@@ -114,7 +114,9 @@ func (a *app) stop(ctx context.Context, drain time.Duration) error {
 		defer unix.Close(pidfd)
 	}
 	err = c.Call(ctx, control.OpStop, control.StopArgs{DrainMS: drain.Milliseconds()}, nil, nil, nil)
-	if err != nil && !errors.Is(err, control.ErrBrokerGone) {
+	var answer *control.Error
+	already := errors.As(err, &answer) && answer.Code == control.CodeStopping
+	if err != nil && !errors.Is(err, control.ErrBrokerGone) && !already {
 		return err
 	}
 	if pidErr == nil {

@@ -303,6 +303,22 @@ func TestStop(t *testing.T) {
 	wants(t, errs, "not today")
 }
 
+// A broker that is about to end anyhow, as nobody needed it any more, is waited for.
+func TestStopOfOneThatStops(t *testing.T) {
+	address := fakeBroker(t, func(s *control.Server, _ func()) {
+		s.Handle(control.OpStop, func(context.Context, *control.Call) error {
+			return &control.Error{Code: control.CodeStopping, Message: "the broker is stopping"}
+		})
+	})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("seen enough")
+	time.AfterFunc(300*time.Millisecond, func() { cancel(enough) }) // this process is the broker: it does not end
+	a := &app{out: &output{w: io.Discard}, address: address, getenv: os.Getenv}
+	if err := a.stop(ctx, 0); !errors.Is(err, enough) {
+		t.Errorf("%v, want to be waiting", err)
+	}
+}
+
 func TestStartWhereOneRuns(t *testing.T) {
 	var stayed shared[int]
 	var mode shared[control.Mode]
