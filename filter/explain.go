@@ -17,10 +17,11 @@ const (
 	Ports
 	Users
 	Groups
+	Network
 )
 
 // conditionNames are the attributes of a rule that give the conditions.
-var conditionNames = [...]string{"none", "application", "host", "ip-address", "ports", "users", "groups"}
+var conditionNames = [...]string{"none", "application", "host", "ip-address", "ports", "users", "groups", "network-id"}
 
 // String returns the attribute of the rule file that gives the condition.
 func (c Condition) String() string {
@@ -46,6 +47,8 @@ type Step struct {
 func (m *matcher) failure(r *Rule, failed Condition) Step {
 	s := Step{Rule: r, Failed: failed}
 	switch failed {
+	case Network:
+		s.Pattern = r.Network
 	case Ports:
 		s.Value, s.Pattern = strconv.Itoa(int(m.flow.Port)), portsText(r.Ports)
 	case Host:

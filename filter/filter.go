@@ -40,6 +40,7 @@ type Rule struct {
 	Number int    // 1 for the first rule of the file
 	Source string // "file:line", for people
 
+	Network     string         // id of the network that the host has to be on; "": wherever it is
 	Application *egrep.Pattern // against the executable's full path or its base name
 	Host        *egrep.Pattern // against each name, or the textual address where none is known
 	Address     *egrep.Pattern // against the textual address; not looked at where Host is given

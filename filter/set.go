@@ -12,6 +12,7 @@ import (
 type Set struct {
 	rules []Rule
 	def   Action
+	away  []bool    // by rule: it is for a network that the host is not on; nil: none is
 	texts sync.Pool // of *[]byte, for addresses as text
 }
 
@@ -23,10 +24,7 @@ type Set struct {
 // def may be TUNNEL: through what is then for the caller to say.
 func NewSet(rules []Rule, def Action) (*Set, error) {
 	s := &Set{rules: make([]Rule, len(rules)), def: def}
-	s.texts.New = func() any {
-		b := make([]byte, 0, len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"))
-		return &b
-	}
+	s.texts.New = newText
 	var errs []error
 	for i := range rules {
 		r := rules[i].normal()
@@ -44,13 +42,50 @@ func NewSet(rules []Rule, def Action) (*Set, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	s.leaveOut(func(string) bool { return false })
 	return s, nil
 }
+
+func newText() any {
+	b := make([]byte, 0, len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"))
+	return &b
+}
+
+// On returns the Set for a host that is on the networks for which on says so; a rule
+// with another Network never holds in it. In the Set that NewSet makes, no rule with a
+// Network holds, so that a rule is not in force where nobody looked. Both share the
+// rules, so that a Decision.Rule of one is one of the other's.
+func (s *Set) On(on func(network string) bool) *Set {
+	if s == nil {
+		return nil
+	}
+	at := &Set{rules: s.rules, def: s.def}
+	at.texts.New = newText
+	at.leaveOut(on)
+	return at
+}
+
+// leaveOut notes which rules are for networks that the host is not on.
+func (s *Set) leaveOut(on func(network string) bool) {
+	s.away = nil
+	for i := range s.rules {
+		if network := s.rules[i].Network; network != "" && !on(network) {
+			if s.away == nil {
+				s.away = make([]bool, len(s.rules))
+			}
+			s.away[i] = true
+		}
+	}
+}
+
+// InForce tells whether the rule of that place in Rules is, where the host is now.
+func (s *Set) InForce(i int) bool { return s.away == nil || !s.away[i] }
 
 // Decide says what becomes of f. It allocates nothing, and does no more than f.Program does.
 //
 // The first rule decides whose given conditions all hold:
 //
+//   - Network: the host is on it, see On.
 //   - Ports: the port of f is in one of the ranges.
 //   - Host: the pattern matches one of the names of f, or the address as text where
 //     f has none. Address and Prefix are not looked at then.
@@ -80,7 +115,10 @@ func (s *Set) decide(f *Flow, step func(Step)) Decision {
 	defer m.release()
 	for i := range s.rules {
 		r := &s.rules[i]
-		failed, name := m.fails(r)
+		failed, name := Network, ""
+		if s.InForce(i) {
+			failed, name = m.fails(r)
+		}
 		if failed == 0 {
 			if step != nil {
 				step(Step{Rule: r, Matched: true})
@@ -120,6 +158,8 @@ func (s *Set) Pseudo(name string) bool {
 	for i := range s.rules {
 		r := &s.rules[i]
 		switch {
+		case !s.InForce(i):
+			continue
 		case r.Host != nil && !r.Host.Match(name):
 			continue
 		case r.Host == nil && r.byAddress():
