@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,38 @@ func TestGuide(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestExamplesAreInTheGuide: the guide shows the rules of each example as they stand in
+// the file. test/interop runs the files, and TestHostGuide the one for whole hosts.
+func TestExamplesAreInTheGuide(t *testing.T) {
+	headings := map[string]string{
+		"capture": "Telnet, host by host", "email": "Mail through a gateway", "databases": "Databases behind a bastion",
+		"bastion": "Everything through one bastion", "users": "Rules by program and by user", "system": "System-wide filter rules",
+	}
+	files, err := filepath.Glob(filepath.Join(root, "etc/ssh-broker-config-example-*.xml"))
+	if err != nil || len(files) != len(headings) {
+		t.Errorf("%d examples, %d in the guide (%v)", len(files), len(headings), err)
+	}
+	rule := regexp.MustCompile(`(?s)<rule .*?/>`)
+	rules := func(text string) (list []string) {
+		for _, r := range rule.FindAllString(text, -1) {
+			list = append(list, strings.Join(strings.Fields(r), " "))
+		}
+		return list
+	}
+	shown := map[string]string{}
+	for _, b := range blocks(t, "docs/guide.md") {
+		if b.lang == "xml" {
+			shown[b.heading] += b.text
+		}
+	}
+	for name, heading := range headings {
+		want := rules(read(t, "etc/ssh-broker-config-example-"+name+".xml"))
+		if got := rules(shown[heading]); !slices.Equal(got, want) || len(got) == 0 {
+			t.Errorf("%q shows the rules\n%s\nthe example %s has\n%s", heading, strings.Join(got, "\n"), name, strings.Join(want, "\n"))
+		}
 	}
 }
 

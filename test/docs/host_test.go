@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,21 +104,6 @@ func (g *guided) serve(t *testing.T, address string) {
 	l := g.Server.Listen(t, "tcp", address)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close() })
-}
-
-// TestSystemExampleIsInTheGuide: the guide explains the rules that its readers install.
-func TestSystemExampleIsInTheGuide(t *testing.T) {
-	rule := regexp.MustCompile(`<rule [^>]*/>`)
-	example := rule.FindAllString(read(t, "etc/ssh-broker-config-example-system.xml"), -1)
-	for _, b := range blocks(t, "docs/guide.md") {
-		if b.heading == "System-wide filter rules" && b.lang == "xml" {
-			if got := rule.FindAllString(b.text, -1); !slices.Equal(got, example) || len(got) == 0 {
-				t.Errorf("docs/guide.md:%d has the rules\n%s\nthe example has\n%s", b.line, strings.Join(got, "\n"), strings.Join(example, "\n"))
-			}
-			return
-		}
-	}
-	t.Error("the guide does not show the rules")
 }
 
 // startBastion starts the SSH server, which lets in whoever has one of the keys.
