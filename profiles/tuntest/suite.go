@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +27,8 @@ import (
 // patience is how long a test waits for what must happen at once.
 const patience = 20 * time.Second
 
-// Quirk is something that a server does and the suite makes allowance for.
+// Quirk is something that a server does and the suite makes allowance for. It has to
+// stand in docs/limits.md in these words: users are told what is not tested.
 type Quirk string
 
 // KeepsDeadChannels is Dropbear's: it leaves a channel open whose destination has
@@ -37,6 +40,7 @@ const KeepsDeadChannels Quirk = "keeps channels whose destination has gone"
 // host.
 func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quirk) {
 	r := &rig{connector: c, profile: p, quirks: quirks}
+	r.requireDocumented(t)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *rig)
@@ -56,6 +60,7 @@ func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quir
 		{"NameNotFound", testNameNotFound},
 		{"ManyShort", testManyShort},
 		{"ManyAtOnce", testManyAtOnce},
+		{"ManySlow", testManySlow},
 		{"StalledReader", testStalledReader},
 		{"OpenCancelled", testOpenCancelled},
 		{"Cut", testCut},
@@ -71,6 +76,47 @@ type rig struct {
 	connector profiles.Connector
 	profile   *profiles.Profile
 	quirks    []Quirk
+}
+
+// requireDocumented wants every allowance in docs/limits.md.
+func (r *rig) requireDocumented(t *testing.T) {
+	t.Helper()
+	if len(r.quirks) == 0 {
+		return
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for !isModuleRoot(dir) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+	}
+	limits, err := os.ReadFile(filepath.Join(dir, "docs", "limits.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(string(limits)), " ")
+	for _, q := range r.quirks {
+		if !strings.Contains(text, string(q)) {
+			t.Errorf("docs/limits.md does not say that a server %q", q)
+		}
+	}
+}
+
+func isModuleRoot(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "go.mod"))
+	return err == nil
+}
+
+// long is whether SSHBROKER_LONG=1 asks for what takes its time.
+func long() bool { return os.Getenv("SSHBROKER_LONG") == "1" }
+
+// volume is the one number in a usual run and the other in a long one.
+func volume(usual, inLong int) int {
+	if long() {
+		return inLong
+	}
+	return usual
 }
 
 // connect makes a transport over a line that the test can cut or freeze.
@@ -611,7 +657,7 @@ func testManyShort(t *testing.T, r *rig) {
 	var tasks sync.WaitGroup
 	for worker := range 8 {
 		tasks.Go(func() {
-			for i := range 100 {
+			for i := range volume(100, 1250) {
 				msg := fmt.Sprintf("%d/%d", worker, i)
 				s, err := tr.Open(t.Context(), dst)
 				if err != nil {
@@ -666,6 +712,40 @@ func testManyAtOnce(t *testing.T, r *rig) {
 	ready.Wait()
 	close(all)
 	tasks.Wait()
+}
+
+// testManySlow has a thousand flows on which a byte goes there and back now and then,
+// in an order that is another one each time: none may wait for another.
+func testManySlow(t *testing.T, r *rig) {
+	flows, rounds := volume(100, 1000), volume(3, 10)
+	tr, _ := r.connect(t)
+	dst := listen(t, echo)
+	streams := make([]profiles.Stream, flows)
+	for i := range streams {
+		streams[i] = open(t, tr, dst)
+		streams[i].SetDeadline(time.Time{})
+	}
+	for round := range rounds {
+		for _, i := range rand.Perm(flows) {
+			s, b := streams[i], []byte{byte(i + round)}
+			s.SetDeadline(time.Now().Add(patience))
+			if _, err := s.Write(b); err != nil {
+				t.Fatalf("flow %d, round %d: %v", i, round, err)
+			}
+			got := make([]byte, 1)
+			if _, err := io.ReadFull(s, got); err != nil || got[0] != b[0] {
+				t.Fatalf("flow %d, round %d: %v, %v; want %v", i, round, got, err, b)
+			}
+		}
+	}
+	for i, s := range streams {
+		if err := s.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Fatalf("flow %d ends with %d, %v", i, n, err)
+		}
+	}
 }
 
 // testStalledReader: a stream that nobody reads does not hold up the others.
@@ -751,7 +831,7 @@ func testCut(t *testing.T, r *rig) {
 		}
 	})
 	quiet := listen(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
-	const flows = 40
+	flows := volume(40, 1000)
 	ends := make(chan error, flows)
 	for i := range flows {
 		dst := flood
