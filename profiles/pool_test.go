@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,6 +99,7 @@ type fakeTransport struct {
 	done    chan struct{}
 	err     error
 	refuse  error
+	dead    atomic.Bool // nothing comes any more
 }
 
 func (t *fakeTransport) end(err error) {
@@ -122,6 +124,13 @@ func (t *fakeTransport) Open(ctx context.Context, dst Destination) (Stream, erro
 	a, b := net.Pipe()
 	go func() { io.Copy(b, b); b.Close() }()
 	return &fakeStream{Conn: a}, nil
+}
+func (t *fakeTransport) Probe(limit time.Duration) {
+	time.AfterFunc(limit, func() {
+		if t.dead.Load() {
+			t.end(ErrLost)
+		}
+	})
 }
 func (t *fakeTransport) Done() <-chan struct{} { return t.done }
 func (t *fakeTransport) Err() error            { return t.err }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"time"
 )
 
 // Destination is where the far end of a tunnel is to connect.
@@ -76,6 +77,13 @@ type Transport interface {
 	// Err says why Done was closed; nil before. It is ErrLost with the cause.
 	Err() error
 	Close() error
+}
+
+// Prober is a transport that can be asked whether it still works.
+type Prober interface {
+	// Probe begins to ask, and loses the transport where no sign of life has come
+	// within limit. It does not wait.
+	Probe(limit time.Duration)
 }
 
 // Describer is a transport that can say what it is.

@@ -38,6 +38,7 @@ var layers = []struct {
 	{"broker/...", []string{"filter", "capture", "profiles"}},
 	{"broker/relay", nil},
 	{"broker/audit", nil},
+	{"broker/wake", nil},
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/config", []string{"filter/...", "profiles", "broker/config/..."}},
 	{"broker/config/...", []string{"broker/config/..."}},

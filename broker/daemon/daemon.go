@@ -12,6 +12,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/wake"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
 )
@@ -141,6 +142,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	} else {
 		d.capWG.Go(func() { d.carry(d.ctx) })
 	}
+	d.capWG.Go(func() { d.watchClock(d.ctx) })
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
@@ -154,6 +156,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.broker.Drain(limit)
 	d.capWG.Wait()
 	return errors.Join(err, d.pool.Close(), d.Audit.Close())
+}
+
+// aliveWithin is how long a server has to give a sign of life after the host may have
+// slept: a round trip and some retransmissions.
+const aliveWithin = 5 * time.Second
+
+// watchClock has every transport show that it lives when the host may have slept: the
+// server may have given it up meanwhile, or the network be another one.
+func (d *Daemon) watchClock(ctx context.Context) {
+	err := wake.Watch(ctx, func() {
+		d.Log.Info("the clock was set, or the host has slept: asking servers for a sign of life")
+		d.pool.Recheck(aliveWithin)
+	})
+	if err != nil {
+		d.Log.Warn("whether the host has slept cannot be told", "error", err)
+	}
 }
 
 // countClients is told how many clients are connected.

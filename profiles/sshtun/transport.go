@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -26,6 +27,7 @@ type Transport struct {
 	openTimeout time.Duration
 	opens       chan struct{}
 	buffers     buffers
+	probing     atomic.Bool
 
 	once sync.Once
 	done chan struct{}

@@ -65,6 +65,7 @@ func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quir
 		{"OpenCancelled", testOpenCancelled},
 		{"Cut", testCut},
 		{"DeadPath", testDeadPath},
+		{"Probe", testProbe},
 		{"CloseTransport", testCloseTransport},
 		{"Conn", testConn},
 	} {
@@ -190,6 +191,12 @@ func (l *line) Read(p []byte) (int, error) {
 func (l *line) Write(p []byte) (int, error) {
 	l.wait()
 	return l.Conn.Write(p)
+}
+
+// Close releases whoever waits, as that of a socket does on a dead path.
+func (l *line) Close() error {
+	defer l.thaw()
+	return l.Conn.Close()
 }
 
 // listen runs serve for each connection to a new listener, and returns where it is.
@@ -928,6 +935,31 @@ func testDeadPath(t *testing.T, r *rig) {
 	}
 	l.thaw()
 	<-closed
+}
+
+// testProbe: a transport that works passes, under load too, and a dead one is found out.
+func testProbe(t *testing.T, r *rig) {
+	tr, l := r.connect(t)
+	prober, ok := tr.(profiles.Prober)
+	if !ok {
+		t.Fatal("it cannot be asked whether it works")
+	}
+	for range 3 {
+		prober.Probe(patience)
+		testEchoOn(t, tr)
+	}
+	waiting := open(t, tr, listen(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) }))
+	waiting.SetDeadline(time.Time{})
+	l.freeze()
+	prober.Probe(10 * time.Millisecond)
+	if _, err := waiting.Read(make([]byte, 1)); !errors.Is(err, profiles.ErrLost) {
+		t.Errorf("read on a dead transport: %v; want ErrLost", err)
+	}
+	select {
+	case <-tr.Done():
+	case <-time.After(patience):
+		t.Error("not Done")
+	}
 }
 
 func testCloseTransport(t *testing.T, r *rig) {

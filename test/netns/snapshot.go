@@ -81,10 +81,29 @@ func (n *Net) RequireRestored(t testing.TB, before Snapshot, within time.Duratio
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not as before after %v:\n%s", within, strings.Join(diff, "\n"))
+			t.Fatalf("not as before after %v:\n%s%s", within, strings.Join(diff, "\n"), ages(diff))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// ages tells when files that were left behind were made and last changed: by whom is
+// then easier to guess.
+func ages(diff []string) string {
+	var text strings.Builder
+	for _, line := range diff {
+		rest, isFile := strings.CutPrefix(line, "+ file ")
+		path, _, _ := strings.Cut(rest, " ")
+		var st unix.Statx_t
+		if !isFile || unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME|unix.STATX_BASIC_STATS, &st) != nil {
+			continue
+		}
+		ago := func(at unix.StatxTimestamp) time.Duration {
+			return time.Since(time.Unix(at.Sec, int64(at.Nsec))).Round(time.Millisecond)
+		}
+		fmt.Fprintf(&text, "\n%s: made %v ago, changed %v ago", path, ago(st.Btime), ago(st.Ctime))
+	}
+	return text.String()
 }
 
 func (s Snapshot) add(format string, args ...any) { s.items[fmt.Sprintf(format, args...)] = true }
