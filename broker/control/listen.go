@@ -73,11 +73,13 @@ func (p places) listenAt(path string) (*Listener, error) {
 	l := &Listener{path: path, dir: dir, private: p.private(filepath.Dir(path))}
 	if l.lock, err = p.takeLock(dir, filepath.Base(path)+".lock"); err != nil {
 		unix.Close(dir)
+		l.RemoveDir() // it may have been made just now
 		return nil, fmt.Errorf("broker address %s: %w", path, err)
 	}
 	if err := l.bind(); err != nil {
 		l.removeLock()
 		unix.Close(dir)
+		l.RemoveDir()
 		return nil, fmt.Errorf("broker address %s: %w", path, err)
 	}
 	return l, nil
