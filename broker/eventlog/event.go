@@ -273,8 +273,8 @@ var definitions = [endOfEvents]Definition{
 
 	HostKeyNew:     {"Host_key_new", 20400, Notice, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgText, ArgSession}, false},
 	HostKeyUnknown: {"Host_key_unknown", 20401, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgText, ArgSession}, false},
-	HostKeyChanged: {"Host_key_changed", 20402, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgStatus, ArgText, ArgSession}, false},
-	HostKeyRevoked: {"Host_key_revoked", 20403, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgText, ArgSession}, false},
+	HostKeyChanged: {"Host_key_changed", 20402, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgText, ArgSession}, false},
+	HostKeyRevoked: {"Host_key_revoked", 20403, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgText, ArgSession}, false},
 
 	AuthenticationSuccess: {"Authentication_success", 20410, SecuritySuccess, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgMethod, ArgSession}, false},
 	AuthenticationFailure: {"Authentication_failure", 20411, SecurityFailure, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgText, ArgSession}, false},
