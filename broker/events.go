@@ -3,7 +3,6 @@ package broker
 import (
 	"cmp"
 	"strconv"
-	"time"
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/eventlog"
@@ -79,7 +78,7 @@ func argument(name eventlog.ArgName, r *audit.Record) string {
 		if r.Duration == 0 {
 			return ""
 		}
-		return r.Duration.Round(time.Microsecond).String()
+		return eventlog.Seconds(r.Duration)
 	}
 	return ""
 }

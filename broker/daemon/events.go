@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
@@ -94,7 +93,7 @@ func argument(name eventlog.ArgName, event eventlog.Event, e *profiles.Event) st
 	case eventlog.ArgMethod:
 		return e.Method
 	case eventlog.ArgDuration:
-		return e.Lived.Round(time.Millisecond).String()
+		return eventlog.Seconds(e.Lived)
 	case eventlog.ArgText:
 		if e.Err != nil {
 			return e.Err.Error()

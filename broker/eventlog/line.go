@@ -25,6 +25,11 @@ type Arg struct {
 // Is gives the argument its value.
 func (n ArgName) Is(value string) Arg { return Arg{n, value} }
 
+// Seconds is how durations are written, as 1.250000s.
+func Seconds(d time.Duration) string {
+	return strconv.FormatFloat(d.Seconds(), 'f', 6, 64) + "s"
+}
+
 // entry is one event that was raised.
 type entry struct {
 	at       time.Time
