@@ -236,7 +236,11 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if l.policy.Rules == nil {
 			l.policy.Rules = directOnly()
 		}
-		return way{l.policy, l.pool4, l.pool6, l.warnings(), l.host}, nil
+		warnings := l.warnings()
+		if len(l.logging.Targets)+len(l.logging.Rules) > 0 {
+			warnings = append(warnings, args.ConfigFile+": its element logging is not acted on: that of the broker's own configuration is")
+		}
+		return way{l.policy, l.pool4, l.pool6, warnings, l.host}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}

@@ -143,7 +143,11 @@ func (d *Daemon) tellCapture(event eventlog.Event, s *served, err error) {
 
 // tellSource is tellCapture for what ssh-captured captures for the whole host.
 func (d *Daemon) tellSource(event eventlog.Event, id string, err error) {
-	d.tell(event, eventlog.ArgCapture.Is(id), eventlog.ArgBackend.Is("system"), textOf(err))
+	args := []eventlog.Arg{eventlog.ArgCapture.Is(id), eventlog.ArgBackend.Is("system")}
+	if event == eventlog.CaptureEnded {
+		args = append(args, textOf(err))
+	}
+	d.tell(event, args...)
 }
 
 // tell is for what happens seldom: arguments are made whether or not it is logged.

@@ -212,11 +212,13 @@ const (
 	ArgSecret     ArgName = "Secret"
 )
 
-// decision is what is told of a flow once a rule is found, outcome what more at its end.
+// What is told of a flow: once a rule is found, once it is known where it leads, when it
+// ends, and when it has carried something.
 var (
 	decision = []ArgName{ArgFlow, ArgCapture, ArgUsername, ArgPID, ArgProgram, ArgSrc, ArgDst, ArgHost, ArgRule, ArgRuleSource, ArgAction}
 	way      = append(decision[:len(decision):len(decision)], ArgProfile, ArgServer, ArgAskedFor)
-	outcome  = append(way[:len(way):len(way)], ArgReason, ArgText, ArgBytesUp, ArgBytesDown, ArgDuration)
+	ended    = append(way[:len(way):len(way)], ArgReason, ArgText, ArgDuration)
+	carried  = append(ended[:len(ended):len(ended)], ArgBytesUp, ArgBytesDown)
 )
 
 // Definition is what there is to know of an Event.
@@ -234,8 +236,8 @@ type Definition struct {
 // own; what of its events has no published number (Connector_filter_rule, the family
 // Key_store_*) has one of ours. A number is never used again for something else.
 var definitions = [endOfEvents]Definition{
-	ServerHostkey:                {"Server_hostkey", 140, Informational, []ArgName{ArgStatus, ArgServer, ArgKeyFile, ArgKeyType, ArgKeyHash, ArgText, ArgSession}, false},
-	KEXFailure:                   {"KEX_failure", 1000, Warning, []ArgName{ArgUsername, ArgServer, ArgAlgorithm, ArgText, ArgSession}, false},
+	ServerHostkey:                {"Server_hostkey", 140, Informational, []ArgName{ArgStatus, ArgServer, ArgKeyType, ArgKeyHash, ArgText, ArgSession}, false},
+	KEXFailure:                   {"KEX_failure", 1000, Warning, []ArgName{ArgUsername, ArgServer, ArgText, ArgSession}, false},
 	AlgorithmNegotiationFailure:  {"Algorithm_negotiation_failure", 1001, Warning, []ArgName{ArgUsername, ArgServer, ArgAlgorithm, ArgClientList, ArgServerList, ArgSession}, false},
 	AlgorithmNegotiationSuccess:  {"Algorithm_negotiation_success", 1002, Informational, []ArgName{ArgUsername, ArgServer, ArgText, ArgSession}, false},
 	KEXSuccess:                   {"KEX_success", 1003, Informational, []ArgName{ArgUsername, ArgServer, ArgAlgorithm, ArgSession, ArgProtocol}, false},
@@ -248,7 +250,7 @@ var definitions = [endOfEvents]Definition{
 	BrokerReloaded:     {"Broker_reloaded", 20003, Notice, []ArgName{ArgFiles, ArgGeneration, ArgChanged}, false},
 	BrokerReloadFailed: {"Broker_reload_failed", 20004, Error, []ArgName{ArgGeneration, ArgText}, false},
 
-	LogEventsLost:       {"Log_events_lost", 20010, Warning, []ArgName{ArgTo, ArgCount, ArgText}, false},
+	LogEventsLost:       {"Log_events_lost", 20010, Warning, []ArgName{ArgTo, ArgCount}, false},
 	LogEventsSuppressed: {"Log_events_suppressed", 20011, Warning, []ArgName{ArgKind, ArgCount}, false},
 
 	CaptureStarted: {"Capture_started", 20100, Informational, []ArgName{ArgCapture, ArgBackend, ArgUsername, ArgCommand, ArgVia}, false},
@@ -256,25 +258,25 @@ var definitions = [endOfEvents]Definition{
 
 	ConnectorFilterRule:  {"Connector_filter_rule", 20200, Informational, decision, false},
 	TunnelOpened:         {"Tunnel_opened", 20210, Informational, way, false},
-	TunnelClosed:         {"Tunnel_closed", 20211, Informational, outcome, false},
-	TunnelFailed:         {"Tunnel_failed", 20212, Warning, outcome, false},
-	TunnelFallback:       {"Tunnel_fallback", 20213, Warning, outcome, false},
-	ConnectionDirect:     {"Connection_direct", 20220, Informational, outcome, false},
-	ConnectionBlocked:    {"Connection_blocked", 20221, Notice, outcome, false},
-	ConnectionFailed:     {"Connection_failed", 20222, Notice, outcome, false},
-	ConnectionHandedOver: {"Connection_handed_over", 20223, Informational, outcome, false},
-	ConnectionAbandoned:  {"Connection_abandoned", 20224, Informational, outcome, false},
-	LimitReached:         {"Limit_reached", 20230, Warning, outcome, false},
+	TunnelClosed:         {"Tunnel_closed", 20211, Informational, carried, false},
+	TunnelFailed:         {"Tunnel_failed", 20212, Warning, ended, false},
+	TunnelFallback:       {"Tunnel_fallback", 20213, Warning, append(way[:len(way):len(way)], ArgText), false},
+	ConnectionDirect:     {"Connection_direct", 20220, Informational, carried, false},
+	ConnectionBlocked:    {"Connection_blocked", 20221, Notice, ended, false},
+	ConnectionFailed:     {"Connection_failed", 20222, Notice, carried, false},
+	ConnectionHandedOver: {"Connection_handed_over", 20223, Informational, ended, false},
+	ConnectionAbandoned:  {"Connection_abandoned", 20224, Informational, ended, false},
+	LimitReached:         {"Limit_reached", 20230, Warning, ended, false},
 
 	ServerConnected:      {"Server_connected", 20300, Informational, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgVia, ArgCipher, ArgKeyHash}, false},
 	ServerConnectFailed:  {"Server_connect_failed", 20301, Warning, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgVia, ArgText}, false},
 	ServerConnectionLost: {"Server_connection_lost", 20302, Warning, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgVia, ArgDuration, ArgText}, false},
 	ServerDisconnected:   {"Server_disconnected", 20303, Informational, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgVia, ArgDuration}, false},
 
-	HostKeyNew:     {"Host_key_new", 20400, Notice, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgText, ArgSession}, false},
-	HostKeyUnknown: {"Host_key_unknown", 20401, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgText, ArgSession}, false},
-	HostKeyChanged: {"Host_key_changed", 20402, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgText, ArgSession}, false},
-	HostKeyRevoked: {"Host_key_revoked", 20403, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgText, ArgSession}, false},
+	HostKeyNew:     {"Host_key_new", 20400, Notice, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgSession}, false},
+	HostKeyUnknown: {"Host_key_unknown", 20401, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgSession}, false},
+	HostKeyChanged: {"Host_key_changed", 20402, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgStatus, ArgSession}, false},
+	HostKeyRevoked: {"Host_key_revoked", 20403, SecurityFailure, []ArgName{ArgServer, ArgKeyType, ArgKeyHash, ArgKeyFile, ArgSession}, false},
 
 	AuthenticationSuccess: {"Authentication_success", 20410, SecuritySuccess, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgMethod, ArgSession}, false},
 	AuthenticationFailure: {"Authentication_failure", 20411, SecurityFailure, []ArgName{ArgUsername, ArgProfile, ArgServer, ArgText, ArgSession}, false},

@@ -40,7 +40,7 @@ func TestFileLine(t *testing.T) {
 
 func TestLineIsBounded(t *testing.T) {
 	var args []Arg
-	for _, name := range outcome {
+	for _, name := range carried {
 		args = append(args, name.Is(cut(strings.Repeat("\u00e9", 10000))))
 	}
 	text := string(appendText(nil, TunnelFailed, args))
