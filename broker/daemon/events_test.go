@@ -259,3 +259,21 @@ func TestPromptEvents(t *testing.T) {
 		t.Error("the answer is in the log")
 	}
 }
+
+// Rules of a capture's own bring no log of their own, and its client is told so.
+func TestLoggingOfOwnRules(t *testing.T) {
+	b := logged(t, "")
+	args := cgroupArgs()
+	args.ConfigFile = filepath.Join(b.dir, "own.xml")
+	if err := os.WriteFile(args.ConfigFile, []byte(`<secsh-broker><filter-engine>`+direct+`</filter-engine><logging><log-target type="syslog"/></logging></secsh-broker>`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := b.capture(args)
+	b.captured.source(t, "abcd")
+	if row := within(t, c.rows); len(row.Warnings) != 1 || !strings.Contains(row.Warnings[0], "own.xml: its element logging is not acted on") {
+		t.Errorf("warnings %q", row.Warnings)
+	}
+	if s := b.Events.Stats(); len(s) > 0 {
+		t.Errorf("targets %v", s)
+	}
+}
