@@ -406,3 +406,19 @@ func FuzzUnderstood(f *testing.F) {
 		}
 	})
 }
+
+func TestRevokedIsTold(t *testing.T) {
+	key := newKey(t)
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	write(t, file, "@revoked gw "+keyLine(key)+"\n")
+	c, err := New(&profiles.Profile{Host: "gw", Port: 22, HostKeyPolicy: profiles.Advisory, KnownHosts: []string{file}}, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []profiles.Event
+	c.Observe = func(e profiles.Event) { told = append(told, e) }
+	checkRefusal(t, c.Check(t.Context(), from, key, nil), []string{"REVOKED"})
+	if len(told) != 1 || told[0].Kind != profiles.HostKeyRevoked || told[0].File != file+":1" || told[0].KeyHash != ssh.FingerprintSHA256(key) {
+		t.Errorf("told %+v", told)
+	}
+}
