@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sshbroker/broker/audit"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/relay"
 	"sshbroker/capture"
 	"sshbroker/filter"
@@ -46,6 +47,9 @@ type Config struct {
 	Tunnels Opener       // required
 	Audit   Recorder     // required
 	Log     *slog.Logger // required
+
+	// Events is told of decisions and of how flows end; nil: nothing is.
+	Events *eventlog.Log
 
 	// MaxFlows is how many flows may live at once; more are refused. 0: no limit.
 	MaxFlows int

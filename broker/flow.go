@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sshbroker/broker/audit"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/relay"
 	"sshbroker/capture"
 	"sshbroker/filter"
@@ -83,6 +84,7 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 		f.refuse(tunnelReason(err), err)
 		return
 	}
+	f.tell(eventlog.ConnectorFilterRule)
 	f.enter(StateDecided)
 
 	if d.Action != filter.Block && f.names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
@@ -236,6 +238,7 @@ func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.De
 		f.mu.Unlock()
 	}
 	f.opened()
+	f.tell(eventlog.TunnelOpened)
 	conn, err := f.a.Admit(ctx)
 	if err != nil {
 		_ = stream.Reset()
@@ -261,6 +264,7 @@ func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
 // fallBack carries the flow in clear after its tunnel has failed.
 func (f *flow) fallBack(ctx context.Context, reason audit.Reason, err error) {
 	f.note(fmt.Errorf("tunnel failed (%s), carried in clear: %w", reason, err))
+	f.tell(eventlog.TunnelFallback)
 	f.direct(ctx, audit.Fallback)
 }
 
@@ -483,6 +487,7 @@ func (f *flow) record() {
 	rec := f.rec
 	f.mu.Unlock()
 	f.Audit.Record(rec)
+	f.tell(endOf(&rec))
 	f.event("ended, " + rec.Reason.String())
 	f.Broker.mu.Lock()
 	delete(f.flows, f.id)

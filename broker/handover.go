@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sshbroker/broker/audit"
+	"sshbroker/broker/eventlog"
 	"sshbroker/capture"
 	"sshbroker/capture/service"
 	"sshbroker/filter"
@@ -240,6 +241,7 @@ func (f *flow) obey(ctx context.Context) {
 	f.rec.Action, f.rec.Name, f.rec.Rule, f.rec.RuleSource = filter.Tunnel.String(), o.Name, o.Rule, o.RuleSource
 	f.rec.Decision = time.Since(f.at.Arrived)
 	f.mu.Unlock()
+	f.tell(eventlog.ConnectorFilterRule)
 	f.enter(StateDecided)
 	if f.policy == nil {
 		f.refuse(audit.ProfileError, profiles.ErrSetup)

@@ -24,6 +24,9 @@ const (
 // that everybody who waits shares, and closed as the profile says. Safe for
 // concurrent use.
 type Pool struct {
+	// Observe is told of transports as they come and go; it is set before the first Open.
+	Observe Observer
+
 	connector Connector
 	log       *slog.Logger
 	life      context.Context
@@ -61,6 +64,16 @@ type link struct {
 	retired bool
 	closing bool // closed by us, which is no failure
 	idle    *time.Timer
+}
+
+// event is what there is to tell of a transport.
+func (l *link) event(kind EventKind) Event {
+	e := Event{Kind: kind, Profile: l.way.profile, Lived: time.Since(l.since)}
+	if d, ok := l.Transport.(Describer); ok && kind == Connected {
+		about := d.Describe()
+		e.Cipher, e.KeyHash = about.Cipher, about.HostKey
+	}
+	return e
 }
 
 // attempt is one connect under way. err is set before done is closed.
@@ -229,11 +242,13 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 	}
 	if err != nil {
 		w.backoff.failed(time.Now(), err, rand.Float64())
+		pl.Observe.Tell(Event{Kind: ConnectFailed, Profile: w.profile, Err: err})
 		pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
 	} else {
 		w.link = &link{Transport: t, way: w, since: time.Now()}
 		pl.log.Info("connected", "profile", w.profile.Label(), "host", w.profile.Host, "user", w.profile.User)
 		l := w.link
+		pl.Observe.Tell(l.event(Connected))
 		pl.tasks.Go(func() { pl.watch(l) })
 		pl.restLocked(l)
 	}
@@ -295,6 +310,9 @@ func (pl *Pool) lostLocked(l *link) {
 	}
 	lived := time.Since(l.since)
 	l.way.backoff.lost(time.Now(), lived, l.Err(), rand.Float64())
+	gone := l.event(ConnectionLost)
+	gone.Err = l.Err()
+	pl.Observe.Tell(gone)
 	pl.log.Warn("transport lost", "profile", l.way.profile.Label(), "lived", lived.Round(time.Millisecond),
 		"streams", l.streams, "error", l.Err())
 }
@@ -352,6 +370,7 @@ func (pl *Pool) closeLocked(l *link) {
 		l.way.link = nil
 		l.way.backoff = backoff{}
 	}
+	pl.Observe.Tell(l.event(Disconnected))
 	pl.log.Info("disconnecting", "profile", l.way.profile.Label())
 	pl.tasks.Go(func() {
 		l.Close()

@@ -34,13 +34,14 @@ var layers = []struct {
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.
-	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit"}},
+	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit", "broker/eventlog"}},
 	{"broker/...", []string{"filter", "capture", "profiles"}},
 	{"broker/relay", nil},
 	{"broker/audit", nil},
 	{"broker/wake", nil},
+	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
-	{"broker/config", []string{"filter/...", "profiles", "broker/config/..."}},
+	{"broker/config", []string{"filter/...", "profiles", "broker/config/...", "broker/eventlog"}},
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.

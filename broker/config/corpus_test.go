@@ -161,7 +161,6 @@ func TestCorpus(t *testing.T) {
 			warnings: []string{
 				"12:3: warning: static-tunnels: not built yet: read, but without effect",
 				"16:46: warning: rule: FTP-TUNNEL is not built yet: flows decided by this rule are refused",
-				"18:3: warning: logging: read, but not acted on",
 			},
 		},
 		{

@@ -8,6 +8,7 @@ import (
 
 	"sshbroker/broker/config/schema"
 	"sshbroker/broker/config/xmldoc"
+	"sshbroker/broker/eventlog"
 )
 
 // file is what one file says, before it is merged with others.
@@ -19,6 +20,7 @@ type file struct {
 	defaults settings
 	profiles []profile
 	filter   *filterEngine // nil without the element
+	logging  *eventlog.Routing
 }
 
 // reader turns the checked elements of one file into a file.
@@ -60,7 +62,7 @@ func readFile(name string, data []byte, env Env, userDir string) *file {
 		case "filter-engine":
 			f.filter = r.filterEngine(n)
 		case "logging":
-			r.logging(n)
+			f.logging = r.logging(n)
 		}
 	}
 	return f
@@ -76,17 +78,4 @@ func (r *reader) path(v string) string {
 		return v
 	}
 	return filepath.Join(r.userDir, v)
-}
-
-// logging checks what the schema cannot say; nothing is kept.
-func (r *reader) logging(n *schema.Node) {
-	for _, t := range n.Children {
-		if t.Name == "log-target" {
-			if kind := t.Str("type"); t.Str("file") != "" && (kind == "syslog" || kind == "discard") {
-				r.Fail(t.At("file"), t.Name, "take out one of them", "file goes with type file, not with %s", kind)
-			}
-			continue
-		}
-		r.logging(t)
-	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"sshbroker/broker/config/schema"
 	"sshbroker/broker/config/xmldoc"
+	"sshbroker/broker/eventlog"
 	"sshbroker/filter"
 	"sshbroker/profiles"
 )
@@ -44,6 +45,8 @@ type Config struct {
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 
 	Host Host
+
+	Logging eventlog.Routing // of the last file that has the element logging; the zero one logs nothing
 
 	// Logins are the names to log in with that a file gives, by profile id, "" for
 	// Defaults. Where there is none, Profile.User is the name of Env's user.

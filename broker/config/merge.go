@@ -179,6 +179,9 @@ func (m *merged) config() (*Config, error) {
 	for _, f := range m.files {
 		fmt.Fprintf(sum, "%q %x\n", f.name, f.digest)
 		c.Files = append(c.Files, f.name)
+		if f.logging != nil {
+			c.Logging = *f.logging
+		}
 		if f.defaults.user != "" {
 			c.Logins[""] = f.defaults.user
 		}

@@ -186,8 +186,25 @@ func TestProblems(t *testing.T) {
 			"2:63: warning: network:", `2:135: filter: it is bound to network "n"`}},
 
 		// logging, static tunnels
-		{"logging", root(`<logging><log-events facility="local8"/></logging>`), []string{"2:1: warning: logging: read, but not acted on", `2:32: log-events: facility: "local8"`}},
-		{"log file", root(`<logging><log-events>x<log-target type="syslog" file="/x"/></log-events></logging>`), []string{"2:1: warning: logging", "2:55: log-target: file goes with type file, not with syslog"}},
+		{"logging", root(`<logging><log-events facility="local8"/></logging>`), []string{`2:32: log-events: facility: "local8"`}},
+		{"log file", root(`<logging><log-events>KEX_*<log-target type="syslog" file="/x"/></log-events></logging>`), []string{"2:59: log-target: file goes with type file, not with syslog [take out one of them]"}},
+		{"log nowhere", root(`<logging><log-target/><log-target type="file"/><log-target type="file" file=""/></logging>`), []string{
+			`2:10: log-target: it says no file to log to [add file="...", or write type="syslog"]`, "2:23: log-target: it says no file", "2:48: log-target: it says no file"}},
+		{"log without directory", root(`<logging><log-target file="/nonexistent/events.log"/></logging>`), []string{
+			"2:28: warning: log-target: /nonexistent/events.log cannot be logged to: write to /nonexistent: no such file or directory [connections go on without this log"}},
+		{"log to a directory", root(`<logging><log-events>*<log-target type="file" file="/tmp"/></log-events></logging>`), []string{
+			"2:53: warning: log-target: /tmp cannot be logged to: is not a file (d"}},
+		{"unknown events", root("<logging><log-events>\n  KEX_succes Connector_filter_rule\tConnector_*\n Nothing_?</log-events></logging>"), []string{
+			"3:3: warning: log-events: there is no event KEX_succes [did you mean KEX_success?]",
+			"4:2: warning: log-events: there is no event Nothing_? [ssh-broker-events(5) lists them all]"}},
+		{"events around a target", root(`<logging><log-events>Nil<log-target type="discard"/>Nul</log-events></logging>`), []string{
+			"2:22: warning: log-events: there is no event Nil", "2:53: warning: log-events: there is no event Nul"}},
+		{"events taken before", root(`<logging><log-events>KEX_*</log-events><log-events severity="error">KEX_failure</log-events></logging>`), []string{
+			"2:40: warning: log-events: it never counts: those before it have all its events"}},
+		{"events after the rest", root(`<logging><log-events severity="notice"/><log-events>KEX_failure</log-events><log-events/></logging>`), []string{
+			"2:41: warning: log-events: it never counts: the one at 2:10 takes every event that is left [put the one without names last]",
+			"2:77: warning: log-events: it never counts"}},
+		{"very many events", root("<logging><log-events>" + strings.Repeat("* ", 201) + "</log-events></logging>"), []string{"2:10: log-events: it names more than 200 events"}},
 		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{"2:1: warning: static-tunnels: not built yet", `2:49: tunnel: listen-port: "0"`}},
 	}
 	for _, tt := range tests {
@@ -267,7 +284,7 @@ func understand(t *testing.T, data []byte) (config, findings string) {
 		t.Fatalf("nothing was found wrong, but: %v", err)
 	}
 	var b strings.Builder
-	fmt.Fprintln(&b, lines(c.Filter), c.Pool4, c.Pool6, c.Proxies, *c.Defaults)
+	fmt.Fprintln(&b, lines(c.Filter), c.Pool4, c.Pool6, c.Proxies, *c.Defaults, c.Logging)
 	for _, id := range m.order {
 		for p := c.Profiles[id]; p != nil; p = p.Gateway {
 			q := *p

@@ -42,6 +42,7 @@ type StatusRow struct {
 	FlowsLive   int64       `json:"flows_live"`
 	FlowsTotal  int64       `json:"flows_total"`
 	Audit       AuditStatus `json:"audit"`
+	Log         []LogTarget `json:"log"`      // where the element logging sends events; empty: nowhere
 	HeldSYN     bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
 	Memory      uint64      `json:"memory"`   // bytes obtained from the system
 	Goroutines  int         `json:"goroutines"`
@@ -66,6 +67,15 @@ type AuditStatus struct {
 	Written uint64 `json:"written"`         // records
 	Pending int    `json:"pending"`         // records that wait to be written
 	Failed  uint64 `json:"failed"`          // records that could not be written
+	Error   string `json:"error,omitempty"` // why they wait
+}
+
+// LogTarget says whether one target of the element logging keeps up.
+type LogTarget struct {
+	Target  string `json:"target"`
+	Written uint64 `json:"written"`         // events
+	Pending int    `json:"pending"`         // events that wait to be written
+	Lost    uint64 `json:"lost"`            // events that there was no room for to wait
 	Error   string `json:"error,omitempty"` // why they wait
 }
 

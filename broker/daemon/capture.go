@@ -12,6 +12,7 @@ import (
 	"sshbroker/broker"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/names"
 	"sshbroker/capture"
 	"sshbroker/capture/netns"
@@ -164,6 +165,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	d.capWG.Go(func() { d.live(s) })
 	d.mu.Unlock()
 	d.Log.Info("capture served", "capture", args.ID, "backend", s.capture.Backend, "command", args.Command, "takeover", args.Takeover, "via", args.Via)
+	d.tellCapture(eventlog.CaptureStarted, s, nil)
 	return s, nil
 }
 
@@ -234,7 +236,11 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if l.policy.Rules == nil {
 			l.policy.Rules = directOnly()
 		}
-		return way{l.policy, l.pool4, l.pool6, l.warnings(), l.host}, nil
+		warnings := l.warnings()
+		if len(l.logging.Targets)+len(l.logging.Rules) > 0 {
+			warnings = append(warnings, args.ConfigFile+": its element logging is not acted on: that of the broker's own configuration is")
+		}
+		return way{l.policy, l.pool4, l.pool6, warnings, l.host}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
@@ -274,7 +280,7 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 	}
 	if !args.Takeover {
-		if err := d.pool.Ready(ctx, p, callPrompter{call}); err != nil {
+		if err := d.pool.Ready(ctx, p, toldPrompter{callPrompter{call}, d, args}); err != nil {
 			return way{}, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 		}
 	}
@@ -344,6 +350,7 @@ func (d *Daemon) live(s *served) {
 	s.err = err
 	close(s.done)
 	d.Log.Info("capture ended", "capture", s.args.ID, "error", err)
+	d.tellCapture(eventlog.CaptureEnded, s, err)
 }
 
 // waitEmpty returns when nobody looks after the capture and no process is left in it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/wake"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
@@ -40,6 +42,7 @@ type Options struct {
 	Audit     *audit.Log // required; the daemon closes it
 	AuditPath string
 	Tunnels   profiles.Connector
+	Events    *eventlog.Log // what the element logging asks for; nil: nothing. The caller closes it after Run
 	Log       *slog.Logger
 	Level     *slog.LevelVar // what Debug changes; may be nil
 	Failure   func(state string)
@@ -109,7 +112,8 @@ func New(o Options) (*Daemon, error) {
 		}
 	}
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
-	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
+	d.pool.Observe = Observer(o.Events)
+	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
 	d.install(first)
 	d.server.OnClients = d.countClients
 	d.handle()
@@ -134,6 +138,7 @@ func (d *Daemon) admit(gid int) error {
 func (d *Daemon) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { d.stop(context.Cause(ctx)) })()
 	d.sweep()
+	d.tellStart()
 	d.mu.Lock()
 	d.reconsider()
 	d.mu.Unlock()
@@ -147,6 +152,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
 	d.Log.Info("stopping", "cause", context.Cause(d.ctx))
+	d.tell(eventlog.BrokerStopping, ownPID(), textOf(context.Cause(d.ctx)))
 
 	d.mu.Lock()
 	drain := d.drainTime
@@ -155,7 +161,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer cancel()
 	d.broker.Drain(limit)
 	d.capWG.Wait()
-	return errors.Join(err, d.pool.Close(), d.Audit.Close())
+	err = errors.Join(err, d.pool.Close(), d.Audit.Close())
+	d.tell(eventlog.BrokerStopped, ownPID(), eventlog.ArgCount.Is(strconv.FormatInt(d.broker.Totals().All, 10)))
+	return err
 }
 
 // aliveWithin is how long a server has to give a sign of life after the host may have

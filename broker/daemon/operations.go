@@ -10,6 +10,7 @@ import (
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/control"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/explain"
 	"sshbroker/profiles"
 )
@@ -53,7 +54,7 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
-		Audit:  auditStatus(d.AuditPath, written),
+		Audit: auditStatus(d.AuditPath, written), Log: logStatus(d.Events.Stats()),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,
 	})
 }
@@ -100,6 +101,18 @@ func auditStatus(path string, s audit.Stats) control.AuditStatus {
 		row.Error = s.Failing.Error()
 	}
 	return row
+}
+
+func logStatus(targets []eventlog.TargetStats) []control.LogTarget {
+	rows := []control.LogTarget{}
+	for _, t := range targets {
+		row := control.LogTarget{Target: t.Target.String(), Written: t.Written, Pending: t.Pending, Lost: t.Lost}
+		if t.Failing != nil {
+			row.Error = t.Failing.Error()
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 func countDescriptors() int {

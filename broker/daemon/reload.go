@@ -10,6 +10,7 @@ import (
 	"sshbroker/broker"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/eventlog"
 	"sshbroker/capture"
 	"sshbroker/profiles"
 )
@@ -25,6 +26,7 @@ type loaded struct {
 	users   []capture.UIDRange // of a system broker: whose flows
 	digest  [sha256.Size]byte  // of the files
 	warn    []string
+	logging eventlog.Routing
 }
 
 func (d *Daemon) load() (*loaded, error) {
@@ -46,7 +48,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	l := &loaded{
 		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
 		host:    c.Host,
-		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest,
+		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, logging: c.Logging,
 	}
 	for _, w := range c.Warnings.OfKind(config.General) {
 		l.warn = append(l.warn, w.String())
@@ -91,6 +93,7 @@ func (d *Daemon) put(l *loaded) {
 		// No rules anywhere: only captures that allow it get here, and go direct.
 		l.policy.Rules = directOnly()
 	}
+	d.Events.Apply(l.logging)
 	d.broker.SetPolicy(l.policy)
 }
 
@@ -108,6 +111,8 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	}
 	if err != nil {
 		d.Log.Warn("configuration not reloaded, the old one stays", "error", err)
+		d.Events.Reopen() // after a rotation, whatever is wrong with the file
+		d.tellNotReloaded(err)
 		return control.ReloadResult{}, &control.Error{Code: control.CodeConfig,
 			Message: fmt.Sprintf("the configuration was not reloaded, the old one stays in force:\n%v", err),
 			Hint:    "mend the file, see it pass ssh-broker-ctl check-config, then reload again"}
@@ -118,6 +123,7 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	}
 	warnings := append(slices.Clone(l.warn), d.renewAll()...)
 	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
+	d.tellReloaded(l, l.digest != before)
 	return control.ReloadResult{Generation: l.policy.Generation, Changed: l.digest != before, Warnings: warnings}, nil
 }
 

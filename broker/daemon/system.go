@@ -14,6 +14,7 @@ import (
 	"sshbroker/broker"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/names"
 	"sshbroker/broker/plan"
 	"sshbroker/capture"
@@ -170,6 +171,7 @@ func (s *system) serve(ctx context.Context) error {
 		return err
 	}
 	s.d.Log.Info("serves the capture of the whole host", "enabled", source.Served().Enabled)
+	s.d.tellSource(eventlog.CaptureStarted, service.System, nil)
 	s.d.told(service.System, s.renew()) // a reload may have come between
 
 	err = s.d.broker.Run(ctx, &broker.Capture{
@@ -185,6 +187,7 @@ func (s *system) serve(ctx context.Context) error {
 	s.source, s.err = nil, err
 	s.mu.Unlock()
 	_ = source.Close()
+	s.d.tellSource(eventlog.CaptureEnded, service.System, err)
 	if err == nil {
 		err = capture.ErrClosed // ctx has ended
 	}

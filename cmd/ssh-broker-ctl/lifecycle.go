@@ -264,6 +264,13 @@ func (a *app) status(r control.StatusRow) {
 		audit += fmt.Sprintf(", %d COULD NOT BE WRITTEN", r.Audit.Failed)
 	}
 	field("audit", "%s", audit)
+	for i, t := range r.Log {
+		name := ""
+		if i == 0 {
+			name = "events"
+		}
+		field(name, "%s", logText(t))
+	}
 	if r.Strangers > 0 {
 		field("strangers", "%d connections straight to a capture's listener, reset", r.Strangers)
 	}
@@ -272,6 +279,18 @@ func (a *app) status(r control.StatusRow) {
 		field("goroutines", "%d", r.Goroutines)
 		field("descriptors", "%d", r.FDs)
 	}
+}
+
+// logText is how one target of the element logging does.
+func logText(t control.LogTarget) string {
+	text := fmt.Sprintf("%s, %d events", t.Target, t.Written)
+	if t.Lost > 0 {
+		text += fmt.Sprintf(", %d LOST", t.Lost)
+	}
+	if t.Error != "" {
+		text += fmt.Sprintf(", %d WAIT: %s", t.Pending, t.Error)
+	}
+	return text
 }
 
 // capturedText is how the broker stands with ssh-captured.

@@ -135,6 +135,7 @@ var statusRow = control.StatusRow{
 	ConfigFiles: []string{"/etc/ssh2/ssh-broker-config.xml", "/home/ann/.ssh2/ssh-broker-config.xml"}, Generation: 3,
 	Warnings: []string{"a.xml:3:1: warning: odd"}, Captures: 2, FlowsLive: 5, FlowsTotal: 99,
 	Audit: control.AuditStatus{Path: "/home/ann/audit.log", Written: 94, Failed: 2}, HeldSYN: true,
+	Log:    []control.LogTarget{{Target: "file /home/ann/events.log", Written: 7}, {Target: "syslog", Written: 1, Pending: 3, Lost: 2, Error: "no syslogd"}},
 	Memory: 25_400_000, Goroutines: 31, FDs: 17,
 }
 
@@ -146,7 +147,8 @@ func TestStatus(t *testing.T) {
 		t.Errorf("code %d, %s", code, errs)
 	}
 	wants(t, out, "process 4711, on demand", "1.2.3", fmt.Sprint(since.Unix()), "/etc/ssh2/ssh-broker-config.xml (reloaded 2 times)",
-		"/home/ann/.ssh2", "odd", "held: connect()", "5 live, 99 in all", "94 records, 2 COULD NOT BE WRITTEN")
+		"/home/ann/.ssh2", "odd", "held: connect()", "5 live, 99 in all", "94 records, 2 COULD NOT BE WRITTEN",
+		"events         file /home/ann/events.log, 7 events\n               syslog, 1 events, 2 LOST, 3 WAIT: no syslogd\n")
 	if strings.Contains(out, "memory") {
 		t.Errorf("without -v:\n%s", out)
 	}

@@ -26,6 +26,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/daemon"
+	"sshbroker/broker/eventlog"
 	"sshbroker/broker/heap"
 	"sshbroker/profiles/sshtun"
 )
@@ -294,6 +295,8 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	if err := auditLog.Stats().Failing; err != nil {
 		log.Warn("the audit record cannot be written, connections go unrecorded", "error", err)
 	}
+	events := eventlog.New(eventlog.Options{Logger: log})
+	defer events.Close()
 	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
 	if o.system {
 		conf = config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, System: true}
@@ -303,7 +306,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	}
 	go heap.Keep(ctx)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
-		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
+		Tunnels: &sshtun.Connector{Log: log, Observe: daemon.Observer(events)}, Events: events, Log: log, Level: level, Failure: failpoint(log),
 		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins})
 	if err != nil {
 		l.Close()

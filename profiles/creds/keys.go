@@ -57,6 +57,7 @@ func (s *Session) loadKeys() {
 		}
 		if err != nil {
 			s.note(fmt.Sprintf("publickey %s: %v", file, err))
+			s.tell(profiles.IdentityFailed, file, "", err)
 			continue
 		}
 		blob := ""
@@ -86,6 +87,7 @@ func (s *Session) loadKeys() {
 			}})
 		} else if id.certErr != nil {
 			s.note(fmt.Sprintf("publickey %s-cert.pub: %v", file, id.certErr))
+			s.tell(profiles.IdentityFailed, file+"-cert.pub", "", id.certErr)
 		}
 		if held != nil {
 			add(file+" (in the agent)", held)
@@ -167,7 +169,9 @@ func (id *identity) open(s *Session) (ssh.Signer, error) {
 	for range personTries {
 		phrase, err := s.ask.Ask(s.ctx, profiles.Prompt{Text: fmt.Sprintf("Passphrase for key %s: ", id.file), Secret: true})
 		if err != nil {
-			return nil, fmt.Errorf("passphrase: %w", err)
+			err = fmt.Errorf("passphrase: %w", err)
+			s.tell(profiles.UnlockFailed, id.file, "", err)
+			return nil, err
 		}
 		if phrase == "" {
 			break // the person passes
@@ -175,10 +179,13 @@ func (id *identity) open(s *Session) (ssh.Signer, error) {
 		signer, err := ssh.ParsePrivateKeyWithPassphrase(id.text, []byte(phrase))
 		if err == nil {
 			id.ready = signer
+			s.tell(profiles.IdentityUnlocked, id.file, ssh.FingerprintSHA256(signer.PublicKey()), nil)
 			return signer, nil
 		}
 	}
-	return nil, errors.New("no right passphrase was given")
+	err := errors.New("no right passphrase was given")
+	s.tell(profiles.UnlockFailed, id.file, "", err)
+	return nil, err
 }
 
 // lockedSigner shows its public half and opens the private one at the first
@@ -298,6 +305,7 @@ func (s *Session) agentSigners() []ssh.Signer {
 	conn, err := dialer.DialContext(s.ctx, "unix", s.profile.Agent)
 	if err != nil {
 		s.note(fmt.Sprintf("agent: %v", err))
+		s.tell(profiles.AgentFailed, "", "", err)
 		return nil
 	}
 	conn.SetDeadline(time.Now().Add(agentTime))
@@ -305,6 +313,7 @@ func (s *Session) agentSigners() []ssh.Signer {
 	if err != nil {
 		conn.Close()
 		s.note(fmt.Sprintf("agent %s: %v", s.profile.Agent, err))
+		s.tell(profiles.AgentFailed, "", "", err)
 		return nil
 	}
 	conn.SetDeadline(time.Time{})

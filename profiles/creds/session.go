@@ -23,6 +23,9 @@ var errExhausted = errors.New("nothing left to try")
 // Session is one authentication to one server. It is not safe for concurrent use;
 // the caller closes it when the handshake is over.
 type Session struct {
+	// Observe is told what becomes of keys; it is set before Next.
+	Observe profiles.Observer
+
 	ctx     context.Context
 	profile *profiles.Profile
 	ask     profiles.Prompter
@@ -73,6 +76,20 @@ func (s *Session) Trail() string {
 		return strings.Join(append(slices.Clone(s.trail), s.pending+": no answer"), "; ")
 	}
 	return strings.Join(s.trail, "; ")
+}
+
+// Accepted is what was tried last, which the server took if it let us in; no secret. "none"
+// where it wanted no proof.
+func (s *Session) Accepted() string {
+	if s.pending == "" {
+		return "none"
+	}
+	return s.pending
+}
+
+// tell tells what became of the key in a file.
+func (s *Session) tell(kind profiles.EventKind, file, hash string, err error) {
+	s.Observe.Tell(profiles.Event{Kind: kind, Profile: s.profile, File: file, KeyHash: hash, Err: err})
 }
 
 // Next chooses what to try; it is an ssh.ClientAuthCallback.
@@ -144,6 +161,7 @@ func (s *Session) tryKey() ssh.AuthMethod {
 		signer, err := k.signer(s)
 		if err != nil {
 			s.note(fmt.Sprintf("publickey %s: %v", k.name, err))
+			s.tell(profiles.IdentityFailed, k.name, "", err)
 			continue
 		}
 		s.pending = fmt.Sprintf("publickey %s (%s)", k.name, ssh.FingerprintSHA256(signer.PublicKey()))

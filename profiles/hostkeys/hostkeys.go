@@ -21,6 +21,9 @@ import (
 
 // Checker judges the host keys of one server. Safe for concurrent use.
 type Checker struct {
+	// Observe is told of keys that are new, changed or revoked; it is set before Check.
+	Observe profiles.Observer
+
 	profile *profiles.Profile
 	log     *slog.Logger
 	name    string // host:port as looked up
@@ -118,6 +121,7 @@ func (c *Checker) Check(ctx context.Context, remote net.Addr, key ssh.PublicKey,
 	case err == nil:
 		return nil
 	case errors.As(err, &revoked):
+		c.tell(profiles.HostKeyRevoked, key, "refused", c.place(revoked.Revoked))
 		return fmt.Errorf("%w: the %s of %s is REVOKED at %s; do not connect to this server",
 			profiles.ErrHostKey, describe(key), c.name, c.place(revoked.Revoked))
 	case !errors.As(err, &unknown):
@@ -152,6 +156,7 @@ func (c *Checker) checkPinned(key ssh.PublicKey) error {
 	if bytes.Equal(key.Marshal(), c.pinned.Marshal()) {
 		return nil
 	}
+	c.tell(profiles.HostKeyChanged, key, "refused", c.profile.HostKeyFile)
 	return fmt.Errorf("%w: THE HOST KEY IS NOT THE ONE TRUSTED: %s shows %s, %s has %s; somebody may be in between, or the server has a new key: put it into that file only after checking its fingerprint with the server's owner",
 		profiles.ErrHostKey, c.name, describe(key), c.profile.HostKeyFile, describe(c.pinned))
 }
@@ -165,10 +170,12 @@ func (c *Checker) changed(key ssh.PublicKey, want []xknownhosts.KnownKey) error 
 		onFile[i] = fmt.Sprintf("%s at %s", describe(w.Key), c.place(w))
 	}
 	if c.profile.HostKeyPolicy == profiles.Advisory {
+		c.tell(profiles.HostKeyChanged, key, "accepted", c.place(want[0]))
 		c.log.Warn("HOST KEY HAS CHANGED, accepted as the policy is advisory",
 			"host", c.name, "shown", describe(key), "known", strings.Join(onFile, ", "))
 		return nil
 	}
+	c.tell(profiles.HostKeyChanged, key, "refused", c.place(want[0]))
 	return fmt.Errorf("%w: THE HOST KEY HAS CHANGED: %s shows %s, on file is %s; somebody may be in between, or the server has a new key: check its fingerprint with the server's owner, and only then remove the old key with: ssh-keygen -R '%s' -f '%s'",
 		profiles.ErrHostKey, c.name, describe(key), strings.Join(onFile, ", "),
 		knownhosts.Normalize(c.name), c.file(want[0].Filename))
@@ -181,19 +188,23 @@ func (c *Checker) unknown(ctx context.Context, remote net.Addr, key ssh.PublicKe
 		err := c.store(key)
 		switch {
 		case err == nil:
+			c.tell(profiles.HostKeyNew, key, "stored", c.profile.StoreKnownHost)
 			c.log.Info("new host key accepted and stored", "host", c.name, "key", describe(key), "file", c.profile.StoreKnownHost)
 			return nil
 		case c.profile.HostKeyPolicy == profiles.Advisory:
+			c.tell(profiles.HostKeyNew, key, "accepted", "")
 			c.log.Warn("new host key accepted but not stored", "host", c.name, "key", describe(key), "error", err)
 			return nil
 		}
 		// Trust on first use means nothing where every use is the first.
+		c.tell(profiles.HostKeyUnknown, key, "refused", "")
 		return fmt.Errorf("%w: the %s of %s is new and could not be stored: %w", profiles.ErrHostKey, describe(key), c.name, err)
 	case profiles.Ask:
 		if ask != nil {
 			return c.ask(ctx, remote, key, ask)
 		}
 	}
+	c.tell(profiles.HostKeyUnknown, key, "refused", "")
 	return fmt.Errorf("%w: the %s of %s is not known%s", profiles.ErrHostKey, describe(key), c.name, c.cure())
 }
 
@@ -229,19 +240,31 @@ func (c *Checker) ask(ctx context.Context, remote net.Addr, key ssh.PublicKey, a
 			c.name, where, describe(key)),
 	})
 	if err != nil {
+		c.tell(profiles.HostKeyUnknown, key, "refused", "")
 		return fmt.Errorf("%w: the %s of %s is not known and nobody answered: %w", profiles.ErrHostKey, describe(key), c.name, err)
 	}
 	answer = strings.TrimSpace(answer)
 	if !strings.EqualFold(answer, "yes") && answer != ssh.FingerprintSHA256(key) {
+		c.tell(profiles.HostKeyUnknown, key, "refused", "")
 		return fmt.Errorf("%w: the %s of %s was not accepted", profiles.ErrHostKey, describe(key), c.name)
 	}
 	if c.profile.StoreKnownHost == "" {
+		c.tell(profiles.HostKeyNew, key, "accepted", "")
 		return nil
 	}
 	if err := c.store(key); err != nil {
+		c.tell(profiles.HostKeyNew, key, "accepted", "")
 		c.log.Warn("accepted host key could not be stored, it will be asked for again", "host", c.name, "error", err)
+		return nil
 	}
+	c.tell(profiles.HostKeyNew, key, "stored", c.profile.StoreKnownHost)
 	return nil
+}
+
+// tell tells what becomes of a key; file is where it stands, or the one that it differs
+// from.
+func (c *Checker) tell(kind profiles.EventKind, key ssh.PublicKey, status, file string) {
+	c.Observe.Tell(profiles.Event{Kind: kind, Profile: c.profile, KeyType: key.Type(), KeyHash: ssh.FingerprintSHA256(key), Status: status, File: file})
 }
 
 func (c *Checker) store(key ssh.PublicKey) error {

@@ -169,15 +169,16 @@ func TestPolicies(t *testing.T) {
 		stored       bool
 		trustNew     bool
 		trustChanged bool
+		told         string // to an observer
 	}{
-		{profiles.Strict, "yes", false, false, false},
-		{profiles.Ask, "-", false, false, false},
-		{profiles.Ask, "no", false, false, false},
-		{profiles.Ask, "", false, false, false}, // the person went away
-		{profiles.Ask, "yes", true, true, false},
-		{profiles.Ask, "fingerprint", true, true, false},
-		{profiles.TOFU, "-", true, true, false},
-		{profiles.Advisory, "-", true, true, true},
+		{profiles.Strict, "yes", false, false, false, "unknown refused"},
+		{profiles.Ask, "-", false, false, false, "unknown refused"},
+		{profiles.Ask, "no", false, false, false, "unknown refused"},
+		{profiles.Ask, "", false, false, false, "unknown refused"}, // the person went away
+		{profiles.Ask, "yes", true, true, false, "new stored"},
+		{profiles.Ask, "fingerprint", true, true, false, "new stored"},
+		{profiles.TOFU, "-", true, true, false, "new stored"},
+		{profiles.Advisory, "-", true, true, true, "new stored"},
 	} {
 		t.Run(fmt.Sprint(test.policy, test.answer), func(t *testing.T) {
 			key, other := newKey(t), newKey(t)
@@ -196,8 +197,12 @@ func TestPolicies(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			told := observe(c)
 			if err := c.Check(t.Context(), from, key, ask); (err == nil) != test.trustNew {
 				t.Errorf("new key: %v", err)
+			}
+			if want := []string{test.told + " " + key.Type() + " " + ssh.FingerprintSHA256(key)}; !slices.Equal(*told, want) {
+				t.Errorf("told %q, want %q", *told, want)
 			}
 			if test.policy == profiles.Ask && ask != nil {
 				if len(who.asked) != 1 || !who.asked[0].YesNo || !strings.Contains(who.asked[0].Text, ssh.FingerprintSHA256(key)) {
@@ -222,14 +227,36 @@ func TestPolicies(t *testing.T) {
 			if c, err = New(p, logger(t)); err != nil {
 				t.Fatal(err)
 			}
+			told = observe(c)
 			if err := c.Check(t.Context(), from, key, nil); err != nil {
 				t.Errorf("stored key: %v", err)
 			}
 			if err := c.Check(t.Context(), from, other, ask); (err == nil) != test.trustChanged {
 				t.Errorf("changed key: %v", err)
 			}
+			verdict := "refused"
+			if test.trustChanged {
+				verdict = "accepted"
+			}
+			if want := []string{"changed " + verdict + " " + other.Type() + " " + ssh.FingerprintSHA256(other)}; !slices.Equal(*told, want) {
+				t.Errorf("told %q, want %q", *told, want)
+			}
 		})
 	}
+}
+
+// observe keeps what c tells.
+func observe(c *Checker) *[]string {
+	var told []string
+	c.Observe = func(e profiles.Event) {
+		kind := map[profiles.EventKind]string{profiles.HostKeyNew: "new", profiles.HostKeyUnknown: "unknown",
+			profiles.HostKeyChanged: "changed", profiles.HostKeyRevoked: "revoked"}[e.Kind]
+		told = append(told, kind+" "+e.Status+" "+e.KeyType+" "+e.KeyHash)
+		if e.Profile != c.profile || (e.Kind == profiles.HostKeyNew) != (e.File == c.profile.StoreKnownHost) {
+			told = append(told, fmt.Sprintf("%+v", e))
+		}
+	}
+	return &told
 }
 
 func TestTrustOnFirstUseNeedsAPlace(t *testing.T) {
@@ -278,6 +305,12 @@ func TestPinned(t *testing.T) {
 			if err := c.Check(t.Context(), from, key, nil); err != nil {
 				t.Error(err)
 			}
+			told := observe(c)
+			defer func() {
+				if want := []string{"changed refused " + other.Type() + " " + ssh.FingerprintSHA256(other)}; !slices.Equal(*told, want) {
+					t.Errorf("told %q, want %q", *told, want)
+				}
+			}()
 			checkRefusal(t, c.Check(t.Context(), from, other, nil),
 				[]string{"NOT THE ONE TRUSTED", ssh.FingerprintSHA256(key), ssh.FingerprintSHA256(other), file})
 			if got := c.Algorithms([]string{ssh.KeyAlgoRSASHA256, ssh.KeyAlgoED25519}); !slices.Equal(got, []string{ssh.KeyAlgoED25519}) {
@@ -372,4 +405,20 @@ func FuzzUnderstood(f *testing.F) {
 			t.Errorf("still not understood: %v", err)
 		}
 	})
+}
+
+func TestRevokedIsTold(t *testing.T) {
+	key := newKey(t)
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	write(t, file, "@revoked gw "+keyLine(key)+"\n")
+	c, err := New(&profiles.Profile{Host: "gw", Port: 22, HostKeyPolicy: profiles.Advisory, KnownHosts: []string{file}}, logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []profiles.Event
+	c.Observe = func(e profiles.Event) { told = append(told, e) }
+	checkRefusal(t, c.Check(t.Context(), from, key, nil), []string{"REVOKED"})
+	if len(told) != 1 || told[0].Kind != profiles.HostKeyRevoked || told[0].File != file+":1" || told[0].KeyHash != ssh.FingerprintSHA256(key) {
+		t.Errorf("told %+v", told)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,12 +25,16 @@ import (
 type Connector struct {
 	// Log is required.
 	Log *slog.Logger
+	// Observe is told of every step on the way to a server; nil: nobody is.
+	Observe profiles.Observer
 	// Dial reaches servers that have no gateway; nil uses a plain net.Dialer. What it
 	// returns belongs to the transport.
 	Dial profiles.DialFunc
 	// Version is told to the server after "SSH-2.0-", RFC 4253 section 4.2; it has no
 	// space or hyphen. Empty: "sshbroker".
 	Version string
+
+	sessions atomic.Uint64 // numbers of connections
 }
 
 var _ profiles.Connector = (*Connector)(nil)
@@ -51,6 +56,8 @@ func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profil
 	if err != nil {
 		return nil, err
 	}
+	session := c.sessions.Add(1)
+	trust.Observe = c.numbered(session)
 	if algos.hostKeys = trust.Algorithms(algos.hostKeys); len(algos.hostKeys) == 0 {
 		return nil, fmt.Errorf("%w: no host key algorithm left that fits the key on file", profiles.ErrSetup)
 	}
@@ -66,7 +73,7 @@ func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profil
 		return nil, dialFailure(ctx, address, err)
 	}
 	tune(conn, p)
-	h := &handshake{connector: c, profile: p, address: address, trust: trust, ask: ask, wire: newWire(conn)}
+	h := &handshake{connector: c, profile: p, address: address, trust: trust, ask: ask, wire: newWire(conn), observe: trust.Observe}
 	return h.run(ctx, algos)
 }
 
@@ -138,13 +145,16 @@ type handshake struct {
 	ask       profiles.Prompter
 	wire      *wire
 
+	observe  profiles.Observer
 	distrust error  // the verdict on the host key
 	hostKey  string // once trusted
+	secured  bool   // the first key exchange is done
 }
 
 func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transport, error) {
 	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Log)
 	defer proof.Close()
+	proof.Observe = h.observe
 	version := h.connector.Version
 	if version == "" {
 		version = "sshbroker"
@@ -166,7 +176,10 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 			h.connector.Log.Info("banner of the server", "profile", h.profile.Label(), "text", profiles.RemoteText(text, 2000, true))
 			return nil
 		},
-		AuthCallback: proof.Next,
+		AuthCallback: func(now *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
+			h.exchanged(now.Metadata.SessionID(), now.Algorithms)
+			return proof.Next(now)
+		},
 	}
 	// The end of the context ends the connection under the handshake, which ends it.
 	stop := context.AfterFunc(ctx, func() { h.wire.abort(context.Cause(ctx)) })
@@ -180,6 +193,10 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 		<-h.wire.ended
 		return nil, h.failure(ctx, err, proof)
 	}
+	if c, ok := conn.(ssh.AlgorithmsConnMetadata); ok { // a server that wants no proof at all
+		h.exchanged(conn.SessionID(), c.Algorithms())
+	}
+	h.observe.Tell(profiles.Event{Kind: profiles.Authenticated, Profile: h.profile, Method: proof.Accepted()})
 	return newTransport(conn, chans, reqs, h.wire, h.hostKey, h.profile), nil
 }
 
@@ -193,9 +210,15 @@ func (h *handshake) judge(ctx context.Context, remote net.Addr, key ssh.PublicKe
 		}
 		return nil
 	}
-	if h.distrust = h.trust.Check(ctx, remote, key, h.ask); h.distrust != nil {
+	h.distrust = h.trust.Check(ctx, remote, key, h.ask)
+	judged := profiles.Event{Kind: profiles.HostKeyJudged, Profile: h.profile, Status: "trusted",
+		KeyType: key.Type(), KeyHash: ssh.FingerprintSHA256(key), Err: h.distrust}
+	if h.distrust != nil {
+		judged.Status = "refused"
+		h.observe.Tell(judged)
 		return h.distrust
 	}
+	h.observe.Tell(judged)
 	h.hostKey = shown
 	return nil
 }
@@ -209,12 +232,15 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 	case ctx.Err() != nil:
 		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrConnect, context.Cause(ctx))
 	case errors.As(err, &noCommon):
+		h.observe.Tell(profiles.Event{Kind: profiles.AlgorithmsFailed, Profile: h.profile, Algorithms: noCommon.What,
+			Ours: noCommon.SupportedAlgorithms, Theirs: noCommon.RequestedAlgorithms})
 		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrSetup, noCommon)
 	case proof.Started() && h.wire.failure() == nil:
 		said := ""
 		if !creds.IsExhausted(err) {
 			said = "; " + profiles.RemoteText(err.Error(), 300, false)
 		}
+		h.observe.Tell(profiles.Event{Kind: profiles.AuthRefused, Profile: h.profile, Err: errors.New(proof.Trail() + said)})
 		return fmt.Errorf("%w: %s@%s: %s%s", profiles.ErrAuth, h.profile.User, h.address, proof.Trail(), said)
 	}
 	if cause := h.wire.failure(); cause != nil {
@@ -226,6 +252,9 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 		said = "the connection was closed during the handshake"
 	case h.hostKey == "":
 		said += " (no SSH server, or one that does not want us)"
+	}
+	if !h.secured {
+		h.observe.Tell(profiles.Event{Kind: profiles.KeyExchangeFailed, Profile: h.profile, Err: errors.New(said)})
 	}
 	return fmt.Errorf("connect to %s: %w: %s", h.address, profiles.ErrConnect, said)
 }

@@ -352,7 +352,7 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		said[e.tag] = e.text
 	}
 	for command, rows := range map[string][]any{
-		"status":           {control.StatusRow{}, control.AuditStatus{}, control.CapturedStatus{}},
+		"status":           {control.StatusRow{}, control.AuditStatus{}, control.LogTarget{}, control.CapturedStatus{}},
 		"reload":           {control.ReloadResult{}},
 		"list-connections": {control.ConnectionRow{}},
 		"list-channels":    {control.ChannelRow{}},

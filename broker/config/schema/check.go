@@ -88,6 +88,9 @@ func (n *Node) Text() (string, Pos) {
 	return n.xml.Text(), n.xml.Texts[0].Pos
 }
 
+// Texts returns the runs of character data in the element.
+func (n *Node) Texts() []xmldoc.Text { return n.xml.Texts }
+
 // All returns the children of that name.
 func (n *Node) All(name string) []*Node {
 	var list []*Node

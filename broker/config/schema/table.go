@@ -338,7 +338,7 @@ var schema = []element{
 
 	// logging
 
-	{name: "logging", status: NotActedOn, children: many("log-target log-events")},
+	{name: "logging", children: many("log-target log-events")},
 	{name: "log-target", attrs: []attribute{{name: "type", kind: enum, values: []string{"file", "syslog", "discard"}}, {name: "file"}}},
 	{name: "log-events", text: true, children: many("log-target"),
 		attrs: []attribute{
