@@ -119,6 +119,9 @@ func anything(n *node) bool {
 // String returns the pattern as it was written.
 func (p *Pattern) String() string { return p.src }
 
+// Options returns the options with which p was compiled.
+func (p *Pattern) Options() Options { return Options{IgnoreCase: p.ignoreCase} }
+
 // Any tells whether p is ".*", which matches every text that is a name, an address
 // or an ordinary path. False does not say that there is a text p does not match.
 func (p *Pattern) Any() bool { return p.form == formAny }
@@ -132,10 +135,17 @@ func (p *Pattern) Literal() (text string, ok bool) {
 	return p.literal, true
 }
 
+// Neither is inlined: in another package the compiler does not know of the generic
+// function that it keeps nothing, and would put the callers' texts on the heap.
+
 // Match tells whether the whole of text matches. It allocates nothing once warm.
+//
+//go:noinline
 func (p *Pattern) Match(text string) bool { return match(p, text) }
 
 // MatchBytes is Match for a text that is not a string. It keeps nothing of it.
+//
+//go:noinline
 func (p *Pattern) MatchBytes(text []byte) bool { return match(p, text) }
 
 func match[T string | []byte](p *Pattern, text T) bool {

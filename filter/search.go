@@ -1,0 +1,205 @@
+package filter
+
+import (
+	"strings"
+	"sync"
+)
+
+// list is rules with an index over them.
+type list struct {
+	rules []Rule
+	index *index
+	away  []bool // by place: it is for a network that the host is not on; nil: none is
+}
+
+func (l *list) inForce(i int) bool { return l.away == nil || !l.away[i] }
+
+// search looks for the first rule of a list that matches a flow.
+type search struct {
+	matcher
+	*list
+	best int    // place of the first rule that is known to match; len(rules) where none is
+	name string // by which it does
+
+	// Places of rules, in no order, that hold but for the program, which has not
+	// been asked for; from the pool waiting.
+	waiting *[]int32
+}
+
+var waiting = sync.Pool{New: func() any { return new([]int32) }}
+
+// first returns the place of the first rule of l that matches f, and the name by
+// which it does; below zero where none matches.
+//
+// The program is asked for just if it would be by trying rule after rule: if a rule
+// before the first that matches without it holds in all else.
+func (l *list) first(f *Flow) (place int, name string) {
+	s := search{matcher: newMatcher(f), list: l, best: len(l.rules)}
+	if s.best == 0 {
+		return -1, ""
+	}
+	s.byFlow()
+	if s.needsProgram() {
+		s.byProgram()
+	}
+	if s.waiting != nil {
+		*s.waiting = (*s.waiting)[:0]
+		waiting.Put(s.waiting)
+	}
+	if s.best == len(l.rules) {
+		return -1, ""
+	}
+	return s.best, s.name
+}
+
+// byFlow tries the rules that are found by everything but the program.
+func (s *search) byFlow() {
+	ix, f := s.index, s.flow
+	s.try(ix.always)
+	for _, n := range ix.ports {
+		s.try(ix.get(portHandle(f.Port, int(n)).key))
+	}
+	if ix.users {
+		s.try(ix.get(keyOf(uint64(userName), hashText(f.User))))
+	}
+	if ix.groups {
+		for _, g := range f.Groups {
+			s.try(ix.get(keyOf(uint64(groupName), hashText(g))))
+		}
+	}
+	s.byAddress()
+	hosts := &ix.texts[hostField]
+	switch {
+	case *hosts == textKeys{}:
+	case len(f.Names) == 0:
+		tryText(s, hostField, s.addressText())
+	default:
+		for _, name := range f.Names {
+			tryText(s, hostField, name)
+		}
+	}
+}
+
+func (s *search) byAddress() {
+	ix := s.index
+	if !s.addr.IsValid() {
+		return
+	}
+	if (ix.texts[addressField] != textKeys{}) {
+		tryText(s, addressField, s.addressText())
+	}
+	k, lengths := prefix6, ix.nets6
+	if s.addr.Is4() {
+		k, lengths = prefix4, ix.nets4
+	}
+	if len(lengths) == 0 {
+		return
+	}
+	hi, lo := halves(s.addr)
+	for _, n := range lengths {
+		s.try(ix.get(k.of(0, int(n)).prefixKey(hi, lo)))
+	}
+}
+
+// tryText tries the rules that are found by a text of the flow.
+func tryText[T string | []byte](s *search, f field, text T) {
+	ix := s.index
+	keys := ix.texts[f]
+	h, piece := uint64(hashOfNothing), uint32(0)
+	for i := range len(text) {
+		h = hashed(h, text[i])
+		if keys.starts>>i&1 != 0 { // beyond 63 there are none
+			s.try(ix.get(keyOf(uint64(startOfText.of(f, i+1)), h)))
+		}
+		if keys.pieces == 0 {
+			continue
+		}
+		piece = piece<<8 | uint32(lower(text[i]))
+		for n := 1; n <= min(longestPiece, i+1); n++ {
+			if keys.pieces>>(n-1)&1 != 0 {
+				s.try(ix.get(keyOf(uint64(pieceOfText.of(f, n)), pieceOf(piece, n))))
+			}
+		}
+	}
+	if keys.whole {
+		s.try(ix.get(keyOf(uint64(wholeText.of(f, 0)), h)))
+	}
+	h = hashOfNothing
+	for n, ends := 1, keys.ends; n <= len(text) && ends != 0; n, ends = n+1, ends>>1 {
+		h = hashed(h, text[len(text)-n])
+		if ends&1 != 0 {
+			s.try(ix.get(keyOf(uint64(endOfText.of(f, n)), h)))
+		}
+	}
+}
+
+// try holds the rules at places, which are in order, against the flow.
+func (s *search) try(places []int32) {
+	for _, p := range places {
+		i := int(p)
+		if i >= s.best {
+			return
+		}
+		if !s.inForce(i) {
+			continue
+		}
+		r := &s.rules[i]
+		if r.Application != nil && !s.exeKnown {
+			if failed, _ := s.failsAnyway(r); failed == 0 {
+				s.wait(p)
+			}
+			continue
+		}
+		if failed, name := s.fails(r); failed == 0 {
+			s.best, s.name = i, name
+			return
+		}
+	}
+}
+
+func (s *search) wait(p int32) {
+	if s.waiting == nil {
+		s.waiting = waiting.Get().(*[]int32)
+	}
+	*s.waiting = append(*s.waiting, p)
+}
+
+// needsProgram tells whether a rule before the best waits for the program.
+func (s *search) needsProgram() bool {
+	if s.waiting != nil {
+		for _, p := range *s.waiting {
+			if int(p) < s.best {
+				return true
+			}
+		}
+	}
+	for _, p := range s.index.askers {
+		if int(p) >= s.best {
+			return false
+		}
+		if !s.inForce(int(p)) {
+			continue
+		}
+		if failed, _ := s.failsAnyway(&s.rules[p]); failed == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// byProgram asks for the program and tries the rules that needed it.
+func (s *search) byProgram() {
+	exe := s.program()
+	if exe == "" {
+		return
+	}
+	if s.waiting != nil {
+		for i := range *s.waiting {
+			s.try((*s.waiting)[i : i+1])
+		}
+	}
+	if (s.index.texts[programField] != textKeys{}) {
+		tryText(s, programField, exe)
+		tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:])
+	}
+}
