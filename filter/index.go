@@ -1,9 +1,7 @@
 package filter
 
 import (
-	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"sshbroker/filter/egrep"
@@ -71,29 +69,12 @@ func (k kind) class() kind                 { return k &^ 0xffff }
 func (k kind) field() field                { return field(k >> 8 & 0xff) }
 func (k kind) length() uint8               { return uint8(k) }
 
-const (
-	longestEnd   = 64  // bytes of a text that are looked up at its start or end
-	longestPiece = 4   // in the middle; of a longer text, the piece that fewest rules need is
-	maxRows      = 512 // of a way
-)
-
-// handle is a key, and what kind it is.
-type handle struct {
-	key  key
-	kind kind
-}
-
-// way is one way to find a rule: it is put under one handle of each row, and a flow
-// that matches has the handles of a row. The zero way finds nothing.
-type way struct {
-	rows    [][]handle
-	program bool
-}
-
+// newIndex makes the index of rules.
 func newIndex(rules []Rule) *index {
+	var ways waysOfRule
 	shared := make(map[key]int32) // rules that could be put there
 	for i := range rules {
-		for _, w := range waysTo(&rules[i]) {
+		for _, w := range ways.to(&rules[i]) {
 			for _, row := range w.rows {
 				for _, h := range row {
 					shared[h.key]++
@@ -102,11 +83,12 @@ func newIndex(rules []Rule) *index {
 		}
 	}
 	ix := new(index)
-	var entries []entry
-	asking := make(map[string]bool)
+	entries := make([]entry, 0, len(rules))
+	alike := make(map[string]bool)
 	for i := range rules {
-		best, least := way{}, int32(0)
-		for _, w := range waysTo(&rules[i]) {
+		var best way
+		least := int32(0)
+		for _, w := range ways.to(&rules[i]) {
 			crowd := int32(0)
 			for _, row := range w.rows {
 				crowd = max(crowd, shared[rarest(row, shared).key])
@@ -123,19 +105,22 @@ func newIndex(rules []Rule) *index {
 			entries = append(entries, entry{h.key, int32(i)})
 			ix.note(h.kind)
 		}
-		if other := rules[i].butProgram(); best.program && !asking[other] {
-			asking[other] = true
-			ix.askers = append(ix.askers, int32(i))
+		if best.program {
+			if other := rules[i].butProgram(); !alike[other] {
+				alike[other] = true
+				ix.askers = append(ix.askers, int32(i))
+			}
 		}
 	}
 	ix.table = newTable(entries)
 	return ix
 }
 
+// rarest returns the handle of row that fewest rules share, of such the last.
 func rarest(row []handle, shared map[key]int32) handle {
 	best := row[0]
 	for _, h := range row[1:] {
-		if shared[h.key] < shared[best.key] {
+		if shared[h.key] <= shared[best.key] {
 			best = h
 		}
 	}
@@ -177,137 +162,6 @@ func (ix *index) note(k kind) {
 	case groupName:
 		ix.groups = true
 	}
-}
-
-// waysTo returns the ways to find r. Of those that are as good as one another the
-// first is best: what few flows have comes before what many have.
-func waysTo(r *Rule) []way {
-	var ways []way
-	add := func(w way) {
-		if len(w.rows) > 0 && len(w.rows) <= maxRows {
-			ways = append(ways, w)
-		}
-	}
-	switch {
-	case r.Host != nil:
-		ways = appendPattern(ways, hostField, r.Host)
-	case r.Address != nil:
-		ways = appendPattern(ways, addressField, r.Address)
-	case r.Prefix.IsValid():
-		add(way{rows: [][]handle{{prefixHandle(r.Prefix.Addr(), r.Prefix.Bits())}}})
-	}
-	add(way{rows: textRows(userName, r.Users)})
-	add(way{rows: textRows(groupName, r.Groups)})
-	if !everyPort(r.Ports) {
-		add(way{rows: portRows(r.Ports)})
-	}
-	// The last, because askers are looked at one by one as long as nobody asked.
-	if r.Application != nil {
-		ways = appendPattern(ways, programField, r.Application)
-	}
-	return ways
-}
-
-// appendPattern appends the ways to find a rule by the pattern p over f.
-func appendPattern(ways []way, f field, p *egrep.Pattern) []way {
-	for _, need := range p.Needs() {
-		if len(need.Texts) > maxRows {
-			continue
-		}
-		w := way{program: f == programField}
-		for _, text := range need.Texts {
-			w.rows = append(w.rows, patternRow(f, need.Place, text))
-		}
-		ways = append(ways, w)
-	}
-	return ways
-}
-
-// patternRow returns the handles that a text has in common with every text that has
-// the given one at that place.
-func patternRow(f field, place egrep.Place, text string) []handle {
-	switch place {
-	case egrep.Whole:
-		k := wholeText.of(f, 0)
-		return []handle{{keyOf(uint64(k), hashText(text)), k}}
-	case egrep.Start:
-		text = text[:min(len(text), longestEnd)]
-		k := startOfText.of(f, len(text))
-		return []handle{{keyOf(uint64(k), hashText(text)), k}}
-	case egrep.End:
-		text = text[max(len(text)-longestEnd, 0):]
-		k := endOfText.of(f, len(text))
-		return []handle{{keyOf(uint64(k), hashBackwards(text)), k}}
-	}
-	n := min(len(text), longestPiece)
-	k := pieceOfText.of(f, n)
-	row := make([]handle, 0, len(text)-n+1)
-	piece := uint32(0)
-	for i := range len(text) {
-		piece = piece<<8 | uint32(lower(text[i]))
-		if i >= n-1 {
-			row = append(row, handle{keyOf(uint64(k), pieceOf(piece, n)), k})
-		}
-	}
-	return row
-}
-
-// pieceOf returns the last n bytes of piece.
-func pieceOf(piece uint32, n int) uint64 { return uint64(piece << (32 - 8*n)) }
-
-func textRows(k kind, texts []string) (rows [][]handle) {
-	for _, text := range texts {
-		rows = append(rows, []handle{{keyOf(uint64(k), hashText(text)), k}})
-	}
-	return rows
-}
-
-// portRows writes ranges as blocks: 2^n ports, of which the first is a multiple of 2^n.
-func portRows(ranges []PortRange) (rows [][]handle) {
-	for _, r := range ranges {
-		for port := int(r.Lo); port <= int(r.Hi) && len(rows) <= maxRows; {
-			length := 16
-			for port&(1<<(17-length)-1) == 0 && length > 0 && port+1<<(17-length)-1 <= int(r.Hi) {
-				length--
-			}
-			rows = append(rows, []handle{portHandle(uint16(port), length)})
-			port += 1 << (16 - length)
-		}
-	}
-	return rows
-}
-
-func portHandle(port uint16, length int) handle {
-	k := blockOfPorts.of(0, length)
-	return handle{keyOf(uint64(k), uint64(port)>>(16-length)), k}
-}
-
-// prefixHandle is the handle of the first bits of addr, which has no zone.
-func prefixHandle(addr netip.Addr, length int) handle {
-	hi, lo := halves(addr)
-	k := prefix6.of(0, length)
-	if addr.Is4() {
-		k = prefix4.of(0, length)
-	}
-	return handle{k.prefixKey(hi, lo), k}
-}
-
-// prefixKey is the key of the first bits of an address, as many as k says.
-func (k kind) prefixKey(hi, lo uint64) key {
-	if n := k.length(); n > 64 {
-		return keyOf(uint64(k), uint64(keyOf(0, hi))^lo>>(128-n))
-	}
-	return keyOf(uint64(k), hi>>(64-k.length()))
-}
-
-// halves returns the bits of addr from the first half on; IPv4 has the first 32.
-func halves(addr netip.Addr) (hi, lo uint64) {
-	if addr.Is4() {
-		b := addr.As4()
-		return uint64(binary.BigEndian.Uint32(b[:])) << 32, 0
-	}
-	b := addr.As16()
-	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 
 // with returns lengths, in which n is.

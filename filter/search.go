@@ -57,14 +57,15 @@ func (s *search) byFlow() {
 	ix, f := s.index, s.flow
 	s.try(ix.always)
 	for _, n := range ix.ports {
-		s.try(ix.get(portHandle(f.Port, int(n)).key))
+		k, block := portBlock(f.Port, int(n))
+		s.look(keyOf(uint64(k), block))
 	}
 	if ix.users {
-		s.try(ix.get(keyOf(uint64(userName), hashText(f.User))))
+		s.look(keyOf(uint64(userName), hashText(f.User)))
 	}
 	if ix.groups {
 		for _, g := range f.Groups {
-			s.try(ix.get(keyOf(uint64(groupName), hashText(g))))
+			s.look(keyOf(uint64(groupName), hashText(g)))
 		}
 	}
 	s.byAddress()
@@ -72,10 +73,10 @@ func (s *search) byFlow() {
 	switch {
 	case *hosts == textKeys{}:
 	case len(f.Names) == 0:
-		tryText(s, hostField, s.addressText())
+		tryText(s, hostField, s.addressText(), false)
 	default:
 		for _, name := range f.Names {
-			tryText(s, hostField, name)
+			tryText(s, hostField, name, false)
 		}
 	}
 }
@@ -86,7 +87,7 @@ func (s *search) byAddress() {
 		return
 	}
 	if (ix.texts[addressField] != textKeys{}) {
-		tryText(s, addressField, s.addressText())
+		tryText(s, addressField, s.addressText(), false)
 	}
 	k, lengths := prefix6, ix.nets6
 	if s.addr.Is4() {
@@ -97,39 +98,54 @@ func (s *search) byAddress() {
 	}
 	hi, lo := halves(s.addr)
 	for _, n := range lengths {
-		s.try(ix.get(k.of(0, int(n)).prefixKey(hi, lo)))
+		s.look(keyOf(uint64(k.of(0, int(n))), firstBits(hi, lo, int(n))))
 	}
 }
 
-// tryText tries the rules that are found by a text of the flow.
-func tryText[T string | []byte](s *search, f field, text T) {
-	ix := s.index
-	keys := ix.texts[f]
-	h, piece := uint64(hashOfNothing), uint32(0)
-	for i := range len(text) {
-		h = hashed(h, text[i])
-		if keys.starts>>i&1 != 0 { // beyond 63 there are none
-			s.try(ix.get(keyOf(uint64(startOfText.of(f, i+1)), h)))
+// tryText tries the rules that are found by a text of the flow. With startOnly those
+// are left out that are found as well by a longer text that ends with this one.
+func tryText[T string | []byte](s *search, f field, text T, startOnly bool) {
+	keys := &s.index.texts[f]
+	if keys.whole || keys.starts != 0 {
+		h := uint64(hashOfNothing)
+		for i := range len(text) {
+			h = hashed(h, lower(text[i]))
+			if keys.starts>>i&1 != 0 {
+				s.look(keyOf(uint64(startOfText.of(f, i+1)), h))
+			}
 		}
-		if keys.pieces == 0 {
+		if keys.whole {
+			s.look(keyOf(uint64(wholeText.of(f, 0)), h))
+		}
+	}
+	if startOnly {
+		return
+	}
+	h := uint64(hashOfNothing)
+	for n, ends := 1, keys.ends; n <= len(text) && ends != 0; n, ends = n+1, ends>>1 {
+		h = hashed(h, lower(text[len(text)-n]))
+		if ends&1 != 0 {
+			s.look(keyOf(uint64(endOfText.of(f, n)), h))
+		}
+	}
+	for n := 1; n <= longestPiece; n++ {
+		if keys.pieces>>(n-1)&1 == 0 {
 			continue
 		}
-		piece = piece<<8 | uint32(lower(text[i]))
-		for n := 1; n <= min(longestPiece, i+1); n++ {
-			if keys.pieces>>(n-1)&1 != 0 {
-				s.try(ix.get(keyOf(uint64(pieceOfText.of(f, n)), pieceOf(piece, n))))
+		k, piece := uint64(pieceOfText.of(f, n)), uint32(0)
+		for i := range len(text) {
+			piece = piece<<8 | uint32(lower(text[i]))
+			if i >= n-1 {
+				s.look(keyOf(k, pieceOf(piece, n)))
 			}
 		}
 	}
-	if keys.whole {
-		s.try(ix.get(keyOf(uint64(wholeText.of(f, 0)), h)))
-	}
-	h = hashOfNothing
-	for n, ends := 1, keys.ends; n <= len(text) && ends != 0; n, ends = n+1, ends>>1 {
-		h = hashed(h, text[len(text)-n])
-		if ends&1 != 0 {
-			s.try(ix.get(keyOf(uint64(endOfText.of(f, n)), h)))
-		}
+}
+
+// look tries the rules under k. Few keys that are looked up are there.
+func (s *search) look(k key) {
+	if s.index.mayHave(k) {
+		s.try(s.index.get(k))
 	}
 }
 
@@ -199,7 +215,7 @@ func (s *search) byProgram() {
 		}
 	}
 	if (s.index.texts[programField] != textKeys{}) {
-		tryText(s, programField, exe)
-		tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:])
+		tryText(s, programField, exe, false)
+		tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:], true)
 	}
 }

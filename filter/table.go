@@ -20,12 +20,12 @@ func keyOf(kind, thing uint64) key {
 // Texts are told apart by the FNV-1a hash of their bytes, letters in lower case.
 const hashOfNothing = 0xcbf29ce484222325
 
-func hashed(h uint64, c byte) uint64 { return (h ^ uint64(lower(c))) * 0x100000001b3 }
+func hashed(h uint64, c byte) uint64 { return (h ^ uint64(c)) * 0x100000001b3 }
 
 func hashText(text string) uint64 {
 	h := uint64(hashOfNothing)
 	for i := range len(text) {
-		h = hashed(h, text[i])
+		h = hashed(h, lower(text[i]))
 	}
 	return h
 }
@@ -34,7 +34,7 @@ func hashText(text string) uint64 {
 func hashBackwards(text string) uint64 {
 	h := uint64(hashOfNothing)
 	for i := len(text) - 1; i >= 0; i-- {
-		h = hashed(h, text[i])
+		h = hashed(h, lower(text[i]))
 	}
 	return h
 }
@@ -102,11 +102,13 @@ func newTable(entries []entry) table {
 	return t
 }
 
+// mayHave tells whether get is worth its time.
+func (t *table) mayHave(k key) bool {
+	return t.filled[uint64(k)>>6&uint64(len(t.filled)-1)]&(1<<(k&63)) != 0
+}
+
 // get returns the places under k, in their order.
 func (t *table) get(k key) []int32 {
-	if t.filled[uint64(k)>>6&uint64(len(t.filled)-1)]&(1<<(k&63)) == 0 {
-		return nil
-	}
 	for at := uint64(k) >> t.shift; ; at = (at + 1) & uint64(len(t.slots)-1) {
 		switch s := &t.slots[at]; {
 		case s.to == 0:
