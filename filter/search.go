@@ -1,9 +1,6 @@
 package filter
 
-import (
-	"strings"
-	"sync"
-)
+import "strings"
 
 // list is rules with an index over them.
 type list struct {
@@ -21,12 +18,10 @@ type search struct {
 	best int    // place of the first rule that is known to match; len(rules) where none is
 	name string // by which it does
 
-	// Places of rules, in no order, that hold but for the program, which has not
-	// been asked for; from the pool waiting.
-	waiting *[]int32
+	// Place of the first rule that holds but for the program, which has not been
+	// asked for; len(rules) where none does.
+	waiting int
 }
-
-var waiting = sync.Pool{New: func() any { return new([]int32) }}
 
 // first returns the place of the first rule of l that matches f, and the name by
 // which it does; below zero where none matches.
@@ -34,19 +29,19 @@ var waiting = sync.Pool{New: func() any { return new([]int32) }}
 // The program is asked for just if it would be by trying rule after rule: if a rule
 // before the first that matches without it holds in all else.
 func (l *list) first(f *Flow) (place int, name string) {
-	s := search{matcher: newMatcher(f), list: l, best: len(l.rules)}
-	if s.best == 0 {
+	n := len(l.rules)
+	if n == 0 {
 		return -1, ""
 	}
+	s := search{matcher: newMatcher(f), list: l, best: n, waiting: n}
 	s.byFlow()
-	if s.needsProgram() {
+	if s.needsProgram() && s.program() != "" {
+		if s.waiting < s.best {
+			s.byFlow()
+		}
 		s.byProgram()
 	}
-	if s.waiting != nil {
-		*s.waiting = (*s.waiting)[:0]
-		waiting.Put(s.waiting)
-	}
-	if s.best == len(l.rules) {
+	if s.best == n {
 		return -1, ""
 	}
 	return s.best, s.name
@@ -162,7 +157,7 @@ func (s *search) try(places []int32) {
 		r := &s.rules[i]
 		if r.Application != nil && !s.exeKnown {
 			if failed, _ := s.failsAnyway(r); failed == 0 {
-				s.wait(p)
+				s.waiting = min(s.waiting, i)
 			}
 			continue
 		}
@@ -173,49 +168,32 @@ func (s *search) try(places []int32) {
 	}
 }
 
-func (s *search) wait(p int32) {
-	if s.waiting == nil {
-		s.waiting = waiting.Get().(*[]int32)
-	}
-	*s.waiting = append(*s.waiting, p)
-}
-
 // needsProgram tells whether a rule before the best waits for the program.
 func (s *search) needsProgram() bool {
-	if s.waiting != nil {
-		for _, p := range *s.waiting {
-			if int(p) < s.best {
-				return true
-			}
-		}
+	if s.waiting < s.best {
+		return true
 	}
 	for _, p := range s.index.askers {
-		if int(p) >= s.best {
+		i := int(p)
+		if i >= s.best {
 			return false
 		}
-		if !s.inForce(int(p)) {
+		if !s.inForce(i) {
 			continue
 		}
-		if failed, _ := s.failsAnyway(&s.rules[p]); failed == 0 {
+		if failed, _ := s.failsAnyway(&s.rules[i]); failed == 0 {
 			return true
 		}
 	}
 	return false
 }
 
-// byProgram asks for the program and tries the rules that needed it.
+// byProgram tries the rules that are found by the program, which is known.
 func (s *search) byProgram() {
-	exe := s.program()
-	if exe == "" {
+	if (s.index.texts[programField] == textKeys{}) {
 		return
 	}
-	if s.waiting != nil {
-		for i := range *s.waiting {
-			s.try((*s.waiting)[i : i+1])
-		}
-	}
-	if (s.index.texts[programField] != textKeys{}) {
-		tryText(s, programField, exe, false)
-		tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:], true)
-	}
+	exe := s.program()
+	tryText(s, programField, exe, false)
+	tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:], true)
 }
