@@ -30,15 +30,6 @@ func hashText(text string) uint64 {
 	return h
 }
 
-// hashBackwards is hashText of the bytes from the last to the first.
-func hashBackwards(text string) uint64 {
-	h := uint64(hashOfNothing)
-	for i := len(text) - 1; i >= 0; i-- {
-		h = hashed(h, lower(text[i]))
-	}
-	return h
-}
-
 func lower(c byte) byte {
 	if 'A' <= c && c <= 'Z' {
 		return c - 'A' + 'a'
