@@ -235,7 +235,11 @@ func randomRules(rng *rand.Rand, most int) []plainRule {
 			r.address = randomAddress(rng)
 		case 1:
 			if addr := randomAddr(rng).WithZone("").Unmap(); addr.IsValid() {
-				r.prefix = netip.PrefixFrom(addr, rng.IntN(addr.BitLen()+1)).Masked().String()
+				bits := rng.IntN(addr.BitLen() + 1)
+				if addr.Is6() && rng.IntN(2) == 0 {
+					bits = 57 + rng.IntN(16) // around the middle, at single bits
+				}
+				r.prefix = netip.PrefixFrom(addr, bits).Masked().String()
 			}
 		}
 		rules[i] = r

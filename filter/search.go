@@ -197,3 +197,10 @@ func (s *search) byProgram() {
 	tryText(s, programField, exe, false)
 	tryText(s, programField, exe[strings.LastIndexByte(exe, '/')+1:], true)
 }
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c - 'A' + 'a'
+	}
+	return c
+}

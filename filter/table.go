@@ -17,7 +17,7 @@ func keyOf(kind, thing uint64) key {
 	return key(x ^ x>>32)
 }
 
-// Texts are told apart by the FNV-1a hash of their bytes, letters in lower case.
+// Texts are told apart by the FNV-1a hash of their bytes.
 const hashOfNothing = 0xcbf29ce484222325
 
 func hashed(h uint64, c byte) uint64 { return (h ^ uint64(c)) * 0x100000001b3 }
@@ -25,16 +25,9 @@ func hashed(h uint64, c byte) uint64 { return (h ^ uint64(c)) * 0x100000001b3 }
 func hashText(text string) uint64 {
 	h := uint64(hashOfNothing)
 	for i := range len(text) {
-		h = hashed(h, lower(text[i]))
+		h = hashed(h, text[i])
 	}
 	return h
-}
-
-func lower(c byte) byte {
-	if 'A' <= c && c <= 'Z' {
-		return c - 'A' + 'a'
-	}
-	return c
 }
 
 // entry is the place of a rule under one of its keys.

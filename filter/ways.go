@@ -77,7 +77,8 @@ func (w *waysOfRule) handle(k kind, thing uint64) {
 	w.handles = append(w.handles, handle{keyOf(uint64(k), thing), k})
 }
 
-// pattern adds the ways by the pattern p over f.
+// pattern adds the ways by the pattern p over f, by what p needs, which is in lower
+// case; texts of flows are looked up in lower case too.
 func (w *waysOfRule) pattern(f field, p *egrep.Pattern) {
 	for _, need := range p.Needs() {
 		way := len(w.rows)
@@ -102,7 +103,7 @@ func (w *waysOfRule) pattern(f field, p *egrep.Pattern) {
 func (w *waysOfRule) starts(f field, text string) {
 	h := uint64(hashOfNothing)
 	for i := range len(text) {
-		h = hashed(h, lower(text[i]))
+		h = hashed(h, text[i])
 		if uint64(endLengths)>>(i+1)&1 != 0 {
 			w.handle(startOfText.of(f, i+1), h)
 		}
@@ -112,7 +113,7 @@ func (w *waysOfRule) starts(f field, text string) {
 func (w *waysOfRule) ends(f field, text string) {
 	h := uint64(hashOfNothing)
 	for n := 1; n <= len(text); n++ {
-		h = hashed(h, lower(text[len(text)-n]))
+		h = hashed(h, text[len(text)-n])
 		if uint64(endLengths)>>n&1 != 0 {
 			w.handle(endOfText.of(f, n), h)
 		}
@@ -123,7 +124,7 @@ func (w *waysOfRule) pieces(f field, text string) {
 	n := min(len(text), longestPiece)
 	k, piece := pieceOfText.of(f, n), uint32(0)
 	for i := range len(text) {
-		piece = piece<<8 | uint32(lower(text[i]))
+		piece = piece<<8 | uint32(text[i])
 		if i >= n-1 {
 			w.handle(k, pieceOf(piece, n))
 		}
