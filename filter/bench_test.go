@@ -190,6 +190,20 @@ func benchmarkMix(b *testing.B, rules int) {
 func BenchmarkDecideMix100(b *testing.B)   { benchmarkMix(b, 100) }
 func BenchmarkDecideMix10000(b *testing.B) { benchmarkMix(b, 10_000) }
 
+// BenchmarkDecideWorst is for 2,000 patterns that no text sets apart.
+func BenchmarkDecideWorst(b *testing.B) {
+	rules := make([]Rule, 2000)
+	for i := range rules {
+		rules[i] = Rule{Host: host(fmt.Sprintf(`[a-z]{%d}.*\.[a-z]{%d}`, 4+i%40, 1+i/40)), Action: Direct}
+	}
+	s := mustSet(b, rules, Direct)
+	f := newMix(0).flow("www.corp.example")
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Decide(&f)
+	}
+}
+
 // BenchmarkPseudo10000 is for a name that no rule is about.
 func BenchmarkPseudo10000(b *testing.B) {
 	m := newMix(10_000)

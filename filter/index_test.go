@@ -61,7 +61,7 @@ func TestIndexChoosesTheRareCondition(t *testing.T) {
 // TestPortBlocks holds the blocks of ranges to every port.
 func TestPortBlocks(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
-	for range 50 {
+	for range 12 {
 		lo := uint16(1 + rng.IntN(65535))
 		r := PortRange{lo, lo + uint16(rng.IntN(65536-int(lo)))}
 		switch rng.IntN(8) {
