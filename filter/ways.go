@@ -12,8 +12,8 @@ import (
 const endLengths = 1<<48 | 1<<32 | 1<<28 | 1<<24 | 1<<22 | 1<<20 | 1<<18 | 1<<16 | 1<<14 | 1<<12 | 1<<10 | 1<<9 - 2
 
 const (
-	longestPiece = 4   // bytes that are looked up anywhere in a text
-	maxRows      = 512 // of a way
+	longestPiece = 4    // bytes that are looked up anywhere in a text
+	maxRows      = 1024 // of a way
 )
 
 // handle is a key, and what kind it is.

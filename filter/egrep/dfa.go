@@ -18,7 +18,7 @@ type dfa struct {
 
 // Limits of a dfa and of the work that goes into one.
 const (
-	maxTable = 4096    // entries of next
+	maxTable = 1 << 14 // entries of next
 	maxSteps = 512     // of the program
 	maxWork  = 1 << 18 // steps looked at
 )
@@ -94,7 +94,7 @@ type builder struct {
 
 // newDFA returns nil where the automaton would be large.
 func newDFA(n *node) *dfa {
-	b := builder{work: maxWork, program: []step{{op: opEmpty}}}
+	b := builder{work: maxWork, program: make([]step, 1, min(2*n.size+2, maxSteps))} // the match
 	first := b.compile(n, 0)
 	if first < 0 {
 		return nil

@@ -28,7 +28,7 @@ func (p *Pattern) Needs() []Need { return p.needs }
 // Limits, which keep patterns like [0-9]{9} from being written out.
 const (
 	maxNeeds   = 6
-	maxTexts   = 256  // in one set
+	maxTexts   = 1024 // in one set
 	maxProduct = 32   // texts that two sets of more than one make when joined
 	maxWritten = 8192 // bytes in one set
 	maxText    = 64   // bytes of one text, but for a whole one

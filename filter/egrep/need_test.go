@@ -1,8 +1,8 @@
 package egrep
 
 import (
-	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -98,10 +98,13 @@ func TestNeedsAreBounded(t *testing.T) {
 		}
 	}
 	var many []string
-	for i := range 300 {
-		many = append(many, fmt.Sprintf("host%d", i))
+	for i := range maxTexts + 1 {
+		many = append(many, strconv.FormatInt(int64(i), 36))
+	}
+	if needs := mustCompile(t, strings.Join(many[:maxTexts], "|"), Options{}).Needs(); len(needs) != 1 || len(needs[0].Texts) != maxTexts {
+		t.Errorf("%d texts: %d needs", maxTexts, len(needs))
 	}
 	if needs := mustCompile(t, strings.Join(many, "|"), Options{}).Needs(); needs != nil {
-		t.Errorf("300 names: %d needs", len(needs))
+		t.Errorf("%d texts: %d needs", len(many), len(needs))
 	}
 }
