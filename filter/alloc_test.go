@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Not under the race detector, which makes sync.Pool forget on purpose.
+// Not under the race detector, which makes the pool of large patterns forget on purpose.
 func TestDecideAllocatesNothing(t *testing.T) {
 	rules := append(everyKind(70), Rule{Host: host(`.*\<db\>.*`), Action: Direct})
 	s := mustSet(t, rules, Block)
@@ -19,5 +19,18 @@ func TestDecideAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { s.Decide(&f) }); n != 0 {
 			t.Errorf("%s: %v allocations", what, n)
 		}
+	}
+	if n := testing.AllocsPerRun(1000, func() { s.Pseudo("db.example") }); n != 0 {
+		t.Errorf("a query: %v allocations", n)
+	}
+}
+
+func TestDecideMixAllocatesNothing(t *testing.T) {
+	m := newMix(10_000)
+	s := mustSet(t, m.rules, Direct)
+	flows := m.traffic(5000)
+	i := 0
+	if n := testing.AllocsPerRun(len(flows)-1, func() { s.Decide(&flows[i]); i++ }); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

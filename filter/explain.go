@@ -54,10 +54,10 @@ func (m *matcher) failure(r *Rule, failed Condition) Step {
 	case Host:
 		s.Value, s.Pattern = strings.Join(m.flow.Names, ", "), r.Host.String()
 		if len(m.flow.Names) == 0 {
-			s.Value = m.addressText()
+			s.Value = string(m.addressText())
 		}
 	case Address:
-		s.Value = m.addressText()
+		s.Value = string(m.addressText())
 		if r.Address != nil {
 			s.Pattern = r.Address.String()
 		} else {
@@ -71,11 +71,4 @@ func (m *matcher) failure(r *Rule, failed Condition) Step {
 		s.Value, s.Pattern = m.program(), r.Application.String()
 	}
 	return s
-}
-
-func (m *matcher) addressText() string {
-	if !m.addr.IsValid() {
-		return ""
-	}
-	return m.addr.String()
 }

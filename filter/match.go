@@ -13,28 +13,31 @@ import (
 type matcher struct {
 	flow *Flow
 	addr netip.Addr // of flow, without a zone, and as IPv4 where it is IPv4
-	text *[]byte    // addr as text, where it has been asked for; from Set.texts
-	set  *Set
+
+	text    [len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")]byte
+	textLen int // of addr as text, which is in text; 0: nobody asked for it
 
 	exe      string
 	exeKnown bool // Flow.Program has been asked
 }
 
-func newMatcher(s *Set, f *Flow) matcher {
-	return matcher{set: s, flow: f, addr: f.Addr.Unmap().WithZone("")}
-}
-
-// release gives back what the matcher borrowed.
-func (m *matcher) release() {
-	if m.text != nil {
-		m.set.texts.Put(m.text)
-	}
+func newMatcher(f *Flow) matcher {
+	return matcher{flow: f, addr: f.Addr.Unmap().WithZone("")}
 }
 
 // fails returns the first condition of r that does not hold, zero where all hold,
 // and the name by which Host holds. The conditions that cost least come first;
 // the program, for which /proc may have to be searched, comes last.
 func (m *matcher) fails(r *Rule) (failed Condition, name string) {
+	failed, name = m.failsAnyway(r)
+	if failed == 0 && r.Application != nil && !m.matchProgram(r.Application) {
+		return Application, ""
+	}
+	return failed, name
+}
+
+// failsAnyway is fails for a program that r is for, whatever that is.
+func (m *matcher) failsAnyway(r *Rule) (failed Condition, name string) {
 	if !inPorts(r.Ports, m.flow.Port) {
 		return Ports, ""
 	}
@@ -65,9 +68,6 @@ func (m *matcher) fails(r *Rule) (failed Condition, name string) {
 	if len(r.Groups) > 0 && !shareOne(r.Groups, m.flow.Groups) {
 		return Groups, ""
 	}
-	if r.Application != nil && !m.matchProgram(r.Application) {
-		return Application, ""
-	}
 	return 0, name
 }
 
@@ -85,14 +85,15 @@ func (m *matcher) matchHost(p *egrep.Pattern) int {
 }
 
 func (m *matcher) matchAddress(p *egrep.Pattern) bool {
-	if !m.addr.IsValid() {
-		return false
+	return m.addr.IsValid() && p.MatchBytes(m.addressText())
+}
+
+// addressText returns the address as text, nothing where it is not valid.
+func (m *matcher) addressText() []byte {
+	if m.textLen == 0 && m.addr.IsValid() {
+		m.textLen = len(m.addr.AppendTo(m.text[:0]))
 	}
-	if m.text == nil {
-		m.text = m.set.texts.Get().(*[]byte)
-		*m.text = m.addr.AppendTo((*m.text)[:0])
-	}
-	return p.MatchBytes(*m.text)
+	return m.text[:m.textLen]
 }
 
 func (m *matcher) matchProgram(p *egrep.Pattern) bool {

@@ -3,17 +3,19 @@ package filter
 import (
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // Set is a list of rules and the action for flows that none of them matches. It
 // does not change once made and is safe for concurrent use; another configuration
 // is another Set. A nil Set, and the zero one, block everything.
 type Set struct {
-	rules []Rule
-	def   Action
-	away  []bool    // by rule: it is for a network that the host is not on; nil: none is
-	texts sync.Pool // of *[]byte, for addresses as text
+	list
+	def Action
+
+	// What Pseudo goes by: of the rules that have a say there the conditions on the
+	// name; and their places among the rules.
+	names  list
+	places []int
 }
 
 // NewSet makes a Set of rules, in the order in which they are tried. Rules without
@@ -23,8 +25,7 @@ type Set struct {
 // rules; the classes are ErrAction, ErrAddress, ErrNoServer, ErrOwner, ErrPorts.
 // def may be TUNNEL: through what is then for the caller to say.
 func NewSet(rules []Rule, def Action) (*Set, error) {
-	s := &Set{rules: make([]Rule, len(rules)), def: def}
-	s.texts.New = newText
+	s := &Set{list: list{rules: make([]Rule, len(rules))}, def: def}
 	var errs []error
 	for i := range rules {
 		r := rules[i].normal()
@@ -42,13 +43,15 @@ func NewSet(rules []Rule, def Action) (*Set, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	for i := range s.rules {
+		if r := &s.rules[i]; r.asksForPseudo() || r.takesName() {
+			s.names.rules = append(s.names.rules, Rule{Host: r.Host})
+			s.places = append(s.places, i)
+		}
+	}
+	s.index, s.names.index = newIndex(s.rules), newIndex(s.names.rules)
 	s.leaveOut(func(string) bool { return false })
 	return s, nil
-}
-
-func newText() any {
-	b := make([]byte, 0, len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"))
-	return &b
 }
 
 // On returns the Set for a host that is on the networks for which on says so; a rule
@@ -59,15 +62,14 @@ func (s *Set) On(on func(network string) bool) *Set {
 	if s == nil {
 		return nil
 	}
-	at := &Set{rules: s.rules, def: s.def}
-	at.texts.New = newText
+	at := *s
 	at.leaveOut(on)
-	return at
+	return &at
 }
 
 // leaveOut notes which rules are for networks that the host is not on.
 func (s *Set) leaveOut(on func(network string) bool) {
-	s.away = nil
+	s.away, s.names.away = nil, nil
 	for i := range s.rules {
 		if network := s.rules[i].Network; network != "" && !on(network) {
 			if s.away == nil {
@@ -76,10 +78,17 @@ func (s *Set) leaveOut(on func(network string) bool) {
 			s.away[i] = true
 		}
 	}
+	if s.away == nil {
+		return
+	}
+	s.names.away = make([]bool, len(s.places))
+	for i, place := range s.places {
+		s.names.away[i] = s.away[place]
+	}
 }
 
 // InForce tells whether the rule of that place in Rules is, where the host is now.
-func (s *Set) InForce(i int) bool { return s.away == nil || !s.away[i] }
+func (s *Set) InForce(i int) bool { return s.inForce(i) }
 
 // Decide says what becomes of f. It allocates nothing, and does no more than f.Program does.
 //
@@ -98,21 +107,36 @@ func (s *Set) InForce(i int) bool { return s.away == nil || !s.away[i] }
 // Rules come before names: where f has several names, each rule is held against
 // all of them, the most recent one first, before the next rule is tried. Where no
 // rule matches, the default action holds.
-func (s *Set) Decide(f *Flow) Decision { return s.decide(f, nil) }
-
-// Explain decides as Decide does, because it is the same code, and calls step for
-// each rule that was looked at, in their order; the last one is the rule that
-// decided, or did not match either. It asks f.Program no more often than Decide.
-func (s *Set) Explain(f *Flow, step func(Step)) Decision { return s.decide(f, step) }
-
-// decide is linear in the rules. An index, when there is one, chooses the rules
-// that are worth looking at here; whether a rule matches stays with matcher.fails.
-func (s *Set) decide(f *Flow, step func(Step)) Decision {
+func (s *Set) Decide(f *Flow) Decision {
 	if s == nil {
 		return Decision{}
 	}
-	m := newMatcher(s, f)
-	defer m.release()
+	place, name := s.first(f)
+	return s.decision(f, place, name)
+}
+
+// decision is the one of the rule at place, of the default where place is below zero.
+func (s *Set) decision(f *Flow, place int, name string) Decision {
+	if place >= 0 {
+		r := &s.rules[place]
+		return Decision{Action: r.Action, Rule: r, Name: name}
+	}
+	d := Decision{Action: s.def}
+	if len(f.Names) > 0 {
+		d.Name = f.Names[0]
+	}
+	return d
+}
+
+// Explain decides as Decide does, and calls step for each rule up to the one that
+// decides, in their order, with what became of it. Decide does not look at each: it
+// leaves out those that its index says cannot match. It asks f.Program where Decide
+// does, and no more often.
+func (s *Set) Explain(f *Flow, step func(Step)) Decision {
+	if s == nil {
+		return Decision{}
+	}
+	m := newMatcher(f)
 	for i := range s.rules {
 		r := &s.rules[i]
 		failed, name := Network, ""
@@ -120,20 +144,12 @@ func (s *Set) decide(f *Flow, step func(Step)) Decision {
 			failed, name = m.fails(r)
 		}
 		if failed == 0 {
-			if step != nil {
-				step(Step{Rule: r, Matched: true})
-			}
-			return Decision{Action: r.Action, Rule: r, Name: name}
+			step(Step{Rule: r, Matched: true})
+			return s.decision(f, i, name)
 		}
-		if step != nil {
-			step(m.failure(r, failed))
-		}
+		step(m.failure(r, failed))
 	}
-	d := Decision{Action: s.def}
-	if len(f.Names) > 0 {
-		d.Name = f.Names[0]
-	}
-	return d
+	return s.decision(f, -1, "")
 }
 
 // Pseudo tells whether a query for name is to be answered with an address of the
@@ -155,24 +171,19 @@ func (s *Set) Pseudo(name string) bool {
 	if s == nil {
 		return false
 	}
-	for i := range s.rules {
-		r := &s.rules[i]
-		switch {
-		case !s.InForce(i):
-			continue
-		case r.Host != nil && !r.Host.Match(name):
-			continue
-		case r.Host == nil && r.byAddress():
-			continue
-		}
-		if r.Action == Tunnel && r.PseudoIP && (r.Host != nil || r.Address == nil) {
-			return true
-		}
-		if everyPort(r.Ports) && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil {
-			return false
-		}
-	}
-	return false
+	place, _ := s.names.first(&Flow{Names: []string{name}})
+	return place >= 0 && s.rules[s.places[place]].asksForPseudo()
+}
+
+// asksForPseudo tells whether r wants pseudo addresses for its names.
+func (r *Rule) asksForPseudo() bool {
+	return r.Action == Tunnel && r.PseudoIP && (r.Host != nil || r.Address == nil && !r.byAddress())
+}
+
+// takesName tells whether r takes every flow to a name that it holds for.
+func (r *Rule) takesName() bool {
+	return (r.Host != nil || !r.byAddress()) &&
+		everyPort(r.Ports) && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil
 }
 
 // byAddress tells whether the address condition of r leaves some addresses out.

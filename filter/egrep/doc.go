@@ -3,8 +3,12 @@
 // and application in ssh-broker-config(5). It owns the syntax, its limits and the
 // matching; what a pattern is held against is its caller's business.
 //
-// A pattern is translated to a Go regular expression, which matches in linear
-// time whatever the pattern and the text are. The whole text has to match.
+// A plain text, alone or with ".*" at one end, is compared. Any other pattern is
+// made an automaton when it is compiled, which takes one step for each byte of
+// text; where that would be large, it is translated to a Go regular expression.
+// Either way matching is linear in the text, whatever pattern and text are. The
+// whole text has to match. Needs tells those who hold many patterns against one
+// text which of them are worth trying.
 //
 // # What the language means here
 //

@@ -27,9 +27,13 @@ type Pattern struct {
 	form       form
 	ignoreCase bool
 	literal    string // for the forms that have one; in lower case where case is ignored
-	re         *regexp.Regexp
-	swap       bool      // see translator
-	scratch    sync.Pool // of *[]byte, for texts that have to be widened
+	needs      []Need
+
+	// Of a formGeneral.
+	expr string         // as a Go regular expression
+	swap bool           // see translator
+	dfa  *dfa           // nil where it would be large; then there is re
+	re   *regexp.Regexp // of expr
 }
 
 // form is how a pattern is matched: most patterns of real rules need no regular
@@ -42,7 +46,7 @@ const (
 	formExact        // literal
 	formPrefix       // literal.*
 	formSuffix       // .*literal
-	formGeneral      // the regular expression
+	formGeneral      // the automaton, or the regular expression
 )
 
 // Compile reads a pattern. Its error is a *SyntaxError.
@@ -62,7 +66,7 @@ func Compile(pattern string, opts Options) (*Pattern, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pattern{src: pattern, ignoreCase: opts.IgnoreCase, swap: ps.boundaries}
+	p := &Pattern{src: pattern, ignoreCase: opts.IgnoreCase, needs: shapeOf(tree).needs()}
 	if p.form, p.literal = simple(tree, opts.IgnoreCase); p.form != formGeneral {
 		return p, nil
 	}
@@ -70,11 +74,14 @@ func Compile(pattern string, opts Options) (*Pattern, error) {
 	if err := tr.translate(tree, other, other); err != nil {
 		return nil, err
 	}
+	p.expr, p.swap = `\A(?:`+tr.out.String()+`)\z`, ps.boundaries
+	if p.dfa = newDFA(tree); p.dfa != nil {
+		return p, nil
+	}
 	// Our limits are tighter than Go's, and what is written is well-formed.
-	if p.re, err = regexp.Compile(`\A(?:` + tr.out.String() + `)\z`); err != nil {
+	if p.re, err = regexp.Compile(p.expr); err != nil {
 		return nil, &SyntaxError{Msg: fmt.Sprintf("the pattern is too complex: %v", err)}
 	}
-	p.scratch.New = func() any { return new([]byte) }
 	return p, nil
 }
 
@@ -112,6 +119,9 @@ func anything(n *node) bool {
 // String returns the pattern as it was written.
 func (p *Pattern) String() string { return p.src }
 
+// Options returns the options with which p was compiled.
+func (p *Pattern) Options() Options { return Options{IgnoreCase: p.ignoreCase} }
+
 // Any tells whether p is ".*", which matches every text that is a name, an address
 // or an ordinary path. False does not say that there is a text p does not match.
 func (p *Pattern) Any() bool { return p.form == formAny }
@@ -125,34 +135,27 @@ func (p *Pattern) Literal() (text string, ok bool) {
 	return p.literal, true
 }
 
+// Neither is inlined: in another package the compiler does not know of the generic
+// function that it keeps nothing, and would put the callers' texts on the heap.
+
 // Match tells whether the whole of text matches. It allocates nothing once warm.
-func (p *Pattern) Match(text string) bool {
-	if p.form != formGeneral {
-		return matchSimple(p, text)
-	}
-	if !needsWidening(p, text) {
-		return p.re.MatchString(text)
-	}
-	buf := p.scratch.Get().(*[]byte)
-	*buf = widen((*buf)[:0], p, text)
-	matched := p.re.Match(*buf)
-	p.scratch.Put(buf)
-	return matched
-}
+//
+//go:noinline
+func (p *Pattern) Match(text string) bool { return match(p, text) }
 
 // MatchBytes is Match for a text that is not a string. It keeps nothing of it.
-func (p *Pattern) MatchBytes(text []byte) bool {
-	if p.form != formGeneral {
+//
+//go:noinline
+func (p *Pattern) MatchBytes(text []byte) bool { return match(p, text) }
+
+func match[T string | []byte](p *Pattern, text T) bool {
+	switch {
+	case p.form != formGeneral:
 		return matchSimple(p, text)
+	case p.dfa != nil:
+		return run(p.dfa, text)
 	}
-	if !needsWidening(p, text) {
-		return p.re.Match(text)
-	}
-	buf := p.scratch.Get().(*[]byte)
-	*buf = widen((*buf)[:0], p, text)
-	matched := p.re.Match(*buf)
-	p.scratch.Put(buf)
-	return matched
+	return matchRegexp(p.re, p.swap, text)
 }
 
 func matchSimple[T string | []byte](p *Pattern, text T) bool {
@@ -193,28 +196,24 @@ func free[T string | []byte](text T) bool {
 	return true
 }
 
-// needsWidening tells whether text has bytes that the regular expression writes
-// otherwise.
-func needsWidening[T string | []byte](p *Pattern, text T) bool {
-	for i := range len(text) {
-		if c := text[i]; c >= utf8.RuneSelf || p.swap && (c == '-' || c == '_') {
-			return true
-		}
-	}
-	return false
-}
+// widened holds texts for matchRegexp: *[]byte.
+var widened = sync.Pool{New: func() any { return new([]byte) }}
 
-// widen appends text to buf as the regular expression of p expects it.
-func widen[T string | []byte](buf []byte, p *Pattern, text T) []byte {
+// matchRegexp holds text against re, which a translator wrote.
+func matchRegexp[T string | []byte](re *regexp.Regexp, swap bool, text T) bool {
+	buf := widened.Get().(*[]byte)
+	*buf = (*buf)[:0]
 	for i := range len(text) {
 		c := text[i]
 		switch {
-		case p.swap && c == '-':
+		case swap && c == '-':
 			c = '_'
-		case p.swap && c == '_':
+		case swap && c == '_':
 			c = '-'
 		}
-		buf = utf8.AppendRune(buf, rune(c))
+		*buf = utf8.AppendRune(*buf, rune(c))
 	}
-	return buf
+	matched := re.Match(*buf)
+	widened.Put(buf)
+	return matched
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -96,12 +97,10 @@ func TestMatch(t *testing.T) {
 		if p.String() != tt.pattern {
 			t.Errorf("%q: String says %q", tt.pattern, p)
 		}
+		matches := matcher(t, p)
 		check := func(text string, want bool) {
-			if p.Match(text) != want {
+			if matches(text) != want {
 				t.Errorf("%q against %q: not %v", tt.pattern, text, want)
-			}
-			if p.MatchBytes([]byte(text)) != want {
-				t.Errorf("%q against the bytes of %q: not %v", tt.pattern, text, want)
 			}
 			if got, decided := oracleMatch(tt.pattern, text, tt.opts.IgnoreCase); decided && got != want {
 				t.Errorf("%q against %q: the oracle says %v", tt.pattern, text, got)
@@ -295,6 +294,7 @@ func TestAgainstOracle(t *testing.T) {
 			continue
 		}
 		accepted++
+		matches := matcher(t, p)
 		for range 8 {
 			text := randomText(rng)
 			want, ok := oracleMatch(pattern, text, opts.IgnoreCase)
@@ -305,7 +305,7 @@ func TestAgainstOracle(t *testing.T) {
 			if want {
 				matched++
 			}
-			if got := p.Match(text); got != want {
+			if got := matches(text); got != want {
 				t.Fatalf("%q (ignoring case: %v) against %q: %v, the oracle says %v", pattern, opts.IgnoreCase, text, got, want)
 			}
 		}
@@ -327,10 +327,10 @@ func randomPattern(rng *rand.Rand, depth int) string {
 			b.WriteString(pick("^", "$", `\<`, `\>`, `\b`, `\B`))
 			continue
 		default:
-			b.WriteString(pick("a", "b", "K", "-", "_", ".", ".", `\.`, "é", `\n`, `\w`, `\W`, `\x41`, `\0102`, `\45`, `\xc3`,
+			b.WriteString(pick("a", "b", "ab", "kB", "K", "-", "_", ".", ".", `\.`, "é", `\n`, `\w`, `\W`, `\x41`, `\0102`, `\45`, `\xc3`,
 				"[ab]", "[^a]", "[]_-]", "[a-c-]", `[\W]`, "[[:upper:]b]", `[\x80-\xff]`))
 		}
-		b.WriteString(pick("", "", "", "*", "+", "?", "{2}", "{1,}", "{1,0}", "{,2}", "{0,2}", "{1,2}", "*?"))
+		b.WriteString(pick("", "", "", "*", "+", "?", "{2}", "{0}", "{1,}", "{2,}", "{1,0}", "{,2}", "{0,2}", "{1,2}", "{2,3}", "*?"))
 	}
 	return b.String()
 }
@@ -368,14 +368,37 @@ func FuzzPattern(f *testing.F) {
 			}
 			return
 		}
-		got := p.Match(text)
-		if p.MatchBytes([]byte(text)) != got {
-			t.Fatalf("%q against %q: Match says %v, MatchBytes does not", pattern, text, got)
-		}
+		got := matcher(t, p)(text)
 		if want, decided := oracleMatch(pattern, text, ignoreCase); decided && got != want {
 			t.Fatalf("%q (ignoring case: %v) against %q: %v, the oracle says %v", pattern, ignoreCase, text, got, want)
 		}
 	})
+}
+
+// matcher returns what Match says, once everything that must say the same does: the
+// bytes of text, the automaton and the regular expression; and what a text needs.
+func matcher(t testing.TB, p *Pattern) func(text string) bool {
+	t.Helper()
+	re, err := regexp.Compile(p.Regexp())
+	if err != nil {
+		t.Fatalf("%q: Go refuses what we wrote: %v", p, err)
+	}
+	return func(text string) bool {
+		t.Helper()
+		got := p.Match(text)
+		if p.MatchBytes([]byte(text)) != got {
+			t.Errorf("%q against %q: Match says %v, MatchBytes does not", p, text, got)
+		}
+		if matchRegexp(re, p.swap, text) != got {
+			t.Errorf("%q against %q: %v, the regular expression says otherwise", p, text, got)
+		}
+		for _, n := range p.Needs() {
+			if got && !has(n, text) {
+				t.Errorf("%q matches %q, which has not what it needs: %v", p, text, n)
+			}
+		}
+		return got
+	}
 }
 
 func BenchmarkMatch(b *testing.B) {

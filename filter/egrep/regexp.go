@@ -12,7 +12,7 @@ func (p *Pattern) Regexp() string {
 	case formNone:
 		return `[^\x00-\x{10ffff}]`
 	case formGeneral:
-		return p.re.String()
+		return p.expr
 	case formAny:
 		expr = anything
 	case formExact:

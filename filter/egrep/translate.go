@@ -8,7 +8,7 @@ import (
 // translator writes a parsed pattern as a Go regular expression.
 //
 // Bytes become the code points 0 to 255, so that Go's matching by runes is
-// matching by bytes on a text widened the same way (Pattern.widen).
+// matching by bytes on a text widened the same way (matchRegexp).
 //
 // Go's \b takes a word to be [0-9A-Za-z_], ours is [0-9A-Za-z-]. A pattern with
 // word boundaries is therefore written with hyphen and underscore exchanged, and
