@@ -42,40 +42,13 @@ func NewSet(rules []Rule, def Action) (*Set, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	s.leaveOut(func(string) bool { return false })
+	s.leaveOut(func(*Rule) bool { return true })
 	return s, nil
 }
 
 func newText() any {
 	b := make([]byte, 0, len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"))
 	return &b
-}
-
-// On returns the Set for a host that is on the networks for which on says so; a rule
-// with another Network never holds in it. In the Set that NewSet makes, no rule with a
-// Network holds, so that a rule is not in force where nobody looked. Both share the
-// rules, so that a Decision.Rule of one is one of the other's.
-func (s *Set) On(on func(network string) bool) *Set {
-	if s == nil {
-		return nil
-	}
-	at := &Set{rules: s.rules, def: s.def}
-	at.texts.New = newText
-	at.leaveOut(on)
-	return at
-}
-
-// leaveOut notes which rules are for networks that the host is not on.
-func (s *Set) leaveOut(on func(network string) bool) {
-	s.away = nil
-	for i := range s.rules {
-		if network := s.rules[i].Network; network != "" && !on(network) {
-			if s.away == nil {
-				s.away = make([]bool, len(s.rules))
-			}
-			s.away[i] = true
-		}
-	}
 }
 
 // InForce tells whether the rule of that place in Rules is, where the host is now.
