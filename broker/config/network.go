@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"sshbroker/broker/config/schema"
+	"sshbroker/filter"
 	"sshbroker/profiles"
 )
 
@@ -21,14 +22,13 @@ type Network struct {
 
 	Domain string // the host's is this one, in any letter case; "" is not considered
 
-	Pool4, Pool6 netip.Prefix // pseudo addresses for captures that begin here; zero: those of Config
+	Pool4, Pool6 netip.Prefix // pseudo addresses for captures that begin here; zero: see Pools
 }
 
 // Pools are the prefixes of pseudo addresses for a capture that begins while the host
-// is where on says: those of the first network, in the order of the file, that has any.
-func (c *Config) Pools(on func(network string) bool) (pool4, pool6 netip.Prefix) {
-	pool4, pool6 = c.Pool4, c.Pool6
-	for _, n := range c.Networks {
+// is where on says: those of the first of networks that has any, else pool4 and pool6.
+func Pools(networks []Network, pool4, pool6 netip.Prefix, on func(network string) bool) (netip.Prefix, netip.Prefix) {
+	for _, n := range networks {
 		if (n.Pool4.IsValid() || n.Pool6.IsValid()) && on(n.ID) {
 			if n.Pool4.IsValid() {
 				pool4 = n.Pool4
@@ -40,6 +40,16 @@ func (c *Config) Pools(on func(network string) bool) (pool4, pool6 netip.Prefix)
 		}
 	}
 	return pool4, pool6
+}
+
+// Presences tells of each network, by its id, whether the host is on it, as on says of
+// what makes a network out.
+func Presences(networks []Network, on func(address netip.Prefix, exact bool, domain string) filter.Presence) map[string]filter.Presence {
+	by := make(map[string]filter.Presence, len(networks))
+	for _, n := range networks {
+		by[n.ID] = on(n.Address, n.Exact, n.Domain)
+	}
+	return by
 }
 
 // networks reads the network elements, those with an id of their own.

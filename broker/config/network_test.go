@@ -53,7 +53,7 @@ func TestPools(t *testing.T) {
 		{[]string{"b", "a", "plain"}, "10.9.0.0/16 invalid Prefix"},
 		{[]string{"b"}, "10.8.0.0/15 fd00:8::/64"},
 	} {
-		pool4, pool6 := c.Pools(func(id string) bool { return slices.Contains(tt.on, id) })
+		pool4, pool6 := Pools(c.Networks, c.Pool4, c.Pool6, func(id string) bool { return slices.Contains(tt.on, id) })
 		if got := fmt.Sprint(pool4, " ", pool6); got != tt.want {
 			t.Errorf("on %v: pools %s, want %s", tt.on, got, tt.want)
 		}

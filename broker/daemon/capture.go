@@ -8,9 +8,9 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync/atomic"
 
 	"sshbroker/broker"
-	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/names"
 	"sshbroker/capture"
@@ -28,6 +28,7 @@ type served struct {
 	journal string
 	names   *names.Names
 	capture *broker.Capture
+	policy  atomic.Pointer[broker.Policy] // way.own's
 	events  chan control.CaptureEvent
 
 	keepers int           // connected clients that look after it; guarded by Daemon.mu
@@ -158,7 +159,8 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	}
 	d.captures[args.ID] = s
 	d.reconsider()
-	if c, ok := s.backend.(*cgroup); ok && d.loaded != before {
+	stale := s.at(d.place) || d.loaded != before
+	if c, ok := s.backend.(*cgroup); ok && stale {
 		d.capWG.Go(func() { d.told(s.args.ID, d.renew(s, c)) })
 	}
 	d.capWG.Go(func() { d.live(s) })
@@ -172,7 +174,12 @@ func (s *served) learnNames(d *Daemon) error {
 	if err := netns.PoolIsFree(s.way.pool4, s.way.pool6); err != nil {
 		return poolInUse(err)
 	}
-	s.capture = &broker.Capture{ID: s.args.ID, Policy: s.way.policy, Localhost: s.args.Localhost, User: d.account.name, Groups: d.account.groups}
+	s.capture = &broker.Capture{ID: s.args.ID, Localhost: s.args.Localhost, User: d.account.name, Groups: d.account.groups}
+	inForce := d.broker.Policy
+	if s.way.own != nil {
+		s.policy.Store(s.way.own.policy)
+		s.capture.Policy, inForce = s.policy.Load, s.policy.Load
+	}
 	if s.args.Debug >= 5 {
 		s.capture.Event = func(text string) { s.tell(5, text) }
 	}
@@ -182,7 +189,7 @@ func (s *served) learnNames(d *Daemon) error {
 	}
 	var err error
 	s.names, err = names.New(names.Config{
-		Policy: namePolicy{d, s.way.policy}, AllPseudo: s.args.Via != "",
+		Policy: namePolicy(inForce), AllPseudo: s.args.Via != "",
 		Pool4: s.way.pool4, Pool6: s.way.pool6, Logger: d.Log, Journal: s.journal,
 		HostsFile: hostsFile, ResolvFile: resolvFile, Trace: trace,
 	})
@@ -206,10 +213,9 @@ func poolInUse(err error) error {
 
 // way is what decides about a capture's flows.
 type way struct {
-	policy       *broker.Policy // nil: the daemon's current one
+	own          *loaded // nil: the daemon's; guarded by Daemon.mu
 	pool4, pool6 netip.Prefix
 	warnings     []string
-	host         config.Host // beside policy; not used where that is nil
 }
 
 // wayOf finds the rules for a capture, and connects where --via says so.
@@ -231,14 +237,14 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if !l.present && !args.AllowDirect {
 			return way{}, noRules(args.ConfigFile)
 		}
-		if l.policy.Rules == nil {
-			l.policy.Rules = directOnly()
-		}
-		return way{l.policy, l.pool4, l.pool6, l.warnings(), l.host}, nil
+		l.policy.Generation, l.policy.Since = current.policy.Generation, current.policy.Since
+		pool4, pool6 := l.pools()
+		return way{l, pool4, pool6, l.warnings()}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
-	return way{pool4: current.pool4, pool6: current.pool6, warnings: current.warnings()}, nil
+	pool4, pool6 := current.pools()
+	return way{pool4: pool4, pool6: pool6, warnings: current.warnings()}, nil
 }
 
 // warnings are what a person should know who starts a capture by these rules.
@@ -282,8 +288,9 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 	if err != nil {
 		return way{}, err
 	}
-	return way{policy: &broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p},
-		pool4: current.pool4, pool6: current.pool6, warnings: warnings}, nil
+	own := &broker.Policy{Generation: current.policy.Generation, Since: current.policy.Since, Rules: rules, Defaults: p}
+	pool4, pool6 := current.pools()
+	return way{&loaded{policy: own, rules: rules, present: true}, pool4, pool6, warnings}, nil
 }
 
 // callPrompter asks the person at a client.
@@ -391,18 +398,9 @@ func (d *Daemon) detach(s *served) {
 }
 
 // namePolicy has the rules in force for a capture say which names are pseudo.
-type namePolicy struct {
-	d   *Daemon
-	own *broker.Policy // nil: the common ones
-}
+type namePolicy func() *broker.Policy
 
-func (p namePolicy) Pseudo(name string) bool {
-	policy := p.own
-	if policy == nil {
-		policy = p.d.broker.Policy()
-	}
-	return policy.Rules.Pseudo(name)
-}
+func (p namePolicy) Pseudo(name string) bool { return p().Rules.Pseudo(name) }
 
 // tell hands an event to whoever watches; one who does not read misses some.
 func (s *served) tell(level int, text string) {

@@ -12,6 +12,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/location"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
 )
@@ -56,6 +57,7 @@ type Daemon struct {
 	account account
 
 	captured captured
+	watch    func(ctx context.Context, told func(place))
 	system   *system // nil without Options.System
 
 	ctx       context.Context // Run's: ends when the daemon is to stop
@@ -65,6 +67,7 @@ type Daemon struct {
 	reloading sync.Mutex // one reload at a time
 
 	mu       sync.Mutex
+	place    place // where the host is
 	loaded   *loaded
 	captures map[string]*served
 	clients  int
@@ -87,7 +90,8 @@ func New(o Options) (*Daemon, error) {
 	o.Config.System = o.System
 	o.Captured.Program = "ssh-broker " + control.Version()
 	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
-		captured: dialed(o.Captured)}
+		captured: dialed(o.Captured), place: location.Look(hostFiles)}
+	d.watch = d.watchPlace
 	first, err := d.load()
 	if answer := (*control.Error)(nil); errors.As(err, &answer) {
 		return nil, err
@@ -141,6 +145,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	} else {
 		d.capWG.Go(func() { d.carry(d.ctx) })
 	}
+	d.capWG.Go(func() { d.watch(d.ctx, d.moved) })
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
