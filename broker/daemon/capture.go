@@ -133,7 +133,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	}
 	s := &served{args: args, journal: o.journal, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
 		events: make(chan control.CaptureEvent, 256)}
-	if s.way, err = d.wayOf(ctx, call, args); err == nil {
+	if s.way, err = d.wayOf(ctx, call, args, o.journal); err == nil {
 		err = s.learnNames(d)
 	}
 	if err != nil {
@@ -219,13 +219,19 @@ type way struct {
 }
 
 // wayOf finds the rules for a capture, and connects where --via says so.
-func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.CaptureArgs) (way, error) {
+func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.CaptureArgs, journal string) (way, error) {
 	d.mu.Lock()
 	current := d.loaded
 	d.mu.Unlock()
+	pools := (*loaded).pools
+	if args.Takeover {
+		pools = func(l *loaded) (pool4, pool6 netip.Prefix) { return l.takenPools(journal) }
+	}
+	pool4, pool6 := pools(current)
 	switch {
 	case args.Via != "":
-		return d.viaWay(ctx, call, args, current)
+		own, warnings, err := d.viaWay(ctx, call, args, current)
+		return way{own, pool4, pool6, warnings}, err
 	case args.ConfigFile != "":
 		o := d.Config
 		o.File, o.GlobalFile = args.ConfigFile, ""
@@ -238,12 +244,11 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 			return way{}, noRules(args.ConfigFile)
 		}
 		l.policy.Generation, l.policy.Since = current.policy.Generation, current.policy.Since
-		pool4, pool6 := l.pools()
+		pool4, pool6 = pools(l)
 		return way{l, pool4, pool6, l.warnings()}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
-	pool4, pool6 := current.pools()
 	return way{pool4: pool4, pool6: pool6, warnings: current.warnings()}, nil
 }
 
@@ -268,7 +273,7 @@ func noRules(file string) error {
 
 // viaWay makes the rule set of a capture that sends everything through one server,
 // and connects there while the person at the terminal can still be asked.
-func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (way, error) {
+func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (own *loaded, warnings []string, err error) {
 	p, warnings, err := sshconf.Load(args.Via, sshconf.Options{Home: d.Home, User: d.account.name, UID: os.Getuid(),
 		Getenv: func(name string) string {
 			if name == "SSH_AUTH_SOCK" {
@@ -277,20 +282,19 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 			return os.Getenv(name)
 		}})
 	if err != nil {
-		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+		return nil, nil, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 	}
 	if !args.Takeover {
 		if err := d.pool.Ready(ctx, p, callPrompter{call}); err != nil {
-			return way{}, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+			return nil, nil, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 		}
 	}
 	rules, err := filter.NewSet(nil, filter.Tunnel)
 	if err != nil {
-		return way{}, err
+		return nil, nil, err
 	}
-	own := &broker.Policy{Generation: current.policy.Generation, Since: current.policy.Since, Rules: rules, Defaults: p}
-	pool4, pool6 := current.pools()
-	return way{&loaded{policy: own, rules: rules, present: true}, pool4, pool6, warnings}, nil
+	policy := &broker.Policy{Generation: current.policy.Generation, Since: current.policy.Since, Rules: rules, Defaults: p}
+	return &loaded{policy: policy, rules: rules, present: true}, warnings, nil
 }
 
 // callPrompter asks the person at a client.

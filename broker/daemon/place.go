@@ -9,6 +9,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/location"
+	"sshbroker/broker/names"
 	"sshbroker/filter"
 )
 
@@ -42,6 +43,23 @@ func (l *loaded) at(p place) *loaded {
 // pools are the addresses for names of a capture that begins now.
 func (l *loaded) pools() (pool4, pool6 netip.Prefix) {
 	return config.Pools(l.networks, l.pool4, l.pool6, func(id string) bool { return l.on[id] == filter.Here })
+}
+
+// takenPools are pools for a capture that another broker served, which may have begun
+// elsewhere: those whose addresses its journal says that its programs hold.
+func (l *loaded) takenPools(journal string) (pool4, pool6 netip.Prefix) {
+	pool4, pool6 = l.pools()
+	held, ok := names.JournalAddress(journal)
+	if !ok || pool4.Contains(held) {
+		return pool4, pool6
+	}
+	for i := range len(l.networks) + 1 {
+		other4, other6 := config.Pools(l.networks[i:min(i+1, len(l.networks))], l.pool4, l.pool6, func(string) bool { return true })
+		if other4.Contains(held) {
+			return other4, other6
+		}
+	}
+	return pool4, pool6
 }
 
 // moved brings into force what holds at p, for every capture. Flows that live keep the

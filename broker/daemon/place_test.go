@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -180,12 +181,38 @@ func TestPoolOfNetwork(t *testing.T) {
 	if got := fmt.Sprint(within(t, first.specs).Pools); got != "[198.19.0.0/16]" {
 		t.Errorf("moved: pool %s", got)
 	}
-	if _, got := pool("lab1"); got != "[10.200.0.0/15]" && !strings.HasPrefix(got, "[10.200.0.0/") {
+	if _, got := pool("lab1"); got != "[10.200.0.0/15]" {
 		t.Errorf("in the lab: pool %s", got)
 	}
 	b.moved(madeUp{"lab.example": filter.Unknown})
 	if _, got := pool("doubt"); got != "[198.18.0.0/15]" {
 		t.Errorf("in doubt: pool %s", got)
+	}
+}
+
+// TestPoolOfTakeover: a capture that another broker serves from elsewhere keeps its pool.
+func TestPoolOfTakeover(t *testing.T) {
+	for held, want := range map[string]string{
+		// The first is of a network's pool that the common one has in it, which will do.
+		"198.19.0.7": "[198.18.0.0/15]", "198.18.0.7": "[198.18.0.0/15]", "10.200.0.7": "[10.200.0.0/15]", "192.0.2.7": "[198.18.0.0/15]", "": "[198.18.0.0/15]",
+	} {
+		b := begin(t, "", bound, nil)
+		if held == "198.18.0.7" {
+			b.moved(office)
+		}
+		args := cgroupArgs()
+		args.Takeover = true
+		if held != "" {
+			line := "1 " + held + " db.example"
+			line = fmt.Sprintf("%s %08x\n", line, crc32.ChecksumIEEE([]byte(line)))
+			if err := os.WriteFile(b.journal(args.ID, cgroupJournal), []byte(line), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.capture(args)
+		if got := fmt.Sprint(b.captured.source(t, args.ID).options.Spec.Pools); got != want {
+			t.Errorf("taken over with %q: pool %s, want %s", held, got, want)
+		}
 	}
 }
 
