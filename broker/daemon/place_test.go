@@ -16,6 +16,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/capture"
 	"sshbroker/capture/capturetest"
+	"sshbroker/capture/service"
 	"sshbroker/filter"
 )
 
@@ -196,18 +197,23 @@ func TestPoolOfTakeover(t *testing.T) {
 		// The first is of a network's pool that the common one has in it, which will do.
 		"198.19.0.7": "[198.18.0.0/15]", "198.18.0.7": "[198.18.0.0/15]", "10.200.0.7": "[10.200.0.0/15]", "192.0.2.7": "[198.18.0.0/15]", "": "[198.18.0.0/15]",
 	} {
-		b := begin(t, "", bound, nil)
-		if held == "198.18.0.7" {
-			b.moved(office)
-		}
+		b := prepare(t, "", bound)
 		args := cgroupArgs()
 		args.Takeover = true
+		b.captured.known = []service.Capture{{ID: args.ID}}
 		if held != "" {
 			line := "1 " + held + " db.example"
 			line = fmt.Sprintf("%s %08x\n", line, crc32.ChecksumIEEE([]byte(line)))
-			if err := os.WriteFile(b.journal(args.ID, cgroupJournal), []byte(line), 0o600); err != nil {
+			file := filepath.Join(b.dir, "ssh-broker-names-"+args.ID+"-"+cgroupJournal)
+			if err := os.WriteFile(file, []byte(line), 0o600); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := b.start(nil); err != nil {
+			t.Fatal(err)
+		}
+		if held == "198.18.0.7" {
+			b.moved(office)
 		}
 		b.capture(args)
 		if got := fmt.Sprint(b.captured.source(t, args.ID).options.Spec.Pools); got != want {
