@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -347,4 +348,35 @@ func TestGenerations(t *testing.T) {
 	}
 	b.records(3)
 	eventually(t, "no flow", func() bool { return status() == "12:0+1 14:0+1" })
+}
+
+// TestReloadsKeepNothing: of what many reloads and moves have made only the last is left.
+func TestReloadsKeepNothing(t *testing.T) {
+	many := strings.Repeat(`<rule ip-address="(10\.1|10\.2)\..*" ports="1-9" action="DIRECT"/>`, 200)
+	b := begin(t, "", bound+many, nil)
+	b.capture(cgroupArgs())
+	s := b.captured.source(t, "abcd")
+	round := func(n int) (heap uint64, goroutines int) {
+		for i := range n {
+			if _, err := b.Reload(); err != nil {
+				t.Fatal(err)
+			}
+			within(t, s.specs)
+			b.moved([]madeUp{office, {}}[i%2])
+			within(t, s.specs)
+			flow(s, "192.0.2.7:23")
+		}
+		eventually(t, "the end of all flows", func() bool { return b.broker.Totals().Live == 0 })
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc, runtime.NumGoroutine()
+	}
+	heap, goroutines := round(20)
+	after, more := round(200)
+	t.Logf("heap %d KiB before 200 reloads, %d KiB after", heap>>10, after>>10)
+	// Hundreds of rule sets like this one would take tens of mebibytes.
+	if after > heap+4<<20 || more > goroutines+5 {
+		t.Errorf("heap %d, then %d; goroutines %d, then %d", heap, after, goroutines, more)
+	}
 }
