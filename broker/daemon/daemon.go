@@ -114,6 +114,7 @@ func New(o Options) (*Daemon, error) {
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
 	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
 	d.install(first)
+	d.logPlace()
 	d.server.OnClients = d.countClients
 	d.handle()
 	return d, nil

@@ -83,13 +83,22 @@ func (d *Daemon) moved(p place) {
 	if !altered {
 		return
 	}
-	here, unknown := l.networksBy(filter.Here), l.networksBy(filter.Unknown)
-	if len(unknown) > 0 {
+	d.logPlace()
+	d.renewAll()
+}
+
+// logPlace says where the host is, if anything depends on it.
+func (d *Daemon) logPlace() {
+	d.mu.Lock()
+	l, p := d.loaded, d.place
+	d.mu.Unlock()
+	if unknown := l.networksBy(filter.Unknown); len(unknown) > 0 {
 		d.Log.Warn("it is not known whether the host is on some networks: their rules that may send in clear are not in force",
 			"networks", unknown, "error", p.Err())
 	}
-	d.Log.Info("the host is elsewhere", "networks", here)
-	d.renewAll()
+	if len(l.networks) > 0 {
+		d.Log.Info("where the host is", "networks", l.networksBy(filter.Here))
+	}
 }
 
 // at brings a capture's own rules into force as they are at p, and tells whether that

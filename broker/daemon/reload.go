@@ -128,6 +128,7 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 		d.system.resolve()
 	}
 	warnings := append(slices.Clone(l.warn), d.renewAll()...)
+	d.logPlace()
 	d.Log.Info("configuration reloaded", "generation", generation)
 	return control.ReloadResult{Generation: generation, Changed: l.digest != before, Warnings: warnings}, nil
 }
