@@ -82,7 +82,8 @@ var ErrStopped = errors.New("the broker stops")
 // Policy is one generation of rules and profiles. It is immutable.
 type Policy struct {
 	Generation int
-	Rules      *filter.Set                  // required
+	Since      time.Time                    // when Generation came into force
+	Rules      *filter.Set                  // required; as far as they are in force where the host is
 	Profiles   map[string]*profiles.Profile // by id
 	Defaults   *profiles.Profile            // for rules that name no profile
 
@@ -104,9 +105,10 @@ type Capture struct {
 	// has flows of several.
 	NamesOf func(uid uint32) Names
 
-	// Policy is the capture's own, untouched by reloads; nil: the broker's current
-	// one. A rule of the current one that blocks counts all the same.
-	Policy *Policy
+	// Policy is the capture's own at the moment, untouched by reloads; nil: the broker's
+	// current one. A rule of the current one that blocks counts all the same. It is called
+	// for every flow.
+	Policy func() *Policy
 
 	Localhost bool // connections to the capture's own addresses are judged by the rules
 	User      string
@@ -140,7 +142,8 @@ type Broker struct {
 	mu     sync.Mutex
 	flows  map[uint64]*flow
 	users  map[uint32]*user
-	shared time.Time // when there were flows of several uids last
+	inUse  map[int]*GenerationInfo // by live flows
+	shared time.Time               // when there were flows of several uids last
 	wg     sync.WaitGroup
 	cut    context.CancelCauseFunc
 	life   context.Context
@@ -151,7 +154,7 @@ const maxSearches = 2
 
 // New returns a broker that blocks everything until SetPolicy is called.
 func New(c Config) *Broker {
-	b := &Broker{Config: c, flows: map[uint64]*flow{}, users: map[uint32]*user{}, searches: make(chan struct{}, maxSearches)}
+	b := &Broker{Config: c, flows: map[uint64]*flow{}, users: map[uint32]*user{}, inUse: map[int]*GenerationInfo{}, searches: make(chan struct{}, maxSearches)}
 	if b.Dial == nil {
 		b.Dial = dialTCP
 	}
@@ -225,6 +228,40 @@ func (b *Broker) Flows() []FlowInfo {
 	b.mu.Unlock()
 	sort.Slice(list, func(i, j int) bool { return list[i].ID < list[j].ID })
 	return list
+}
+
+// GenerationInfo is a generation that live flows began with.
+type GenerationInfo struct {
+	Generation int
+	Since      time.Time
+	Flows      int
+}
+
+// Generations lists those of live flows, the oldest first.
+func (b *Broker) Generations() []GenerationInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []GenerationInfo
+	for _, g := range b.inUse {
+		list = append(list, *g)
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].Generation < list[j].Generation })
+	return list
+}
+
+// use counts n more flows of p's generation. The caller holds mu.
+func (b *Broker) use(p *Policy, n int) {
+	if p == nil {
+		return
+	}
+	g := b.inUse[p.Generation]
+	if g == nil {
+		g = &GenerationInfo{Generation: p.Generation, Since: p.Since}
+		b.inUse[p.Generation] = g
+	}
+	if g.Flows += n; g.Flows == 0 {
+		delete(b.inUse, p.Generation)
+	}
 }
 
 // Totals counts flows.

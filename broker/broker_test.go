@@ -381,7 +381,8 @@ func TestFallback(t *testing.T) {
 // TestOwnPolicy shows that a capture's own rules do not open what the common ones block.
 func TestOwnPolicy(t *testing.T) {
 	b := newBench(t, set(t, filter.Direct, filter.Rule{Host: pattern(t, "db\\.example"), Action: filter.Block}))
-	b.capture.Policy = &broker.Policy{Rules: set(t, filter.Tunnel), Defaults: &profiles.Profile{Host: "bastion", Port: 22, User: "me"}}
+	own := &broker.Policy{Rules: set(t, filter.Tunnel), Defaults: &profiles.Profile{Host: "bastion", Port: 22, User: "me"}}
+	b.capture.Policy = func() *broker.Policy { return own }
 	blocked := b.source.Offer(capturetest.NewAttempt("203.0.113.7:23"))
 	if blocked.Outcome().Admitted {
 		t.Error("a private rule set opened what the common one blocks")

@@ -118,10 +118,11 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 		f.user, f.groups = c.Account(f.at.UID)
 	}
 	f.release = f.names.Hold(f.at.Dst.Addr())
-	f.policy = c.Policy
-	if f.policy == nil {
-		f.policy = b.Policy()
+	policy := b.Policy
+	if c.Policy != nil {
+		policy = c.Policy
 	}
+	f.policy = policy()
 	f.rec = audit.Record{
 		Time: f.at.Arrived, Flow: f.id, Capture: c.ID, Backend: c.Backend,
 		UID: f.at.UID, User: f.user, Groups: f.groups, Src: f.at.Src, Dst: f.at.Dst,
@@ -133,6 +134,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	b.mu.Lock()
 	b.flows[f.id] = f
 	b.join(f.at.UID)
+	b.use(f.policy, 1)
 	b.mu.Unlock()
 	if c.FindOrigin == nil || c.FindOrigin() {
 		go f.findOrigin()
@@ -492,6 +494,7 @@ func (f *flow) record() {
 	f.Broker.mu.Lock()
 	delete(f.flows, f.id)
 	f.part(f.at.UID)
+	f.use(f.policy, -1)
 	f.Broker.mu.Unlock()
 }
 

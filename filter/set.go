@@ -50,41 +50,8 @@ func NewSet(rules []Rule, def Action) (*Set, error) {
 		}
 	}
 	s.index, s.names.index = newIndex(s.rules), newIndex(s.names.rules)
-	s.leaveOut(func(string) bool { return false })
+	s.leaveOut(func(*Rule) bool { return true })
 	return s, nil
-}
-
-// On returns the Set for a host that is on the networks for which on says so; a rule
-// with another Network never holds in it. In the Set that NewSet makes, no rule with a
-// Network holds, so that a rule is not in force where nobody looked. Both share the
-// rules, so that a Decision.Rule of one is one of the other's.
-func (s *Set) On(on func(network string) bool) *Set {
-	if s == nil {
-		return nil
-	}
-	at := *s
-	at.leaveOut(on)
-	return &at
-}
-
-// leaveOut notes which rules are for networks that the host is not on.
-func (s *Set) leaveOut(on func(network string) bool) {
-	s.away, s.names.away = nil, nil
-	for i := range s.rules {
-		if network := s.rules[i].Network; network != "" && !on(network) {
-			if s.away == nil {
-				s.away = make([]bool, len(s.rules))
-			}
-			s.away[i] = true
-		}
-	}
-	if s.away == nil {
-		return
-	}
-	s.names.away = make([]bool, len(s.places))
-	for i, place := range s.places {
-		s.names.away[i] = s.away[place]
-	}
 }
 
 // InForce tells whether the rule of that place in Rules is, where the host is now.

@@ -63,7 +63,7 @@ var thirdParty = []struct {
 }{
 	{"github.com/google/nftables", []string{"capture/...", "test/..."}},
 	{"github.com/mdlayher/netlink", []string{"capture/...", "test/..."}},
-	{"github.com/vishvananda/netlink", []string{"capture/...", "test/..."}},
+	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"encoding/xml", []string{"broker/config"}},

@@ -19,6 +19,9 @@ import (
 func line(r filter.Rule) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d", r.Number)
+	if r.Network != "" {
+		fmt.Fprintf(&b, " network=%s", r.Network)
+	}
 	pattern := func(name string, p fmt.Stringer) {
 		if !reflect.ValueOf(p).IsNil() {
 			fmt.Fprintf(&b, " %s=%s", name, p)
@@ -165,14 +168,12 @@ func TestCorpus(t *testing.T) {
 		},
 		{
 			file: "legacy.xml",
-			rules: []string{`1 application=telnet host=.*\.office\.example port=23: TUNNEL profile=p1 pseudo-ip`,
+			rules: []string{`1 network=office application=telnet host=.*\.office\.example port=23: TUNNEL profile=p1 pseudo-ip`,
 				"2 address=.*: DIRECT"},
 			profiles: map[string]*profiles.Profile{"p1": with(func(p *profiles.Profile) {
 				p.ID, p.Name, p.Host, p.User = "p1", "p1", "gw.example.com", "u"
 			})},
 			pool4: "198.18.0.0/15",
-			warnings: []string{`5:5: warning: network: location awareness is not built yet: ` +
-				`what is bound to network "office" applies everywhere, and its address pools are not used`},
 		},
 		{
 			file: "profile-rock.xml",

@@ -44,6 +44,10 @@ type Config struct {
 	Pool4 netip.Prefix // pseudo IPv4 addresses
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 
+	// Networks are those of Filter, in the order of the file: a rule with a Network is in
+	// force on it alone; see filter.Set.At.
+	Networks []Network
+
 	Host Host
 
 	Logging eventlog.Routing // of the last file that has the element logging; the zero one logs nothing

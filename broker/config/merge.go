@@ -216,7 +216,7 @@ func (m *merged) config() (*Config, error) {
 		c.FilterPresent = true
 		c.FilterSource = m.engine.pos.File
 		c.Pool4, c.Pool6 = m.engine.pool4, m.engine.pool6
-		c.Host = m.engine.host
+		c.Networks, c.Host = m.engine.networks, m.engine.host
 	}
 	return c, nil
 }

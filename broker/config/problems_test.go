@@ -178,12 +178,18 @@ func TestProblems(t *testing.T) {
 		{"second dns", rules(`<dns id="d"/><dns id="d"/><filter dns-id="d" action="BLOCK"/>`), []string{`2:38: dns: there is a second dns "d"`}},
 		{"wrong dns of two filters", rules(`<dns id="d" host="("/><filter dns-id="d" action="BLOCK"/><filter dns-id="d" action="BLOCK"/>`), []string{"2:34: dns: host: "}},
 		{"filter without server", rules(`<dns id="d"/><filter dns-id="d" action="TUNNEL"/>`), []string{"2:56: filter: TUNNEL has no server to go to: there is neither a profile nor the host that the program asked for [add profile-id=\"...\"]"}},
-		{"unknown network", rules(`<network id="office"/><dns id="d" network-id="ofice"/><filter dns-id="d" action="BLOCK"/>`), []string{"2:16: warning: network: location awareness", `2:62: dns: there is no network "ofice" [did you mean office?]`}},
-		{"second network", rules(`<network id="n"/><network id="n"/>`), []string{"2:16: warning: network:", "2:33: warning: network:", `2:46: network: there is a second network "n"`}},
-		{"direct in one network", rules(`<network id="n"/><dns id="d" network-id="n"/><filter dns-id="d" action="DIRECT"/>`), []string{
-			"2:16: warning: network:", `2:88: filter: it is bound to network "n", which is not built yet: applied everywhere it would send in clear elsewhere too`}},
-		{"fallback in one network", root(`<profiles><profile id="p" host="h"/></profiles><filter-engine>` + `<network id="n"/><dns id="d" network-id="n"/><filter dns-id="d" action="TUNNEL" profile-id="p" fallback-to-plain="yes"/></filter-engine>`), []string{
-			"2:63: warning: network:", `2:135: filter: it is bound to network "n"`}},
+		{"unknown network", rules(`<network id="office"/><dns id="d" network-id="ofice"/><filter dns-id="d" action="BLOCK"/>`), []string{`2:16: warning: network: no dns refers to network "office": it has no effect`, `2:62: dns: there is no network "ofice" [did you mean office?]`}},
+		{"second network", rules(`<network id="n" address="10.0.0.0/8"/><network id="n"/><dns id="d" network-id="n"/><filter dns-id="d" action="BLOCK"/>`), []string{`2:67: network: there is a second network "n"`}},
+		{"network without a name", rules(`<network id="" ip-generate-start="10.9.8.0"/>`), []string{`2:29: network: the network has no id`}},
+		{"networks", rules(`<network id="a" address="10.1.0.0/16" domain="Office.Example."/><network id="b" address="fd00::" domain=""/><network id="c" address="" ip-generate-start="198.18.128.0"/>` +
+			`<dns id="d" network-id="a"/><filter dns-id="d" action="DIRECT"/><dns id="e" network-id="b"/><filter dns-id="e" action="BLOCK"/>`), nil},
+		{"address of a network", rules(`<network id="c" ip-generate-start="198.18.128.0" address="office"/><network id="d" ip6-generate-start="fd00::" address="10.1.2.3/16"/><network id="e" ip6-generate-start="fd00::" address="fe80::1%eth0"/>`), []string{
+			`2:74: network: address: "office" is neither a prefix nor an address [write it as 10.1.0.0/16`,
+			"2:136: network: address: 10.1.2.3/16 has bits set after its first 16 [write 10.1.0.0/16]", `2:203: network: address: "fe80::1%eth0" is neither`}},
+		{"address in IPv6", rules(`<network id="c" ip-generate-start="198.18.128.0" address="::ffff:10.1.0.0"/>`), []string{"2:74: network: address: ::ffff:10.1.0.0: an IPv4 address inside IPv6 is IPv4 [write the IPv4 address]"}},
+		{"pattern for a domain", rules(`<network id="c" ip-generate-start="198.18.128.0" domain="*.example.com"/><network id="d" ip-generate-start="198.18.128.0" domain="a b"/>`), []string{
+			`2:73: network: domain: "*.example.com" is not a domain; there are no patterns here [write the domain itself: office.example.com]`, `2:146: network: domain: host "a b" has the character ' '`}},
+		{"pool of a network", rules(`<network id="c" ip-generate-start="198.18.0.1"/>`), []string{"2:51: network: ip-generate-start: 198.18.0.1 is not the first address"}},
 
 		// logging, static tunnels
 		{"logging", root(`<logging><log-events facility="local8"/></logging>`), []string{`2:32: log-events: facility: "local8"`}},

@@ -19,6 +19,7 @@ type filterEngine struct {
 	rules         []rule
 	defaultAction filter.Action
 	pool4, pool6  netip.Prefix // pool6 is zero where IPv6 has none
+	networks      []Network
 	host          Host
 }
 
@@ -41,18 +42,12 @@ func defaultPool4() netip.Prefix {
 }
 
 func (r *reader) filterEngine(n *schema.Node) *filterEngine {
-	f := &filterEngine{pos: n.Pos, defaultAction: filter.Direct, pool4: defaultPool4(), host: r.host(n)}
+	f := &filterEngine{pos: n.Pos, defaultAction: filter.Direct, pool4: defaultPool4(), host: r.host(n), networks: r.networks(n)}
 	if n.Str("default-action") == "BLOCK" {
 		f.defaultAction = filter.Block
 	}
-	if n.Str("ip-generate-start") != "" {
-		f.pool4 = r.pool(n, "ip-generate-start", netip.Addr.Is4, pool4Bits, pool4MinBits)
-	}
-	if n.Str("ip6-generate-start") != "" {
-		f.pool6 = r.pool(n, "ip6-generate-start", netip.Addr.Is6, pool6Bits, pool6MinBits)
-	}
-	networks := r.networks(n)
-	lookups := r.lookups(n, networks)
+	r.pools(n, &f.pool4, &f.pool6)
+	lookups := r.lookups(n)
 	used := make(map[string]bool)
 	for _, c := range n.Children {
 		var made rule
@@ -81,6 +76,16 @@ func (r *reader) filterEngine(n *schema.Node) *filterEngine {
 	return f
 }
 
+// pools reads where the pools start, as far as n says it.
+func (r *reader) pools(n *schema.Node, pool4, pool6 *netip.Prefix) {
+	if n.Str("ip-generate-start") != "" {
+		*pool4 = r.pool(n, "ip-generate-start", netip.Addr.Is4, pool4Bits, pool4MinBits)
+	}
+	if n.Str("ip6-generate-start") != "" {
+		*pool6 = r.pool(n, "ip6-generate-start", netip.Addr.Is6, pool6Bits, pool6MinBits)
+	}
+}
+
 // pool returns the largest prefix that starts at the address given, up to the size of
 // the default one. The address has to be the first of such a prefix, as the kernel's
 // rules name the pool by it.
@@ -104,24 +109,6 @@ func (r *reader) pool(n *schema.Node, attr string, family func(netip.Addr) bool,
 	return netip.Prefix{}
 }
 
-// networks returns the ids of the network elements. Where a host is on the network is
-// not asked yet, so all that is bound to one applies everywhere; see bound.
-func (r *reader) networks(n *schema.Node) map[string]bool {
-	ids := make(map[string]bool)
-	for _, c := range n.All("network") {
-		id, ok := c.Get("id")
-		if !ok {
-			continue
-		}
-		if ids[id] {
-			r.Fail(c.At("id"), c.Name, "give each network an id of its own", "there is a second network %q", id)
-		}
-		ids[id] = true
-		r.Warn(schema.General, c.Pos, c.Name, "", "location awareness is not built yet: what is bound to network %q applies everywhere, and its address pools are not used", id)
-	}
-	return ids
-}
-
 // lookup is one dns element: the conditions of the filters that refer to it.
 type lookup struct {
 	*schema.Node
@@ -129,7 +116,8 @@ type lookup struct {
 }
 
 // lookups returns the dns elements by id.
-func (r *reader) lookups(n *schema.Node, networks map[string]bool) map[string]*lookup {
+func (r *reader) lookups(n *schema.Node) map[string]*lookup {
+	networks := ids(n.All("network"))
 	byID := make(map[string]*lookup)
 	for _, c := range n.All("dns") {
 		l := &lookup{Node: c}
@@ -191,23 +179,11 @@ func (r *reader) legacyRule(n *schema.Node, dns *lookup) rule {
 	}
 	c := &dns.conditions
 	out.Application, out.Host, out.Address, out.Prefix, out.PseudoIP = c.Application, c.Host, c.Address, c.Prefix, c.PseudoIP
-	r.bound(n, dns.Str("network-id"), &out)
+	out.Network = dns.Str("network-id")
 	if !dns.Flawed {
 		r.judge(n, &out, dns.Node)
 	}
 	return out
-}
-
-// bound refuses what would send in clear outside of the network it was written for.
-// Tunneling or blocking more than was asked for is only inconvenient.
-func (r *reader) bound(n *schema.Node, network string, out *rule) {
-	if network == "" || n.Flawed {
-		return
-	}
-	if out.Action == filter.Direct || out.FallbackToPlain {
-		r.Fail(n.At("action"), n.Name, "take the network-id out of the dns if it may apply everywhere",
-			"it is bound to network %q, which is not built yet: applied everywhere it would send in clear elsewhere too", network)
-	}
 }
 
 // outcome reads what rule and filter have in common: ports, and what becomes of a

@@ -29,26 +29,53 @@ const (
 
 // StatusRow is the broker at a glance.
 type StatusRow struct {
-	PID         int         `json:"pid"`
-	Version     string      `json:"version"`
-	Since       time.Time   `json:"since"`
-	Address     string      `json:"address"`
-	Mode        Mode        `json:"mode"`
-	ConfigFiles []string    `json:"config_files"`
-	Generation  int         `json:"generation"` // 1 for the configuration of the start, one more with each reload
-	Warnings    []string    `json:"warnings"`
-	Captures    int         `json:"captures"`
-	Strangers   uint64      `json:"strangers"` // connections made straight to a listener of a live capture; they were reset
-	FlowsLive   int64       `json:"flows_live"`
-	FlowsTotal  int64       `json:"flows_total"`
-	Audit       AuditStatus `json:"audit"`
-	Log         []LogTarget `json:"log"`      // where the element logging sends events; empty: nowhere
-	HeldSYN     bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
-	Memory      uint64      `json:"memory"`   // bytes obtained from the system
-	Goroutines  int         `json:"goroutines"`
-	FDs         int         `json:"fds"`
+	PID         int       `json:"pid"`
+	Version     string    `json:"version"`
+	Since       time.Time `json:"since"`
+	Address     string    `json:"address"`
+	Mode        Mode      `json:"mode"`
+	ConfigFiles []string  `json:"config_files"`
+	Generation  int       `json:"generation"` // 1 for the configuration of the start, one more with each reload
+	Warnings    []string  `json:"warnings"`
+
+	Generations []GenerationStatus `json:"generations"` // in use, the oldest first, the one in force among them
+	Networks    []NetworkStatus    `json:"networks,omitempty"`
+	PlaceError  string             `json:"place_error,omitempty"` // why it is not known of some network
+
+	Captures   int         `json:"captures"`
+	Strangers  uint64      `json:"strangers"` // connections made straight to a listener of a live capture; they were reset
+	FlowsLive  int64       `json:"flows_live"`
+	FlowsTotal int64       `json:"flows_total"`
+	Audit      AuditStatus `json:"audit"`
+	Log        []LogTarget `json:"log"`      // where the element logging sends events; empty: nowhere
+	HeldSYN    bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
+	Memory     uint64      `json:"memory"`   // bytes obtained from the system
+	Goroutines int         `json:"goroutines"`
+	FDs        int         `json:"fds"`
 
 	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
+}
+
+// NetworkStatus is whether the host is on a network of the configuration.
+type NetworkStatus struct {
+	ID string `json:"id"`
+	On string `json:"on"` // NetworkHere and so on
+}
+
+// What NetworkStatus.On says.
+const (
+	NetworkHere    = "yes"
+	NetworkAway    = "no"
+	NetworkUnknown = "unknown" // rules for it that may send in clear are not in force
+)
+
+// GenerationStatus is a configuration that is in use: the one in force, or one that live
+// flows began with.
+type GenerationStatus struct {
+	Generation int       `json:"generation"`
+	Since      time.Time `json:"since"`    // when it came into force
+	Flows      int       `json:"flows"`    // live
+	Captures   int       `json:"captures"` // by its rules, or by rules of their own since it was in force
 }
 
 // CapturedStatus is how a broker stands with ssh-captured.

@@ -8,9 +8,9 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync/atomic"
 
 	"sshbroker/broker"
-	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/names"
@@ -29,6 +29,7 @@ type served struct {
 	journal string
 	names   *names.Names
 	capture *broker.Capture
+	policy  atomic.Pointer[broker.Policy] // way.own's
 	events  chan control.CaptureEvent
 
 	keepers int           // connected clients that look after it; guarded by Daemon.mu
@@ -133,7 +134,7 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	}
 	s := &served{args: args, journal: o.journal, keepers: 1, alone: make(chan struct{}, 1), done: make(chan struct{}),
 		events: make(chan control.CaptureEvent, 256)}
-	if s.way, err = d.wayOf(ctx, call, args); err == nil {
+	if s.way, err = d.wayOf(ctx, call, args, o.journal); err == nil {
 		err = s.learnNames(d)
 	}
 	if err != nil {
@@ -159,7 +160,8 @@ func (d *Daemon) begin(ctx context.Context, call *control.Call, args control.Cap
 	}
 	d.captures[args.ID] = s
 	d.reconsider()
-	if c, ok := s.backend.(*cgroup); ok && d.loaded != before {
+	stale := s.at(d.place) || d.loaded != before
+	if c, ok := s.backend.(*cgroup); ok && stale {
 		d.capWG.Go(func() { d.told(s.args.ID, d.renew(s, c)) })
 	}
 	d.capWG.Go(func() { d.live(s) })
@@ -174,7 +176,12 @@ func (s *served) learnNames(d *Daemon) error {
 	if err := netns.PoolIsFree(s.way.pool4, s.way.pool6); err != nil {
 		return poolInUse(err)
 	}
-	s.capture = &broker.Capture{ID: s.args.ID, Policy: s.way.policy, Localhost: s.args.Localhost, User: d.account.name, Groups: d.account.groups}
+	s.capture = &broker.Capture{ID: s.args.ID, Localhost: s.args.Localhost, User: d.account.name, Groups: d.account.groups}
+	inForce := d.broker.Policy
+	if s.way.own != nil {
+		s.policy.Store(s.way.own.policy)
+		s.capture.Policy, inForce = s.policy.Load, s.policy.Load
+	}
 	if s.args.Debug >= 5 {
 		s.capture.Event = func(text string) { s.tell(5, text) }
 	}
@@ -184,7 +191,7 @@ func (s *served) learnNames(d *Daemon) error {
 	}
 	var err error
 	s.names, err = names.New(names.Config{
-		Policy: namePolicy{d, s.way.policy}, AllPseudo: s.args.Via != "",
+		Policy: namePolicy(inForce), AllPseudo: s.args.Via != "",
 		Pool4: s.way.pool4, Pool6: s.way.pool6, Logger: d.Log, Journal: s.journal,
 		HostsFile: hostsFile, ResolvFile: resolvFile, Trace: trace,
 	})
@@ -208,20 +215,25 @@ func poolInUse(err error) error {
 
 // way is what decides about a capture's flows.
 type way struct {
-	policy       *broker.Policy // nil: the daemon's current one
+	own          *loaded // nil: the daemon's; guarded by Daemon.mu
 	pool4, pool6 netip.Prefix
 	warnings     []string
-	host         config.Host // beside policy; not used where that is nil
 }
 
 // wayOf finds the rules for a capture, and connects where --via says so.
-func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.CaptureArgs) (way, error) {
+func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.CaptureArgs, journal string) (way, error) {
 	d.mu.Lock()
 	current := d.loaded
 	d.mu.Unlock()
+	pools := (*loaded).pools
+	if args.Takeover {
+		pools = func(l *loaded) (pool4, pool6 netip.Prefix) { return l.takenPools(journal) }
+	}
+	pool4, pool6 := pools(current)
 	switch {
 	case args.Via != "":
-		return d.viaWay(ctx, call, args, current)
+		own, warnings, err := d.viaWay(ctx, call, args, current)
+		return way{own, pool4, pool6, warnings}, err
 	case args.ConfigFile != "":
 		o := d.Config
 		o.File, o.GlobalFile = args.ConfigFile, ""
@@ -233,18 +245,17 @@ func (d *Daemon) wayOf(ctx context.Context, call *control.Call, args control.Cap
 		if !l.present && !args.AllowDirect {
 			return way{}, noRules(args.ConfigFile)
 		}
-		if l.policy.Rules == nil {
-			l.policy.Rules = directOnly()
-		}
+		l.policy.Generation, l.policy.Since = current.policy.Generation, current.policy.Since
 		warnings := l.warnings()
 		if len(l.logging.Targets)+len(l.logging.Rules) > 0 {
 			warnings = append(warnings, args.ConfigFile+": its element logging is not acted on: that of the broker's own configuration is")
 		}
-		return way{l.policy, l.pool4, l.pool6, warnings, l.host}, nil
+		pool4, pool6 = pools(l)
+		return way{l, pool4, pool6, warnings}, nil
 	case !current.present && !args.AllowDirect:
 		return way{}, noRules("")
 	}
-	return way{pool4: current.pool4, pool6: current.pool6, warnings: current.warnings()}, nil
+	return way{pool4: pool4, pool6: pool6, warnings: current.warnings()}, nil
 }
 
 // warnings are what a person should know who starts a capture by these rules.
@@ -268,7 +279,7 @@ func noRules(file string) error {
 
 // viaWay makes the rule set of a capture that sends everything through one server,
 // and connects there while the person at the terminal can still be asked.
-func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (way, error) {
+func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.CaptureArgs, current *loaded) (own *loaded, warnings []string, err error) {
 	p, warnings, err := sshconf.Load(args.Via, sshconf.Options{Home: d.Home, User: d.account.name, UID: os.Getuid(),
 		Getenv: func(name string) string {
 			if name == "SSH_AUTH_SOCK" {
@@ -277,19 +288,19 @@ func (d *Daemon) viaWay(ctx context.Context, call *control.Call, args control.Ca
 			return os.Getenv(name)
 		}})
 	if err != nil {
-		return way{}, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+		return nil, nil, &control.Error{Code: control.CodeConfig, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 	}
 	if !args.Takeover {
 		if err := d.pool.Ready(ctx, p, toldPrompter{callPrompter{call}, d, args}); err != nil {
-			return way{}, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
+			return nil, nil, &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("--via %s: %v", args.Via, err)}
 		}
 	}
 	rules, err := filter.NewSet(nil, filter.Tunnel)
 	if err != nil {
-		return way{}, err
+		return nil, nil, err
 	}
-	return way{policy: &broker.Policy{Generation: current.policy.Generation, Rules: rules, Defaults: p},
-		pool4: current.pool4, pool6: current.pool6, warnings: warnings}, nil
+	policy := &broker.Policy{Generation: current.policy.Generation, Since: current.policy.Since, Rules: rules, Defaults: p}
+	return &loaded{policy: policy, rules: rules, present: true}, warnings, nil
 }
 
 // callPrompter asks the person at a client.
@@ -398,18 +409,9 @@ func (d *Daemon) detach(s *served) {
 }
 
 // namePolicy has the rules in force for a capture say which names are pseudo.
-type namePolicy struct {
-	d   *Daemon
-	own *broker.Policy // nil: the common ones
-}
+type namePolicy func() *broker.Policy
 
-func (p namePolicy) Pseudo(name string) bool {
-	policy := p.own
-	if policy == nil {
-		policy = p.d.broker.Policy()
-	}
-	return policy.Rules.Pseudo(name)
-}
+func (p namePolicy) Pseudo(name string) bool { return p().Rules.Pseudo(name) }
 
 // tell hands an event to whoever watches; one who does not read misses some.
 func (s *served) tell(level int, text string) {

@@ -129,7 +129,7 @@ func askBeforePass(spec capture.Spec) capture.Spec {
 	return spec
 }
 
-// blocks tells whether a rule of the set blocks.
+// blocks tells whether a rule of the set blocks, now or where the host may be next.
 func blocks(rules *filter.Set) bool {
 	for _, r := range rules.Rules() {
 		if r.Action == filter.Block {

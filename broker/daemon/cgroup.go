@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"sshbroker/broker"
 	"sshbroker/broker/control"
@@ -30,7 +31,8 @@ type cgroup struct {
 	once  sync.Once
 	ended chan struct{} // closed when ssh-captured says that it is no more
 
-	specs sync.Mutex // one change of the Spec at a time, to the newest
+	specs sync.Mutex                    // one change of the Spec at a time, to the newest
+	has   atomic.Pointer[broker.Policy] // of which the kernel has the rules
 }
 
 func (d *Daemon) cgroupOpening(args control.CaptureArgs, files []*os.File) (opening, error) {
@@ -48,7 +50,8 @@ func (d *Daemon) openCgroup(ctx context.Context, s *served) (backend, error) {
 	}}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	source, err := d.captured.serve(ctx, client.Options{Capture: s.args.ID, Spec: d.specOf(s), Log: d.Log, Names: r.take})
+	spec, policy := d.specOf(s)
+	source, err := d.captured.serve(ctx, client.Options{Capture: s.args.ID, Spec: spec, Log: d.Log, Names: r.take})
 	if err != nil {
 		r.close()
 		return nil, forClient(err)
@@ -58,27 +61,29 @@ func (d *Daemon) openCgroup(ctx context.Context, s *served) (backend, error) {
 		r.close()
 		return nil, &control.Error{Code: control.CodeForbidden, Message: fmt.Sprintf("capture %s is uid %d's, and this broker is uid %d's", s.args.ID, owner, own)}
 	}
-	return &cgroup{capturedSource: source, resolver: r, tell: s.tell, ended: make(chan struct{})}, nil
+	c := &cgroup{capturedSource: source, resolver: r, tell: s.tell, ended: make(chan struct{})}
+	c.has.Store(policy)
+	return c, nil
 }
 
 // specOf compiles the rules that are in force for a capture. The common ones may block
 // what its own let through, so that is not left to the kernel then.
-func (d *Daemon) specOf(s *served) capture.Spec {
+func (d *Daemon) specOf(s *served) (spec capture.Spec, of *broker.Policy) {
 	d.mu.Lock()
-	current := d.loaded
-	d.mu.Unlock()
-	policy, host := s.way.policy, s.way.host
-	if policy == nil {
-		policy, host = current.policy, current.host
+	current, l := d.loaded, d.loaded
+	if s.way.own != nil {
+		l = s.way.own
 	}
-	spec := d.compile(policy.Rules, plan.Options{
+	d.mu.Unlock()
+	rules := l.policy.Rules
+	spec = d.compile(rules, plan.Options{
 		Pools: pools(s.way.pool4, s.way.pool6), Local: s.args.Localhost,
-		RefuseUDP: !s.args.UDPDirect && (s.args.Via != "" || plan.RefusesUDP(policy.Rules)),
-	}, host)
-	if policy != current.policy && blocks(current.policy.Rules) {
+		RefuseUDP: !s.args.UDPDirect && (s.args.Via != "" || plan.RefusesUDP(rules)),
+	}, l.host)
+	if l != current && blocks(current.policy.Rules) {
 		spec = askBeforePass(spec)
 	}
-	return spec
+	return spec, l.policy
 }
 
 // renew gives the kernel what can be compiled of the rules in force now.
@@ -87,7 +92,12 @@ func (d *Daemon) renew(s *served, c *cgroup) error {
 	defer c.specs.Unlock()
 	ctx, cancel := context.WithTimeout(d.ctx, answerTime)
 	defer cancel()
-	return c.SetSpec(ctx, d.specOf(s))
+	spec, policy := d.specOf(s)
+	if err := c.SetSpec(ctx, spec); err != nil {
+		return err
+	}
+	c.has.Store(policy)
+	return nil
 }
 
 // renewAll does it for everything that ssh-captured captures for us, and returns what

@@ -14,6 +14,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
+	"sshbroker/broker/location"
 	"sshbroker/broker/wake"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
@@ -60,6 +61,7 @@ type Daemon struct {
 	account account
 
 	captured captured
+	watch    func(ctx context.Context, told func(place))
 	system   *system // nil without Options.System
 
 	ctx       context.Context // Run's: ends when the daemon is to stop
@@ -69,6 +71,7 @@ type Daemon struct {
 	reloading sync.Mutex // one reload at a time
 
 	mu       sync.Mutex
+	place    place // where the host is
 	loaded   *loaded
 	captures map[string]*served
 	clients  int
@@ -91,7 +94,8 @@ func New(o Options) (*Daemon, error) {
 	o.Config.System = o.System
 	o.Captured.Program = "ssh-broker " + control.Version()
 	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
-		captured: dialed(o.Captured)}
+		captured: dialed(o.Captured), place: location.Look(hostFiles)}
+	d.watch = d.watchPlace
 	first, err := d.load()
 	if answer := (*control.Error)(nil); errors.As(err, &answer) {
 		return nil, err
@@ -115,6 +119,7 @@ func New(o Options) (*Daemon, error) {
 	d.pool.Observe = Observer(o.Events)
 	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
 	d.install(first)
+	d.logPlace()
 	d.server.OnClients = d.countClients
 	d.handle()
 	return d, nil
@@ -148,6 +153,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.capWG.Go(func() { d.carry(d.ctx) })
 	}
 	d.capWG.Go(func() { d.watchClock(d.ctx) })
+	d.capWG.Go(func() { d.watch(d.ctx, d.moved) })
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)

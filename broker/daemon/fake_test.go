@@ -256,6 +256,7 @@ func (b *bench) start(change func(*Options)) error {
 		return err
 	}
 	b.Daemon.captured = b.captured.captured()
+	b.Daemon.watch = func(ctx context.Context, _ func(place)) { <-ctx.Done() } // tests move the host
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- b.Run(ctx) }()

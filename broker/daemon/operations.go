@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/explain"
+	"sshbroker/filter"
 	"sshbroker/profiles"
 )
 
@@ -31,8 +35,9 @@ func (d *Daemon) handle() {
 func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	var strangers uint64
 	ssh := d.capturedStatus(ctx)
+	generations := d.generations()
 	d.mu.Lock()
-	l, captures, mode, held := d.loaded, len(d.captures), control.ModeDaemon, true
+	l, place, captures, mode, held := d.loaded, d.place, len(d.captures), control.ModeDaemon, true
 	for _, s := range d.captures {
 		held = held && s.backend.held()
 		strangers += s.backend.strangers()
@@ -50,13 +55,50 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	totals, written := d.broker.Totals(), d.Audit.Stats()
+	placeError := ""
+	if err := place.Err(); err != nil && len(l.networksBy(filter.Unknown)) > 0 {
+		placeError = err.Error()
+	}
 	return call.Send(control.StatusRow{
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
+		Generations: generations, Networks: l.networkStatus(), PlaceError: placeError,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit: auditStatus(d.AuditPath, written), Log: logStatus(d.Events.Stats()),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,
 	})
+}
+
+// generations are those in use. A capture uses that of its rules: of those in force, of
+// its own since it began, or of older ones where the kernel could not be given newer.
+func (d *Daemon) generations() []control.GenerationStatus {
+	rows := map[int]control.GenerationStatus{}
+	add := func(generation int, since time.Time, flows, captures int) {
+		g := rows[generation]
+		rows[generation] = control.GenerationStatus{Generation: generation, Since: since, Flows: g.Flows + flows, Captures: g.Captures + captures}
+	}
+	for _, g := range d.broker.Generations() {
+		add(g.Generation, g.Since, g.Flows, 0)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	current := d.loaded.policy
+	add(current.Generation, current.Since, 0, 0)
+	for _, s := range d.captures {
+		used := current
+		if c, ok := s.backend.(*cgroup); ok {
+			used = c.has.Load()
+		} else if s.way.own != nil {
+			used = s.way.own.policy
+		}
+		add(used.Generation, used.Since, 0, 1)
+	}
+	if d.system != nil {
+		if used := d.system.uses(); used != nil {
+			add(used.Generation, used.Since, 0, 1)
+		}
+	}
+	return slices.SortedFunc(maps.Values(rows), func(a, b control.GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
 }
 
 // statusTime is how long ssh-captured may take to answer when somebody waits for us.

@@ -6,26 +6,33 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"sshbroker/broker"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
 	"sshbroker/capture"
+	"sshbroker/filter"
 	"sshbroker/profiles"
 )
 
 // loaded is one configuration, ready to be brought into force.
 type loaded struct {
-	policy  *broker.Policy
-	present bool // a filter-engine was given anywhere
-	pool4   netip.Prefix
-	pool6   netip.Prefix
-	files   []string
-	host    config.Host
-	users   []capture.UIDRange // of a system broker: whose flows
-	digest  [sha256.Size]byte  // of the files
-	warn    []string
+	policy  *broker.Policy // with what of rules is in force
+	rules   *filter.Set    // wherever the host is
+	present bool           // a filter-engine was given anywhere
+
+	networks     []config.Network
+	on           map[string]filter.Presence // for which policy is made, by the networks' ids
+	pool4, pool6 netip.Prefix               // where no network has others
+
+	files  []string
+	host   config.Host
+	users  []capture.UIDRange // of a system broker: whose flows
+	digest [sha256.Size]byte  // of the files
+	warn   []string
+
 	logging eventlog.Routing
 }
 
@@ -45,11 +52,18 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loaded{
-		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
-		host:    c.Host,
-		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, logging: c.Logging,
+	rules := c.Filter
+	if rules == nil {
+		rules = directOnly() // only captures that allow it go by it
 	}
+	l := &loaded{
+		policy: &broker.Policy{Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
+		rules:  rules, present: c.FilterPresent, networks: c.Networks,
+		pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, host: c.Host, logging: c.Logging,
+	}
+	d.mu.Lock()
+	l = l.at(d.place)
+	d.mu.Unlock()
 	for _, w := range c.Warnings.OfKind(config.General) {
 		l.warn = append(l.warn, w.String())
 	}
@@ -65,34 +79,31 @@ func (d *Daemon) install(l *loaded) {
 
 // replace brings another one into force, unless it has no rules while there are
 // captures that began under some: they would go out in clear unasked.
-func (d *Daemon) replace(l *loaded) error {
+func (d *Daemon) replace(l *loaded) (generation int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !l.present {
 		for id, s := range d.captures {
 			if s.needsRules() {
-				return fmt.Errorf("there is no filter-engine in any configuration file any more, and capture %s began under one: it would go out in clear", id)
+				return 0, fmt.Errorf("there is no filter-engine in any configuration file any more, and capture %s began under one: it would go out in clear", id)
 			}
 		}
 	}
 	d.put(l)
-	return nil
+	return d.loaded.policy.Generation, nil
 }
 
 // needsRules says that the capture goes by the common rules and must not be without.
-func (s *served) needsRules() bool { return s.capture.Policy == nil && !s.args.AllowDirect }
+func (s *served) needsRules() bool { return s.way.own == nil && !s.args.AllowDirect }
 
 // put does it; the caller holds mu.
 func (d *Daemon) put(l *loaded) {
-	l.policy.Generation = 1
+	l = l.at(d.place) // which may have changed while it was read
+	l.policy.Generation, l.policy.Since = 1, time.Now()
 	if d.loaded != nil {
 		l.policy.Generation = d.loaded.policy.Generation + 1
 	}
 	d.loaded = l
-	if l.policy.Rules == nil {
-		// No rules anywhere: only captures that allow it get here, and go direct.
-		l.policy.Rules = directOnly()
-	}
 	d.Events.Apply(l.logging)
 	d.broker.SetPolicy(l.policy)
 }
@@ -105,9 +116,10 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	d.mu.Lock()
 	before := d.loaded.digest
 	d.mu.Unlock()
+	generation := 0
 	l, err := d.load()
 	if err == nil {
-		err = d.replace(l)
+		generation, err = d.replace(l)
 	}
 	if err != nil {
 		d.Log.Warn("configuration not reloaded, the old one stays", "error", err)
@@ -122,9 +134,10 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 		d.system.resolve()
 	}
 	warnings := append(slices.Clone(l.warn), d.renewAll()...)
-	d.Log.Info("configuration reloaded", "generation", l.policy.Generation)
+	d.logPlace()
+	d.Log.Info("configuration reloaded", "generation", generation)
 	d.tellReloaded(l, l.digest != before)
-	return control.ReloadResult{Generation: l.policy.Generation, Changed: l.digest != before, Warnings: warnings}, nil
+	return control.ReloadResult{Generation: generation, Changed: l.digest != before, Warnings: warnings}, nil
 }
 
 // retire lets go of transports whose way out no configuration has any more. Those to
@@ -140,8 +153,8 @@ func (d *Daemon) retire() {
 	d.mu.Lock()
 	policies := []*broker.Policy{d.loaded.policy}
 	for _, s := range d.captures {
-		if s.capture.Policy != nil {
-			policies = append(policies, s.capture.Policy)
+		if s.way.own != nil {
+			policies = append(policies, s.way.own.policy)
 		}
 	}
 	d.mu.Unlock()

@@ -44,6 +44,7 @@ type system struct {
 	source capturedSource // nil while there is none
 	err    error          // why
 	spec   capture.Spec   // what source was given last
+	has    *broker.Policy // of which spec has the rules
 }
 
 // forSystem checks what a system broker of uid own is to do, and completes it.
@@ -63,24 +64,25 @@ func (d *Daemon) forSystem(l *loaded, own uint32) error {
 			l.warn = append(l.warn, fmt.Sprintf("capture-users has uid %d in it, as which this broker runs: its connections are not captured", own))
 		}
 	}
-	if d.system != nil && (l.pool4 != d.system.pool4 || l.pool6 != d.system.pool6) {
+	if pool4, pool6 := l.pools(); d.system != nil && (pool4 != d.system.pool4 || pool6 != d.system.pool6) {
 		l.warn = append(l.warn, "other addresses for names (ip-generate-start, ip6-generate-start) count when the broker is started again")
 	}
 	return nil
 }
 
 func newSystem(d *Daemon, l *loaded) (*system, error) {
-	if err := netns.PoolIsFree(l.pool4, l.pool6); err != nil {
+	pool4, pool6 := l.pools()
+	if err := netns.PoolIsFree(pool4, pool6); err != nil {
 		return nil, poolInUse(err)
 	}
-	s := &system{d: d, pool4: l.pool4, pool6: l.pool6, accounts: newAccounts(), servers: newAddresses(),
+	s := &system{d: d, pool4: pool4, pool6: pool6, accounts: newAccounts(), servers: newAddresses(),
 		err: errors.New("ssh-captured has not been asked yet")}
 	var err error
 	if s.diag, err = origin.OpenDiag(); err != nil {
 		return nil, err
 	}
 	s.names, err = names.NewUsers(names.Config{
-		Policy: namePolicy{d, nil}, Pool4: l.pool4, Pool6: l.pool6, Logger: d.Log,
+		Policy: namePolicy(func() *broker.Policy { return d.broker.Policy() }), Pool4: pool4, Pool6: pool6, Logger: d.Log,
 		Journal:   filepath.Join(d.StateDir, "ssh-broker-names-system"),
 		HostsFile: hostsFile, ResolvFile: resolvFile,
 	}, askers{s.diag})
@@ -160,12 +162,12 @@ func (s *system) run(ctx context.Context) {
 
 // serve serves until ctx or the source ends, and says why.
 func (s *system) serve(ctx context.Context) error {
-	spec := s.wanted()
+	spec, policy := s.wanted()
 	limit, cancel := context.WithTimeout(ctx, answerTime)
 	source, err := s.d.captured.serve(limit, client.Options{Capture: service.System, Spec: spec, Log: s.d.Log, Names: s.resolver.take})
 	cancel()
 	s.mu.Lock()
-	s.source, s.err, s.spec = source, err, spec
+	s.source, s.err, s.spec, s.has = source, err, spec, policy
 	s.mu.Unlock()
 	if err != nil {
 		return err
@@ -201,23 +203,36 @@ func (s *system) failure() error {
 	return s.err
 }
 
+// uses is the policy by whose rules the host is captured; nil while it is not.
+func (s *system) uses() *broker.Policy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.source == nil {
+		return nil
+	}
+	return s.has
+}
+
 // wanted is the Spec of the rules in force now.
-func (s *system) wanted() capture.Spec {
+func (s *system) wanted() (spec capture.Spec, of *broker.Policy) {
 	s.d.mu.Lock()
 	l := s.d.loaded
 	s.d.mu.Unlock()
 	return s.d.compile(l.policy.Rules, plan.Options{
 		Pools: pools(s.pool4, s.pool6), Exempt: s.servers.list(), Users: l.users, RefuseUDP: plan.RefusesUDP(l.policy.Rules),
-	}, l.host)
+	}, l.host), l.policy
 }
 
 // renew gives the kernel the newest rules, if they are other than those it has.
 func (s *system) renew() error {
 	s.specs.Lock()
 	defer s.specs.Unlock()
-	spec := s.wanted()
+	spec, policy := s.wanted()
 	s.mu.Lock()
 	source, same := s.source, reflect.DeepEqual(spec, s.spec)
+	if same {
+		s.has = policy
+	}
 	s.mu.Unlock()
 	if source == nil || same {
 		return nil
@@ -230,7 +245,7 @@ func (s *system) renew() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.source == source {
-		s.spec = spec
+		s.spec, s.has = spec, policy
 	}
 	return nil
 }

@@ -113,6 +113,21 @@ func (j *journal) load(take func(addr netip.Addr, name string) bool) (lines, bad
 	}
 }
 
+// JournalAddress returns a pseudo address that the journal of a former process has, for
+// whoever has to find the pool that it is of; ok is false where there is none.
+func JournalAddress(path string) (addr netip.Addr, ok bool) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer f.Close()
+	_, _, _ = (&journal{f: f}).load(func(a netip.Addr, _ string) bool {
+		addr, ok = a, true
+		return true
+	})
+	return addr, ok
+}
+
 func formatLine(addr netip.Addr, name string) []byte {
 	text := journalVersion + " " + addr.String() + " " + name
 	return fmt.Appendf(nil, "%s %08x\n", text, crc32.ChecksumIEEE([]byte(text)))

@@ -49,6 +49,12 @@ func TestJournalOutlivesTheProcess(t *testing.T) {
 	if answer := ask(t, n, "late.far.", dnsmessage.TypeA); answer != "ServerFailure" {
 		t.Errorf("after Close: %s", answer)
 	}
+	if a, ok := JournalAddress(path); !ok || !DefaultPool4.Contains(a) {
+		t.Errorf("the journal has address %v, %t", a, ok)
+	}
+	if a, ok := JournalAddress(filepath.Dir(path)); ok {
+		t.Errorf("a directory has address %v", a)
+	}
 	next := newNames(t, Config{Journal: path})
 	for name, a := range given {
 		if got := next.Lookup(addr(a)); len(got) != 1 || got[0] != name {

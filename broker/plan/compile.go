@@ -25,6 +25,10 @@ type Options struct {
 // other rule is asked about, for every flow that it could possibly take: its
 // ports, and its addresses only where the rule has no host, as names lead anywhere.
 //
+// A Spec outlives the broker, and the host may move meanwhile. So a rule for a network
+// lets nothing through by itself where it is in force, and where it is not is asked
+// about all the same, unless it is DIRECT.
+//
 // Lists in the Spec are sorted and do not overlap. Nil rules refuse everything.
 // The cost is linear in the rules, and bounded for each whatever its pattern.
 func Compile(rules *filter.Set, o Options) capture.Spec {
@@ -36,12 +40,20 @@ func Compile(rules *filter.Set, o Options) capture.Spec {
 	c := compiler{work: maxWork, seen: make(map[string]addresses)}
 	all := rules.Rules()
 	for i := range all {
-		taken, exact := c.conditions(&all[i])
+		r := &all[i]
+		away := !rules.InForce(i)
+		if away && r.Action == filter.Direct {
+			continue
+		}
+		taken, exact := c.conditions(r)
+		if r.Network != "" && (away || r.Action == filter.Direct) {
+			exact = false
+		}
 		switch {
 		case !taken.every && len(taken.prefixes) == 0:
 			continue // holds for no address at all
 		case exact:
-			taken.Outcome = outcome(all[i].Action)
+			taken.Outcome = outcome(r.Action)
 		}
 		if taken.every && len(taken.Ports) == 0 {
 			spec.Rest = taken.Outcome // for nothing gets past it

@@ -63,6 +63,8 @@ func parseRules(t testing.TB, lines ...string) *filter.Set {
 				}
 			case "fallback":
 				r.FallbackToPlain = true
+			case "at":
+				r.Network = value
 			default:
 				t.Fatalf("rule %q: %s", line, key)
 			}
@@ -143,6 +145,32 @@ func TestCompile(t *testing.T) {
 	}
 }
 
+// TestCompileNetworks: what a verdict lets through without the broker does not depend on
+// where the host is.
+func TestCompileNetworks(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		rules      []string
+		away, here string
+	}{
+		{"direct", []string{`DIRECT net=10.0.0.0/8 at=office`, "default BLOCK"}, "reset", "1:ask 10.0.0.0/8; reset"},
+		{"all direct", []string{`DIRECT at=office`, `BLOCK ports=25`, "default TUNNEL"}, "2:reset :25-25; ask", "ask"},
+		{"block", []string{`BLOCK net=10.0.0.0/8 at=office`}, "1:ask 10.0.0.0/8; pass", "1:reset 10.0.0.0/8; pass"},
+		{"all blocked", []string{`BLOCK at=office`}, "ask", "reset"},
+		{"tunnel", []string{`TUNNEL net=10.0.0.0/8 at=office`}, "1:ask 10.0.0.0/8; pass", "1:ask 10.0.0.0/8; pass"},
+		{"fallback", []string{`TUNNEL net=10.0.0.0/8 at=office fallback`}, "1:ask 10.0.0.0/8; pass", "1:ask 10.0.0.0/8; pass"},
+		{"beside others", []string{`DIRECT net=10.0.0.0/8`, `DIRECT net=11.0.0.0/8 at=office`, `BLOCK net=12.0.0.0/8`, "default TUNNEL"},
+			"1:pass 10.0.0.0/8; 3:reset 12.0.0.0/8; ask", "1:pass 10.0.0.0/8; 2:ask 11.0.0.0/8; 3:reset 12.0.0.0/8; ask"},
+	} {
+		set := parseRules(t, c.rules...)
+		for i, want := range []string{c.away, c.here} {
+			if got := show(Compile(set.On(func(string) bool { return i == 1 }), Options{})); got != want {
+				t.Errorf("%s, there %t: %s, want %s", c.name, i == 1, got, want)
+			}
+		}
+	}
+}
+
 func TestOptions(t *testing.T) {
 	addr := netip.MustParseAddrPort
 	given := Options{
@@ -190,6 +218,12 @@ func TestPolicy(t *testing.T) {
 		}
 		if got := MayOpen(set); got != c.mayOpen {
 			t.Errorf("%q: MayOpen %t", c.rules, got)
+		}
+	}
+	for _, on := range []bool{false, true} {
+		set := parseRules(t, `TUNNEL at=office`).On(func(string) bool { return on })
+		if RefusesUDP(set) != on || MayOpen(set) {
+			t.Errorf("there %t: RefusesUDP %t, MayOpen %t", on, RefusesUDP(set), MayOpen(set))
 		}
 	}
 	if RefusesUDP(nil) || MayOpen(nil) {

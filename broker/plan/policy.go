@@ -6,7 +6,10 @@ import "sshbroker/filter"
 // where what no rule names is tunneled, UDP in clear would go round that. It goes by
 // the default action, or that of a rule without any condition, which stands for it.
 func RefusesUDP(rules *filter.Set) bool {
-	for _, r := range rules.Rules() {
+	for i, r := range rules.Rules() {
+		if !rules.InForce(i) {
+			continue
+		}
 		anywhere := r.Host == nil || r.Host.Any()
 		if r.Host == nil {
 			anywhere = !r.Prefix.IsValid() && (r.Address == nil || r.Address.Any())
@@ -19,8 +22,8 @@ func RefusesUDP(rules *filter.Set) bool {
 }
 
 // MayOpen tells whether the rules allow the crash policy "open": no flow that they
-// tunnel may be left in clear by them, unless they say fallback-to-plain. Nil rules
-// do not.
+// tunnel may be left in clear by them, unless they say fallback-to-plain. It is asked of
+// rules for other networks too, as the host may be there when it counts. Nil rules do not.
 func MayOpen(rules *filter.Set) bool {
 	if rules == nil || secures(rules.Default()) {
 		return false

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sshbroker/broker/control"
+	"sshbroker/filter"
 )
 
 func (a *app) explainCommand() *cobra.Command {
@@ -143,6 +144,8 @@ func stepText(s control.ExplainStep) string {
 	switch {
 	case s.Matched:
 		return "matches"
+	case s.Condition == filter.Network.String():
+		return fmt.Sprintf("no, the host is not known to be on network %s", s.Pattern)
 	case s.Value == "":
 		return fmt.Sprintf("no, %s is not known here, the rule wants %s", subject(s.Condition), s.Pattern)
 	}

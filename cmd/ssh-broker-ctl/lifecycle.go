@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -241,6 +242,14 @@ func (a *app) status(r control.StatusRow) {
 	for _, w := range r.Warnings {
 		field("", "%s", w)
 	}
+	for _, g := range r.Generations {
+		if g.Generation != r.Generation {
+			field("", "the one of %s: %s", a.time(g.Since), stillUsed(g))
+		}
+	}
+	if len(r.Networks) > 0 {
+		field("on networks", "%s", networksText(r))
+	}
 	held := "held: connect() returns what is true"
 	if !r.HeldSYN {
 		held = "not held: this kernel cannot, so connect() succeeds before the far side has answered"
@@ -289,6 +298,42 @@ func logText(t control.LogTarget) string {
 	}
 	if t.Error != "" {
 		text += fmt.Sprintf(", %d WAIT: %s", t.Pending, t.Error)
+	}
+	return text
+}
+
+// stillUsed says what goes by an older configuration.
+func stillUsed(g control.GenerationStatus) string {
+	var users []string
+	for _, u := range []struct {
+		n    int
+		name string
+	}{{g.Flows, "connection"}, {g.Captures, "capture"}} {
+		switch {
+		case u.n == 1:
+			users = append(users, "1 "+u.name)
+		case u.n > 1:
+			users = append(users, fmt.Sprintf("%d %ss", u.n, u.name))
+		}
+	}
+	return strings.Join(users, " and ") + " still"
+}
+
+// networksText says where the host is.
+func networksText(r control.StatusRow) string {
+	by := map[string][]string{}
+	for _, n := range r.Networks {
+		by[n.On] = append(by[n.On], n.ID)
+	}
+	text := "none"
+	if here := by[control.NetworkHere]; len(here) > 0 {
+		text = strings.Join(here, ", ")
+	}
+	if away := by[control.NetworkAway]; len(away) > 0 {
+		text += "; not on " + strings.Join(away, ", ")
+	}
+	if unknown := by[control.NetworkUnknown]; len(unknown) > 0 {
+		text += "; NOT KNOWN of " + strings.Join(unknown, ", ") + ": " + r.PlaceError
 	}
 	return text
 }

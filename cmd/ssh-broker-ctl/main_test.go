@@ -170,6 +170,33 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusOfPlace has everything that status says of generations and networks.
+func TestStatusOfPlace(t *testing.T) {
+	for _, tt := range []struct {
+		networks, problem string
+		want              string
+	}{
+		{"office=yes vpn=yes home=no", "", "office, vpn; not on home\n"},
+		{"office=no", "", "none; not on office\n"},
+		{"office=unknown home=no", "no socket", "none; not on home; NOT KNOWN of office: no socket\n"},
+	} {
+		row := statusRow
+		row.PlaceError = tt.problem
+		for text := range strings.FieldsSeq(tt.networks) {
+			id, on, _ := strings.Cut(text, "=")
+			row.Networks = append(row.Networks, control.NetworkStatus{ID: id, On: on})
+		}
+		row.Generations = []control.GenerationStatus{{Generation: 1, Since: since, Flows: 2, Captures: 1}, {Generation: 2, Since: since, Captures: 3}, {Generation: row.Generation, Since: since, Flows: 7}}
+		address := fakeBroker(t, func(s *control.Server, _ func()) { s.Handle(control.OpStatus, rows(row)) })
+		_, out, _ := ctl(t, address, "status", "--time-format=%s")
+		of := fmt.Sprintf("the one of %d: ", since.Unix())
+		wants(t, out, "on networks", tt.want, of+"2 connections and 1 capture still\n", of+"3 captures still\n")
+		if strings.Contains(out, "7 connections") {
+			t.Errorf("the configuration in force is listed among the old ones:\n%s", out)
+		}
+	}
+}
+
 func TestNoBroker(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "b")
 	for _, command := range []string{"status", "stop", "reload", "list-connections", "list-channels"} {
@@ -509,6 +536,7 @@ func TestExplain(t *testing.T) {
 			return rows(
 				control.ExplainRow{Step: &control.ExplainStep{Rule: 1, Source: "a.xml:3", Condition: "ports", Value: "5432", Pattern: "23"}},
 				control.ExplainRow{Step: &control.ExplainStep{Rule: 2, Source: "a.xml:4", Condition: "application", Pattern: ".*telnet"}},
+				control.ExplainRow{Step: &control.ExplainStep{Rule: 9, Source: "a.xml:9", Condition: "network-id", Pattern: "office"}},
 				control.ExplainRow{Step: &control.ExplainStep{Rule: 3, Source: "a.xml:5", Matched: true}},
 				control.ExplainRow{Result: &control.ExplainResult{Action: "TUNNEL", Rule: 3, Source: "a.xml:5", Profile: "gw",
 					Server: "bastion:22", User: "ann", Fallback: true, Destination: "db.internal:5432", Note: "so it is"}},
@@ -531,13 +559,13 @@ func TestExplain(t *testing.T) {
 		t.Errorf("asked %+v", asked.get())
 	}
 	wants(t, out, "to db.internal:5432", "rule 1   a.xml:3: no, the port is 5432, the rule wants 23",
-		"a.xml:4: no, the program is not known here, the rule wants .*telnet", "a.xml:5: matches",
+		"a.xml:4: no, the program is not known here, the rule wants .*telnet", "a.xml:9: no, the host is not known to be on network office", "a.xml:5: matches",
 		"TUNNEL by rule 3, a.xml:5", "ann@bastion:22", "fallback", "so it is")
 	_, out, _ = ctl(t, address, "explain", "-s", "::1", "telnet")
 	if got := asked.get(); got.Port != 23 || got.Host != "::1" {
 		t.Errorf("asked %+v", asked.get())
 	}
-	if n := strings.Count(out, "\n"); n != 4 || !strings.HasPrefix(out, `{"step":{"rule":1`) {
+	if n := strings.Count(out, "\n"); n != 5 || !strings.HasPrefix(out, `{"step":{"rule":1`) {
 		t.Errorf("%d lines:\n%s", n, out)
 	}
 	if code, _, errs := ctl(t, address, "explain", "broken", "1"); code != exitFailed || !strings.Contains(errs, "without a result") {
@@ -617,6 +645,11 @@ func TestExplainFile(t *testing.T) {
 	wants(t, out, "BLOCK by rule 1")
 	_, out, _ = ctl(t, "/nonexistent", "explain", "-f", file, "10.0.0.1", "80")
 	wants(t, out, "DIRECT as no rule matches")
+
+	nets := writeFile(t, strings.Replace(goodXML, "<filter-engine>", `<filter-engine><network id="everywhere"/><network id="nowhere" domain="nowhere.invalid"/>
+<dns id="e" network-id="everywhere"/><dns id="n" network-id="nowhere"/><filter dns-id="n" ports="80" action="DIRECT"/><filter dns-id="e" ports="80" action="BLOCK"/>`, 1))
+	_, out, _ = ctl(t, "/nonexistent", "explain", "-f", nets, "10.0.0.1", "80")
+	wants(t, out, "rule 1", "no, the host is not known to be on network nowhere", "BLOCK by rule 2")
 
 	code, _, errs = ctl(t, "/nonexistent", "explain", "-f", writeFile(t, "<secsh-broker/>"), "h", "80")
 	if code != exitFailed {

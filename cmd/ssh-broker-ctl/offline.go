@@ -11,6 +11,8 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/explain"
+	"sshbroker/broker/location"
+	"sshbroker/filter"
 )
 
 // explainFile explains by the rules of a file, as a broker would that has read it.
@@ -31,7 +33,10 @@ func explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, e
 			return nil, fmt.Errorf("explain: %w", err)
 		}
 	}
-	policy := &broker.Policy{Generation: 1, Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults}
+	place := location.Look(location.Files{Hosts: "/etc/hosts", Resolv: "/etc/resolv.conf"})
+	on := config.Presences(c.Networks, place.On)
+	rules := c.Filter.At(func(network string) filter.Presence { return on[network] })
+	policy := &broker.Policy{Generation: 1, Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults}
 	return explain.Flow(policy, flow, login, groups), nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sshbroker/capture"
+	"sshbroker/filter"
 )
 
 // interpret is capture.Spec as its comments say it.
@@ -68,6 +69,38 @@ func TestInterpreted(t *testing.T) {
 	}
 	t.Logf("%d rule sets, %d of them wholly for the kernel; %d flows decided, %d asked about", count, full, decided, asked)
 	if *oneSeed < 0 && (decided < 40_000 || asked < 10_000 || full < 200) {
+		t.Error("the test has lost its grip")
+	}
+}
+
+// TestInterpretedElsewhere: what compiled rules let through without the broker may go out
+// in clear wherever the host is by then.
+func TestInterpretedElsewhere(t *testing.T) {
+	first, count := seeds(5_000, 40)
+	passed := 0
+	for seed := first; seed < first+count && !t.Failed(); seed++ {
+		w := randomWorld(seed)
+		rng := rand.New(rand.NewPCG(seed, 4))
+		if !slices.ContainsFunc(w.rules, func(r filter.Rule) bool { return r.Network != "" }) {
+			continue
+		}
+		leaks := func(w *world, f flow) bool {
+			moved := *w
+			moved.set = w.set.On(func(network string) bool { return network != here })
+			want, _ := moved.want(f)
+			return interpret(w.spec, f) == capture.Pass && want != capture.Pass
+		}
+		for _, f := range w.randomFlows(rng, 20) {
+			if interpret(w.spec, f) == capture.Pass {
+				passed++
+			}
+			if leaks(w, f) {
+				w.report(t, f.String()+": in clear, once the host is elsewhere", func(w *world) bool { return leaks(w, f) })
+			}
+		}
+	}
+	t.Logf("%d flows passed", passed)
+	if *oneSeed < 0 && passed < 2_000 {
 		t.Error("the test has lost its grip")
 	}
 }

@@ -125,6 +125,7 @@ func randomWorld(seed uint64) *world {
 			Groups:  sometimes(rng, 12, []string{"ops"}, []string{"ops", "dba"}),
 			Action:  pick(rng, filter.Block, filter.Block, filter.Block, filter.Direct, filter.Direct, filter.Direct, filter.Tunnel, filter.FTPTunnel, filter.FTPProxy),
 			Profile: "p",
+			Network: sometimes(rng, 16, here, "elsewhere"),
 		}
 		if app := sometimes(rng, 12, `telnet`, `.*`, `/usr/bin/.*`); app != "" {
 			r.Application = compilePattern(app, false)
@@ -160,8 +161,12 @@ func (w *world) compile() {
 	if err != nil {
 		panic(err)
 	}
-	w.set, w.spec = set, plan.Compile(set, w.options)
+	w.set = set.On(func(network string) bool { return network == here })
+	w.spec = plan.Compile(w.set, w.options)
 }
+
+// here is the network that the host is on.
+const here = "here"
 
 func randomAddr(rng *rand.Rand) netip.Addr {
 	return within(rng, netip.MustParsePrefix(pick(rng,
@@ -293,7 +298,7 @@ func (w *world) verify(f flow, got capture.Outcome) string {
 // compilable tells whether the kernel has no reason to ask about a rule: the test's
 // own view of it, not the compiler's.
 func compilable(r filter.Rule) bool {
-	if r.Action != filter.Direct && r.Action != filter.Block || r.Application != nil || r.Users != nil || r.Groups != nil {
+	if r.Network != "" || r.Action != filter.Direct && r.Action != filter.Block || r.Application != nil || r.Users != nil || r.Groups != nil {
 		return false
 	}
 	if r.Host != nil {
@@ -338,6 +343,9 @@ func (w *world) String() string {
 	var b strings.Builder
 	for i, r := range w.rules {
 		fmt.Fprintf(&b, "  %d %v", i+1, r.Action)
+		if r.Network != "" {
+			fmt.Fprintf(&b, " at=%s", r.Network)
+		}
 		for _, c := range []struct {
 			name string
 			p    *egrep.Pattern

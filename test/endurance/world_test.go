@@ -124,7 +124,9 @@ func (w *world) load(t *testing.T, u *netns.User, address string, front ...strin
 	args := append(front, w.Testprog, "load", address, address)
 	l := &load{jobs: jobs}
 	t.Cleanup(func() { jobs.Close() })
-	l.process = w.Client.Start(t, netns.Cmd{Args: args, User: u, Stdin: r, Limit: -1})
+	c := w.Cmd(u, args...)
+	c.Stdin, c.Limit = r, -1
+	l.process = w.Client.Start(t, c)
 	return l
 }
 
