@@ -202,8 +202,8 @@ func TestUnreadableFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "missing.xml")
-	large := write(t, "large.xml", "<secsh-broker>"+strings.Repeat(" ", 1<<20)+"</secsh-broker>")
-	for name, want := range map[string]string{missing: "no such file", dir: "not a regular file", pipe: "not a regular file", large: "larger than 1048576 bytes"} {
+	large := write(t, "large.xml", "<secsh-broker>"+strings.Repeat(" ", 4<<20)+"</secsh-broker>")
+	for name, want := range map[string]string{missing: "no such file", dir: "not a regular file", pipe: "not a regular file", large: "larger than 4194304 bytes"} {
 		c, err := Load(Options{File: name, Env: testEnv()})
 		if c != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("load %s: %v", name, err)

@@ -14,9 +14,10 @@ type Limits struct {
 	Attributes int
 }
 
-// DefaultLimits are far above what people write and far below what hurts.
+// DefaultLimits are far above what people write, 10,000 long rules, and far below what
+// hurts.
 func DefaultLimits() Limits {
-	return Limits{Bytes: 1 << 20, Depth: 32, Elements: 20000, Attributes: 64}
+	return Limits{Bytes: 4 << 20, Depth: 32, Elements: 20000, Attributes: 64}
 }
 
 // Parse reads one file. file is its name, for positions only; nothing is opened.
