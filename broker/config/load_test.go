@@ -123,7 +123,9 @@ func TestMerge(t *testing.T) {
 		{name: "system without files", global: "-", user: "-", system: true, look: func(c *Config) string { return fmt.Sprint(c.Filter == nil) }, want: "true"},
 
 		{name: "directory moved by the user", global: "-", user: document(general(`<user-config-directory path="/elsewhere"/>`)), look: func(c *Config) string { return c.Defaults.StoreKnownHost }, want: "HOME/.ssh2/known_hosts", warning: "it counts only in the global file"},
-		{name: "fips in either file", global: document(general(`<crypto-lib mode="FIPS"/>`)), user: document(), system: true, errors: "FIPS mode is asked for"},
+		{name: "fips of the user", global: document(), user: document(general(`<crypto-lib mode="fips"/>`)), errors: "FIPS mode is asked for"},
+		{name: "fips of the global file is not ignored", global: document(general(`<crypto-lib mode="fips"/>`)), user: document(general(`<crypto-lib mode="standard"/>`)), errors: "FIPS mode is asked for"},
+		{name: "fips for a system", global: document(general(`<crypto-lib mode="FIPS"/>`)), user: document(), system: true, errors: "FIPS mode is asked for"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -281,6 +283,41 @@ func TestDeprecatedPolicy(t *testing.T) {
 	} {
 		if got := deprecatedPolicy(tt.strict, tt.ask, tt.accept); got != tt.want {
 			t.Errorf("%+v: %v", tt, got)
+		}
+	}
+}
+
+// The global file may put it beside the usual directory, by the variable for that.
+func TestUserConfigDirectoryVariable(t *testing.T) {
+	home := t.TempDir()
+	for path, want := range map[string]string{
+		"": ".ssh2", "%USER_CONFIG_DIRECTORY%": ".ssh2", "%user_config_directory%/tectia": ".ssh2/tectia",
+		"${USER_CONFIG_DIRECTORY}-%U": ".ssh2-ann", "$USER_CONFIG_DIRECTORY": ".ssh2", "%D/.tectia": ".tectia",
+	} {
+		env := testEnv()
+		env.Home = home
+		global := write(t, "global.xml", document(`<general><user-config-directory path="`+path+`"/></general>`))
+		c, err := Load(Options{GlobalFile: global, Env: env})
+		if err != nil {
+			t.Fatal(err)
+		}
+		equal(t, path, c.Defaults.StoreKnownHost, filepath.Join(home, want, "known_hosts"))
+	}
+}
+
+// Files of 1.0 to 6.6 are known; what another one says of itself is remarked on.
+func TestVersion(t *testing.T) {
+	for version, known := range map[string]bool{
+		"": true, "1.0": true, "1": true, "5.3": true, "6": true, "6.1": true, "6.4.13": true, "6.6": true, "6.6.9": true,
+		"6.7": false, "7.0": false, "0.9": false, "65536.1": false, "-1": false, "six": false, "6.x": false, "1.0 beta": false,
+	} {
+		want := ""
+		if !known {
+			want = fmt.Sprintf("1:24: warning: secsh-broker: the file has the version %q; those from 1.0 to 6.6 are known, and it is read as one of them", version)
+		}
+		c := loadText(t, `<secsh-broker version="`+version+`"/>`)
+		if got := strings.Join(short(c.Warnings), "; "); got != want {
+			t.Errorf("%q:\n got %s\nwant %s", version, got, want)
 		}
 	}
 }

@@ -54,10 +54,21 @@ func merge(env Env, userDir string, global, user *file) *merged {
 			f.Warn(schema.General, f.filter.pos, "filter-engine", "", "it is ignored, because %s has one", global.name)
 		}
 	}
+	m.checkFIPS()
 	m.checkRules()
 	m.checkGateways()
 	m.defaults = m.buildDefaults(factory(env, userDir))
 	return m
+}
+
+// checkFIPS refuses FIPS mode, which holds if either file asks for it. It is not a
+// mistake in that file: a global one that asks for it is not ignored for that.
+func (m *merged) checkFIPS() {
+	for _, f := range m.files {
+		if at := f.general.fips; at.Line != 0 {
+			f.Fail(at, "crypto-lib", `write mode="standard", or leave the element out`, "FIPS mode is asked for, but there is no certified library here")
+		}
+	}
 }
 
 // checkRules looks for rules that name a profile which does not exist, also where the

@@ -74,6 +74,10 @@ func TestProblems(t *testing.T) {
 		// general
 		{"FIPS", general(`<crypto-lib mode="fips"/>`), []string{"2:28: crypto-lib: FIPS mode is asked for"}},
 		{"no FIPS", general(`<crypto-lib mode="Standard"/><crypto-lib/>`), []string{"2:39: crypto-lib: general holds a second"}},
+		{"directory beside the usual one", general(`<user-config-directory path="%User_Config_Directory%-2/$U"/>`), nil},
+		{"that variable elsewhere", profile(`<hostkey file="${USER_CONFIG_DIRECTORY}/k"/>`), []string{"2:51: warning: hostkey: variable USER_CONFIG_DIRECTORY in file is not set"}},
+		{"unknown variable in the directory", general(`<user-config-directory path="/$NONE"/>`), []string{"2:39: warning: user-config-directory: variable NONE in path is not set"}},
+		{"variable without end in the directory", general(`<user-config-directory path="/${U"/>`), []string{"2:40: user-config-directory: path: a variable has no name"}},
 		{"relative directory", general(`<user-config-directory path="x"/>`), []string{`2:39: user-config-directory: path: "x" is not absolute`}},
 		{"default directory", general(`<user-config-directory path="%USER_CONFIG_DIRECTORY%"/>`), nil},
 		{"directory of keys", general(`<known-hosts path="/"/>`), []string{"2:29: warning: known-hosts: / is a directory"}},

@@ -252,15 +252,11 @@ func (c *Checker) value(n *Node, a *xmldoc.Attr, spec *attribute) (value, bool) 
 		return v, true
 	}
 
-	expanded := c.vars.Expand(a.Value)
-	if err := expanded.Err; err != nil {
-		c.Fail(a.At(err.Offset), n.Name, err.Hint, "%s: %s", a.Name, err.Msg)
+	var ok bool
+	if v.text, ok = c.expand(n, a, c.vars); !ok {
 		return v, false
 	}
-	for _, name := range expanded.Unset {
-		c.Warn(General, a.ValuePos, n.Name, "", "variable %s in %s is not set and stands for nothing", name, a.Name)
-	}
-	v.text, v.verbatim = expanded.Text, expanded.Text == a.Value
+	v.verbatim = v.text == a.Value
 
 	switch spec.kind {
 	case yesNo:
@@ -290,6 +286,29 @@ func (c *Checker) value(n *Node, a *xmldoc.Attr, spec *attribute) (value, bool) 
 		}
 	}
 	return v, true
+}
+
+// expand replaces the variables in the value of an attribute.
+func (c *Checker) expand(n *Node, a *xmldoc.Attr, vars Expander) (text string, ok bool) {
+	expanded := vars.Expand(a.Value)
+	if err := expanded.Err; err != nil {
+		c.Fail(a.At(err.Offset), n.Name, err.Hint, "%s: %s", a.Name, err.Msg)
+		return "", false
+	}
+	for _, name := range expanded.Unset {
+		c.Warn(General, a.ValuePos, n.Name, "", "variable %s in %s is not set and stands for nothing", name, a.Name)
+	}
+	return expanded.Text, true
+}
+
+// Expanded is Get for an attribute that is taken as it stands, with the variables of
+// vars replaced. What is wrong with them is reported; ok is false then.
+func (c *Checker) Expanded(n *Node, attr string, vars Expander) (text string, ok bool) {
+	v, given := n.values[attr]
+	if !given {
+		return "", false
+	}
+	return c.expand(n, v.attr, vars)
 }
 
 // enumHint knows the one name that people take from the product's feature list.

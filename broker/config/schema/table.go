@@ -180,7 +180,7 @@ var schema = []element{
 	{name: "strict-host-key-checking", attrs: enableRequired},
 	{name: "host-key-always-ask", attrs: enableRequired},
 	{name: "accept-unknown-host-keys", attrs: enableRequired},
-	{name: "user-config-directory", attrs: []attribute{{name: "path", def: "%USER_CONFIG_DIRECTORY%"}}},
+	{name: "user-config-directory", attrs: []attribute{{name: "path", kind: literal, def: "%USER_CONFIG_DIRECTORY%"}}},
 	{name: "file-access-control", attrs: enable("no", NotBuilt)},
 	{name: "protocol-parameters", status: NotActedOn, attrs: []attribute{{name: "threads", kind: number, max: maxCount, def: "0"}}},
 	{name: "known-hosts",
