@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 type file struct {
 	schema.Findings
 	name     string
+	info     fs.FileInfo       // of what was read; nil where it is not from a file
 	digest   [sha256.Size]byte // of its content
 	general  general
 	defaults settings

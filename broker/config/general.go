@@ -18,6 +18,8 @@ type general struct {
 	knownHosts     []string // OpenSSH files, in order
 	saysKnownHosts bool     // knownHosts, empty or not, replaces the default files
 
+	access *bool // file-access-control; nil where it is not given
+
 	strict        *bool // strict-host-key-checking; nil where it is not given
 	alwaysAsk     *bool // host-key-always-ask
 	acceptUnknown *bool // accept-unknown-host-keys
@@ -33,6 +35,8 @@ func (r *reader) general(n *schema.Node) {
 			}
 		case "user-config-directory":
 			g.userDir, g.userDirPos = r.userConfigDirectory(c), c.Pos
+		case "file-access-control":
+			g.access = r.fileAccessControl(c)
 		case "known-hosts":
 			r.knownHosts(c)
 		case "strict-host-key-checking":

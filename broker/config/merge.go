@@ -22,6 +22,8 @@ type merged struct {
 	order    []string // profile ids
 	profiles map[string]*mergedProfile
 	engine   *filterEngine
+
+	checkKeys bool // by file-access-control
 }
 
 type mergedProfile struct {
@@ -54,6 +56,7 @@ func merge(env Env, userDir string, global, user *file) *merged {
 			f.Warn(schema.General, f.filter.pos, "filter-engine", "", "it is ignored, because %s has one", global.name)
 		}
 	}
+	m.checkAccess(env, global, user)
 	m.checkFIPS()
 	m.checkRules()
 	m.checkGateways()
@@ -167,6 +170,7 @@ func (m *merged) buildDefaults(p profiles.Profile) profiles.Profile {
 		set(&alwaysAsk, f.general.alwaysAsk)
 		set(&acceptUnknown, f.general.acceptUnknown)
 	}
+	p.CheckKeyModes = m.checkKeys
 	// A policy that any file gives beats the old switches, so those come first.
 	p.HostKeyPolicy = deprecatedPolicy(strict, alwaysAsk, acceptUnknown)
 	for _, f := range m.files {

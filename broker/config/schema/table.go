@@ -181,7 +181,7 @@ var schema = []element{
 	{name: "host-key-always-ask", attrs: enableRequired},
 	{name: "accept-unknown-host-keys", attrs: enableRequired},
 	{name: "user-config-directory", attrs: []attribute{{name: "path", kind: literal, def: "%USER_CONFIG_DIRECTORY%"}}},
-	{name: "file-access-control", attrs: enable("no", NotBuilt)},
+	{name: "file-access-control", attrs: enable("no", General)},
 	{name: "protocol-parameters", status: NotActedOn, attrs: []attribute{{name: "threads", kind: number, max: maxCount, def: "0"}}},
 	{name: "known-hosts",
 		attrs: []attribute{{name: "path"}, {name: "directory", status: NotBuilt, quiet: []string{""}}, {name: "file"}, {name: "filename-format", kind: enum, values: []string{"hash", "plain", "default"}, def: "hash"}}},
