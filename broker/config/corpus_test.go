@@ -51,6 +51,7 @@ func line(r filter.Rule) string {
 		fmt.Fprintf(&b, " destination-port=%d", r.DestinationPort)
 	}
 	word("username", r.Username)
+	word("username-file", r.UsernameFile)
 	for _, f := range []struct {
 		name string
 		set  bool

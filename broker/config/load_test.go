@@ -321,3 +321,16 @@ func TestVersion(t *testing.T) {
 		}
 	}
 }
+
+// A path in place of the name is for the broker to read; ~/ is the home directory.
+func TestUsernamePath(t *testing.T) {
+	for value, want := range map[string]string{"bob": "username=bob", "a/b": "username=a/b", "/etc/%U": "username-file=/etc/ann",
+		"~/name": "username-file=/home/ann/name", "$lower/x": "username=l/x"} {
+		c := loadText(t, document(engine(`<rule action="TUNNEL" hostname-from-app="yes" username="`+value+`"/>`)))
+		equal(t, value, lines(c.Filter), []string{"1: TUNNEL " + want + " hostname-from-app"})
+	}
+	file := write(t, "f.xml", document(engine(`<rule action="TUNNEL" hostname-from-app="yes" username="~/x"/>`)))
+	if _, err := Load(Options{File: file}); err == nil || !strings.Contains(err.Error(), "there is no home directory for ~/x") {
+		t.Errorf("without a home: %v", err)
+	}
+}
