@@ -19,6 +19,7 @@ type file struct {
 	name     string
 	info     fs.FileInfo       // of what was read; nil where it is not from a file
 	digest   [sha256.Size]byte // of its content
+	root     *schema.Node      // nil where it has none; for lint
 	general  general
 	defaults settings
 	profiles []profile
@@ -53,6 +54,7 @@ func readFile(name string, data []byte, env Env, userDir string) *file {
 	if root == nil {
 		return f
 	}
+	f.root = root
 	r.version(root)
 	for _, n := range root.Children {
 		switch n.Name {

@@ -90,7 +90,7 @@ func Load(o Options) (*Config, error) {
 // Check returns everything that is to be said about one file, as check-config lists
 // it, sorted by position. It is judged as the user's file beside o.GlobalFile, whose
 // profiles its rules may name, or as the global file where it is that one; o.File is
-// not looked at.
+// not looked at. Beside what Load finds it lints.
 func Check(name string, o Options) Problems {
 	isGlobal := sameFile(name, o.GlobalFile)
 	var global *file
@@ -103,14 +103,15 @@ func Check(name string, o Options) Problems {
 	}
 	dir := o.userDir(global)
 	f, err := readExisting(name, o.Env, dir)
-	switch {
-	case err != nil:
+	if err != nil {
 		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
-	case isGlobal:
-		merge(o.Env, dir, f, nil)
-	default:
-		merge(o.Env, dir, global, f)
 	}
+	user := f
+	if isGlobal {
+		global, user = f, nil
+	}
+	l := lint{merged: merge(o.Env, dir, global, user), file: f, resolve: (&reader{env: o.Env, userDir: dir}).path}
+	l.run()
 	return f.Sorted()
 }
 

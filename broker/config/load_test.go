@@ -243,7 +243,7 @@ func TestNoHome(t *testing.T) {
 // and what is wrong with the global file is not this file's fault.
 func TestCheckBesideGlobal(t *testing.T) {
 	user := write(t, "user.xml", document(engine(viaP)))
-	good := write(t, "good.xml", document("<profiles>"+profileElement("p", "h")+"</profiles>", engine(direct)))
+	good := write(t, "good.xml", document("<profiles>"+profileElement("p", "h")+"</profiles>", engine(`<rule action="DIRECT" profile-id="p"/>`)))
 	bad := write(t, "bad.xml", broken)
 	for _, tt := range []struct{ name, file, global, want string }{
 		{"alone", user, "", `2:50: rule: there is no profile "p"`},
