@@ -11,8 +11,8 @@ import (
 	"sshbroker/filter"
 )
 
-// lint warns of what a file says well and hardly means. It is for check-config alone:
-// a broker that starts has nothing to gain from it.
+// lint warns of what a file without errors says and hardly means. It is for
+// check-config alone: a broker that starts has nothing to gain from it.
 type lint struct {
 	*merged
 	file    *file
@@ -20,10 +20,10 @@ type lint struct {
 }
 
 func (l *lint) run() {
-	if l.file.root == nil {
-		return
+	if l.file.root == nil || len(l.file.List.Errors()) > 0 {
+		return // of a flawed rule the conditions are not known, nor whom it names
 	}
-	if l.file.filter != nil && len(l.file.List.Errors()) == 0 { // of a flawed rule the conditions are not known
+	if l.file.filter != nil {
 		l.shadowed()
 	}
 	l.unusedProfiles()

@@ -1,7 +1,6 @@
 package schema
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -281,7 +280,11 @@ func (c *Checker) value(n *Node, a *xmldoc.Attr, spec *attribute) (value, bool) 
 		}
 		var err error
 		if v.number, err = strconv.ParseUint(v.text, 10, 64); err != nil || v.number < spec.min || v.number > spec.max {
-			c.Fail(a.ValuePos, n.Name, fmt.Sprintf("write a number from %d to %d", spec.min, spec.max), "%s: %q is not a number in its range", a.Name, v.text)
+			hint := ""
+			if spec.max == maxSeconds {
+				hint = "write seconds, without a unit"
+			}
+			c.Fail(a.ValuePos, n.Name, hint, "%s: %q is not a number from %d to %d", a.Name, v.text, spec.min, spec.max)
 			return v, false
 		}
 	}
@@ -311,10 +314,20 @@ func (c *Checker) Expanded(n *Node, attr string, vars Expander) (text string, ok
 	return c.expand(n, v.attr, vars)
 }
 
-// enumHint knows the one name that people take from the product's feature list.
+// enumHint knows the one name that people take from the product's feature list, and
+// the words of firewalls.
 func enumHint(word string, values []string) string {
-	if strings.EqualFold(word, "FTP-SFTP") && slices.Contains(values, "FTP-PROXY") {
-		return "FTP-SFTP conversion is called FTP-PROXY"
+	called, upper := "", strings.ToUpper(word)
+	switch upper {
+	case "FTP-SFTP":
+		called, upper = "FTP-PROXY", "FTP-SFTP conversion"
+	case "DENY", "DROP", "REJECT", "REFUSE":
+		called = "BLOCK"
+	case "PASS", "ALLOW", "ACCEPT", "PLAIN":
+		called = "DIRECT"
+	}
+	if slices.Contains(values, called) {
+		return upper + " is called " + called
 	}
 	return DidYouMean(word, values, "")
 }
