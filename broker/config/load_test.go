@@ -284,6 +284,21 @@ func TestDeprecatedPolicy(t *testing.T) {
 		if got := deprecatedPolicy(tt.strict, tt.ask, tt.accept); got != tt.want {
 			t.Errorf("%+v: %v", tt, got)
 		}
+		// As elements; off is the same as not there, in either spelling.
+		for _, off := range []string{"", "no", "NO"} {
+			text := ""
+			for element, on := range map[string]bool{"strict-host-key-checking": tt.strict, "host-key-always-ask": tt.ask, "accept-unknown-host-keys": tt.accept} {
+				switch {
+				case on:
+					text += "<" + element + ` enable="YES"/>`
+				case off != "":
+					text += "<" + element + ` enable="` + off + `"/>`
+				}
+			}
+			if got := loadText(t, document("<general>"+text+"</general>")).Defaults.HostKeyPolicy; got != tt.want {
+				t.Errorf("%s: %v, want %v", text, got, tt.want)
+			}
+		}
 	}
 }
 

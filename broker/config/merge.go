@@ -137,6 +137,7 @@ func factory(env Env, userDir string) profiles.Profile {
 		Port:            22,
 		User:            env.User,
 		HostKeyPolicy:   profiles.Ask,
+		RekeyBytes:      1_000_000_000,
 		KnownHosts:      []string{"/etc/ssh/ssh_known_hosts"},
 		ConnectTimeout:  5 * time.Second,
 		IdleTimeout:     5 * time.Second,

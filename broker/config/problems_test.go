@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -240,6 +242,37 @@ func TestKinds(t *testing.T) {
 	}
 }
 
+// FuzzLoadTwo holds for any bytes as the global and the user's file: Load and Check end
+// without a panic, with a configuration or with errors; a good user's file loads beside
+// any global one but for what only the two together have wrong.
+func FuzzLoadTwo(f *testing.F) {
+	all := seeds(f)
+	for i, seed := range all {
+		f.Add(seed, all[(i+7)%len(all)], i%3 == 0)
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, global, user []byte, system bool) {
+		// Workers are processes of their own, and one file a run is enough for each.
+		o := Options{GlobalFile: filepath.Join(dir, "global.xml"), File: filepath.Join(dir, "user.xml"), System: system, Env: testEnv()}
+		for name, data := range map[string][]byte{o.GlobalFile: global, o.File: user} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Load(o)
+		if (c == nil) == (err == nil) {
+			t.Fatalf("configuration %v, error %v", c, err)
+		}
+		bad := len(Check(o.File, o).Errors()) > 0
+		if bad && err == nil && !system {
+			t.Fatalf("check-config refuses what loads: %v", Check(o.File, o).Errors())
+		}
+	})
+}
+
 // FuzzLoad holds for any bytes: no panic, a configuration or an error and never both,
 // the same findings each time, each at a place of the file.
 func FuzzLoad(f *testing.F) {
@@ -259,6 +292,7 @@ func FuzzLoad(f *testing.F) {
 func understand(t *testing.T, data []byte) (config, findings string) {
 	f := readFile("f", data, testEnv(), "/nowhere")
 	m := merge(testEnv(), "/nowhere", nil, f)
+	(&lint{merged: m, file: f, resolve: func(string) string { return "/nowhere" }}).run()
 	found := f.Sorted()
 	for i, p := range found {
 		if p.Msg == "" || p.Pos.File != "f" || i > 0 && p.Pos.Line > 0 && p.Pos.Before(found[i-1].Pos) {
