@@ -62,7 +62,11 @@ func (l *lint) shadowed() {
 	found, all := filter.Shadowed(rules)
 	for _, s := range found {
 		r, by := engine.rules[s.Rule], engine.rules[s.By]
-		l.warn(r.pos, r.element, "move it before that one, or take it out",
+		hint := "move it before that one, or take it out"
+		if r.PseudoIP && !by.PseudoIP { // name queries do not know the port
+			hint = "move it before that one; its pseudo-ip may count for names all the same"
+		}
+		l.warn(r.pos, r.element, hint,
 			"it never decides: rule %d, at %d:%d, takes every connection that it could take", by.Number, by.pos.Line, by.pos.Col)
 	}
 	if !all {

@@ -3,8 +3,9 @@ package egrep
 import "strings"
 
 // Contains tells whether p matches every text that q matches. False may also mean
-// that it was not found out: two patterns that are neither a plain text nor one with
-// ".*" before or behind it are only compared as they are written.
+// that it was not found out: two patterns are only compared as they are written if
+// they are neither a plain text, nor one with ".*" before or behind it, nor a domain
+// with everything below it, as in (.*\.)?example\.com.
 func (p *Pattern) Contains(q *Pattern) bool {
 	switch {
 	case p.form == formNone || q.form == formNone:
@@ -16,20 +17,64 @@ func (p *Pattern) Contains(q *Pattern) bool {
 	}
 	// What ".*" stands for is the same in both, so that only the literals count.
 	literal := q.literal
-	if p.ignoreCase {
-		literal = strings.ToLower(literal) // of ASCII it is all in lower case; more does not hurt
+	domain, isDomain := "", false
+	if q.form == formGeneral {
+		domain, isDomain = q.domain()
 	}
-	switch q.form {
-	case formExact:
+	if p.ignoreCase {
+		literal, domain = lowered(literal), lowered(domain)
+	}
+	switch {
+	case q.form == formExact:
 		return p.Match(q.literal)
-	case formAny:
-		return p.form == formAny
-	case formPrefix:
+	case isDomain:
+		return p.Match(domain) && p.hasEnding("."+domain)
+	case q.form == formSuffix:
+		return p.hasEnding(literal)
+	case q.form == formPrefix:
 		return p.form == formAny || p.form == formPrefix && strings.HasPrefix(literal, p.literal)
-	case formSuffix:
-		return p.form == formAny || p.form == formSuffix && strings.HasSuffix(literal, p.literal)
+	case q.form == formAny:
+		return p.form == formAny
 	}
 	return false
+}
+
+// hasEnding tells whether p matches whatever ends with literal, which has no byte that
+// "." leaves out.
+func (p *Pattern) hasEnding(literal string) bool {
+	switch p.form {
+	case formAny:
+		return true
+	case formSuffix:
+		return strings.HasSuffix(literal, p.literal)
+	case formGeneral:
+		domain, ok := p.domain()
+		return ok && strings.HasSuffix(literal, "."+domain)
+	}
+	return false
+}
+
+// domain returns the text of which p matches just that and whatever ends with a dot
+// and it: (.*\.)?text.
+func (p *Pattern) domain() (text string, ok bool) {
+	rest, ok := strings.CutPrefix(p.src, `(.*\.)?`)
+	if !ok || rest == "" {
+		return "", false
+	}
+	q, err := Compile(rest, Options{IgnoreCase: p.ignoreCase})
+	if err != nil || q.form != formExact || strings.ContainsFunc(q.literal, func(r rune) bool { return r < 0x80 && notInDot(byte(r)) }) {
+		return "", false
+	}
+	return q.literal, true
+}
+
+// lowered returns text with its ASCII letters in lower case.
+func lowered(text string) string {
+	b := []byte(text)
+	for i := range b {
+		b[i] = lower(b[i])
+	}
+	return string(b)
 }
 
 // maxEnd bounds the literals that Literals returns.

@@ -34,6 +34,16 @@ func TestContains(t *testing.T) {
 		{`(.*\.)?corp\.example`, `xcorp\.example`, false},
 		{`(.*\.)?corp\.example`, `(.*\.)?corp\.example`, true},
 		{`[a-c]x`, `bx`, true},
+		{`(.*\.)?corp\.example`, `.*\.corp\.example`, true},
+		{`(.*\.)?corp\.example`, `.*\.db\.corp\.example`, true},
+		{`(.*\.)?corp\.example`, `(.*\.)?db\.Corp\.example`, true},
+		{`(.*\.)?corp\.example`, `(.*\.)?xcorp\.example`, false},
+		{`(.*\.)?corp\.example`, `.*corp\.example`, false},
+		{`.*\.corp\.example`, `(.*\.)?corp\.example`, false},
+		{`.*\.example`, `(.*\.)?corp\.example`, true},
+		{`.*`, `(.*\.)?corp\.example`, true},
+		{`.*`, `(.*\.)?a\nb`, false},
+		{`(.*\.)?x`, `(.*\.)?a|b`, false},
 	} {
 		p, q := mustCompile(t, tt.p, Options{IgnoreCase: true}), mustCompile(t, tt.q, Options{IgnoreCase: true})
 		if got := p.Contains(q); got != tt.want {
@@ -68,7 +78,7 @@ func TestLiterals(t *testing.T) {
 // their literals.
 func TestContainsIsTrue(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
-	pieces := []string{`a`, `b`, `\.`, `.*`, `a+`, `[ab]`, `(a|b)`, `b?`, `A`, `\n`}
+	pieces := []string{`a`, `b`, `\.`, `.*`, `a+`, `[ab]`, `(a|b)`, `b?`, `A`, `\n`, `(.*\.)?`}
 	texts := []string{"", "a", "b", ".", "ab", "a.b", "a.a", "b.ab", "aab", "a.b.a", "A", "a.B", "ba", "bb", "a\nb"}
 	made := func() (string, *Pattern) {
 		var b strings.Builder
