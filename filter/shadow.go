@@ -56,6 +56,7 @@ type candidate struct {
 
 	head, tail, inside string // of pattern, see egrep.Pattern.Literals
 	text               string // of pattern, where it is a plain text
+	appHead, appTail   string // of the rule's Application
 }
 
 func newCandidate(at int, r Rule) *candidate {
@@ -78,6 +79,9 @@ func newCandidate(at int, r Rule) *candidate {
 	if c.pattern != nil {
 		c.head, c.tail, c.inside = c.pattern.Literals()
 		c.text, _ = c.pattern.Literal()
+	}
+	if r.Application != nil {
+		c.appHead, c.appTail, _ = r.Application.Literals()
 	}
 	return c
 }
@@ -118,7 +122,10 @@ func (c *candidate) covers(d *candidate) bool {
 		return false
 	case !someOf(s.Users, r.Users), !someOf(s.Groups, r.Groups):
 		return false
-	case r.Application != nil && (s.Application == nil || !r.Application.Contains(s.Application)):
+	case r.Application == nil:
+	case s.Application == nil, !strings.HasPrefix(d.appHead, c.appHead), !strings.HasSuffix(d.appTail, c.appTail):
+		return false
+	case !r.Application.Contains(s.Application):
 		return false
 	}
 	switch c.place {
