@@ -1,5 +1,6 @@
 // Package filter decides what becomes of a flow: the vocabulary of rules, the
-// order in which they are matched, and the name of the rule that decided.
+// order in which they are matched, the name of the rule that decided, and which rules
+// never will.
 //
 // It is pure. It does no I/O, knows no clock, resolves no name, looks at no
 // process and reads no XML; what it has to know about a flow is handed to it. It
