@@ -138,8 +138,8 @@ func TestSyntaxErrors(t *testing.T) {
 		{"namespace", "<x:a/>", `1:1: name "x:a": namespaces are not used here`, "colon"},
 		{"namespace of attribute", "<a xml:b='1'/>", `1:4: a: name "xml:b": namespaces are not used here`, ""},
 		{"declaration inside", "<a><!ELEMENT b></a>", `1:4: a: declarations are not allowed inside the root element`, ""},
-		{"internal subset", "<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", `1:13: declarations inside the DOCTYPE are refused`, "take out"},
-		{"internal subset after id", "<!DOCTYPE a SYSTEM 'x' []><a/>", `1:24: declarations inside the DOCTYPE are refused`, ""},
+		{"internal subset", "<!DOCTYPE a [<!ENTITY b 'c'>]><a/>", `1:13: declarations inside the DOCTYPE are refused: entities could make the file say what nobody reads in it`, "take out"},
+		{"internal subset after id", "<!DOCTYPE a SYSTEM 'x' []><a/>", `1:24: declarations inside the DOCTYPE are refused: entities could make the file say what nobody reads in it`, ""},
 		{"two doctypes", "<!DOCTYPE a><!DOCTYPE a><a/>", `1:13: there is a second DOCTYPE`, ""},
 		{"doctype late", "<a/><!DOCTYPE a>", `1:5: the DOCTYPE must stand before the root element`, ""},
 		{"doctype without name", "<!DOCTYPE><a/>", `1:10: the DOCTYPE names no root element`, ""},
@@ -158,7 +158,7 @@ func TestSyntaxErrors(t *testing.T) {
 				t.Fatalf("error is %v, not a *SyntaxError", err)
 			}
 			message, _, _ := strings.Cut(syntax.Error(), "\n")
-			if message = strings.TrimPrefix(message, ": "); !strings.HasPrefix(message, tt.want) {
+			if message = strings.TrimPrefix(message, ": "); message != tt.want {
 				t.Errorf("got  %s\nwant %s", message, tt.want)
 			}
 			if !strings.Contains(syntax.Hint, tt.hint) {
