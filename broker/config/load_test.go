@@ -316,7 +316,7 @@ func TestUserConfigDirectoryVariable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		equal(t, path, c.Defaults.StoreKnownHost, filepath.Join(home, want, "known_hosts"))
+		equal(t, path, filepath.Dir(filepath.Clean(c.Defaults.StoreKnownHost)), filepath.Join(home, want))
 	}
 }
 

@@ -315,7 +315,7 @@ func (s *Session) agentSigners() []ssh.Signer {
 	return signers
 }
 
-func ownedBy(st fs.FileInfo, uid int) bool {
+func ownedByUs(st fs.FileInfo) bool {
 	sys, ok := st.Sys().(*syscall.Stat_t)
-	return ok && int(sys.Uid) == uid
+	return ok && int(sys.Uid) == os.Geteuid()
 }

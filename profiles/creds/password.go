@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 )
 
@@ -106,11 +107,10 @@ func private(name string, strict bool) error {
 	if st.IsDir() {
 		return fmt.Errorf("%s: is a directory", name)
 	}
-	ours := ownedBy(st, os.Geteuid())
-	if strict && !ours && !ownedBy(st, 0) {
+	if sys, ok := st.Sys().(*syscall.Stat_t); strict && !ownedByUs(st) && (!ok || sys.Uid != 0) {
 		return fmt.Errorf("%s: %w", name, errForeign)
 	}
-	if (ours || strict) && st.Mode().Perm()&0o077 != 0 {
+	if (strict || ownedByUs(st)) && st.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%s: mode %#o: %w", name, st.Mode().Perm(), errOpenToOthers)
 	}
 	return nil
