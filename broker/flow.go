@@ -285,24 +285,28 @@ func (p *Policy) Way(d filter.Decision, at capture.Flow) (*profiles.Profile, pro
 			dst.Port = r.DestinationPort
 		}
 	}
-	profile, user, fromApp := p.server(d)
+	profile := p.profile(d.Rule)
 	if profile == nil {
 		return nil, dst, fmt.Errorf("no profile for this flow: %w", profiles.ErrSetup)
+	}
+	user, fromApp := "", false
+	if r := d.Rule; r != nil {
+		var err error
+		if user, err = username(r); err != nil {
+			return nil, dst, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
+		}
+		fromApp = r.HostnameFromApp
 	}
 	return profile.For(asked, user, fromApp), dst, nil
 }
 
-// server finds the profile that a decision leads to, nil where there is none, and what
-// its rule says of user and host.
-func (p *Policy) server(d filter.Decision) (profile *profiles.Profile, user string, fromApp bool) {
-	r := d.Rule
-	switch {
-	case r == nil:
-		return p.Defaults, "", false
-	case r.Profile == "":
-		return p.Defaults, r.Username, r.HostnameFromApp
+// profile finds the profile that a rule leads to, nil where there is none. No rule is
+// that of the default action.
+func (p *Policy) profile(r *filter.Rule) *profiles.Profile {
+	if r == nil || r.Profile == "" {
+		return p.Defaults
 	}
-	return p.Profiles[r.Profile], r.Username, r.HostnameFromApp
+	return p.Profiles[r.Profile]
 }
 
 // direct carries the flow in clear: by the kernel where it can, else by us. The kernel

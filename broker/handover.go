@@ -113,7 +113,8 @@ func checkServer(host string, port uint16, user string) error {
 // own connection to it would be one more flow that the system's rules decide.
 func (f *flow) handOver(ctx context.Context, d filter.Decision, p *profiles.Profile, dst profiles.Destination, fallback bool) bool {
 	h, ok := f.a.(Hander)
-	if _, _, fromApp := f.policy.server(d); !ok || !f.policy.UserBrokers || fromApp || !f.policy.pins(p.ID) {
+	fromApp := d.Rule != nil && d.Rule.HostnameFromApp
+	if !ok || !f.policy.UserBrokers || fromApp || !f.policy.pins(p.ID) {
 		return false
 	}
 	order := f.policy.orderOf(f.id, d, p, dst)
@@ -211,7 +212,9 @@ func (p *Policy) orderOf(id uint64, d filter.Decision, way *profiles.Profile, ds
 	o.Profile = OrderServer{ID: way.ID, Host: way.Host, Port: way.Port, User: p.Logins[way.ID]}
 	if d.Rule != nil {
 		o.Rule, o.RuleSource = d.Rule.Number, d.Rule.Source
-		o.Profile.User = cmp.Or(d.Rule.Username, o.Profile.User)
+		if d.Rule.Username != "" || d.Rule.UsernameFile != "" {
+			o.Profile.User = way.User
+		}
 	}
 	o.Destination.Host, o.Destination.Port = dst.Host, dst.Port
 	last := &o.Profile

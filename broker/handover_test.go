@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +108,10 @@ func TestHandOver(t *testing.T) {
 // The order names the server, the destination and the rule, and a user only where
 // somebody has chosen one.
 func TestOrder(t *testing.T) {
+	nameFile := filepath.Join(t.TempDir(), "name")
+	if err := os.WriteFile(nameFile, []byte("x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name string
 		rule filter.Rule
@@ -117,6 +123,8 @@ func TestOrder(t *testing.T) {
 			`{"v":1,"flow":1,"profile":{"id":"named","host":"gw.example","port":22,"user":"tunnel"},"destination":{"host":"db.example","port":1},"name":"db.example","rule":1}`},
 		{"user of the rule", filter.Rule{Profile: "named", Username: "x", Destination: "d"},
 			`{"v":1,"flow":1,"profile":{"id":"named","host":"gw.example","port":22,"user":"x"},"destination":{"host":"d","port":5432},"name":"db.example","rule":1}`},
+		{"user in a file", filter.Rule{Profile: "gw", UsernameFile: nameFile},
+			`{"v":1,"flow":1,"profile":{"id":"gw","host":"gw.example","port":2222,"user":"x"},"destination":{"host":"db.example","port":5432},"name":"db.example","rule":1}`},
 		{"gateway", filter.Rule{Profile: "inner"},
 			`{"v":1,"flow":1,"profile":{"id":"inner","host":"inner.example","port":22,"gateway":{"id":"gw","host":"gw.example","port":2222}},"destination":{"host":"db.example","port":5432},"name":"db.example","rule":1}`},
 		{"server from the program", filter.Rule{Profile: "gw", HostnameFromApp: true}, ""},

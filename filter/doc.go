@@ -1,5 +1,6 @@
 // Package filter decides what becomes of a flow: the vocabulary of rules, the
-// order in which they are matched, and the name of the rule that decided.
+// order in which they are matched, the name of the rule that decided, and which rules
+// never will.
 //
 // A Set is made once for many flows. NewSet puts each rule where one of its
 // conditions can be looked up (index, ways), Decide looks up what the flow has and

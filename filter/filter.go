@@ -54,6 +54,7 @@ type Rule struct {
 	Destination     string // in place of the address the program asked for
 	DestinationPort uint16 // in place of its port; 0 keeps it
 	Username        string // for the SSH login; "" keeps the profile's
+	UsernameFile    string // in place of Username: the file that has it when the rule decides
 
 	PseudoIP         bool
 	HostnameFromApp  bool

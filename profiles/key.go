@@ -82,5 +82,8 @@ func (p *Profile) appendSettings(b []byte) []byte {
 	for _, m := range p.AuthMethods {
 		number(uint64(m))
 	}
-	return b
+	if p.CheckKeyModes {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }

@@ -572,6 +572,8 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.Set(reflect.ValueOf([]string{"changed"}))
 		case []AuthMethod:
 			f.Set(reflect.ValueOf([]AuthMethod{Password}))
+		case bool:
+			f.SetBool(true)
 		case *Profile:
 			f.Set(reflect.ValueOf(testProfile()))
 		default:

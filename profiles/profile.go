@@ -35,13 +35,17 @@ type Profile struct {
 
 	Gateway *Profile // the transport is opened through this one; nil: straight
 
-	AuthMethods  []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
-	Identities   []string     // private key files, tried in order; they restrict the keys of the agent too
-	DefaultKeys  []string     // where no identities are given: key files tried if they exist
-	Agent        string       // path of the agent's socket; "" uses none
-	PasswordText string       // secret
-	PasswordFile string
-	PasswordCmd  string // a program that prints the password
+	AuthMethods []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
+	Identities  []string     // private key files, tried in order; they restrict the keys of the agent too
+	DefaultKeys []string     // where no identities are given: key files tried if they exist
+	// CheckKeyModes has a private key passed over that others than its owner may read,
+	// whoever that is, and one that is neither the user's nor root's. Without it only
+	// the modes of the user's own files are looked at.
+	CheckKeyModes bool
+	Agent         string // path of the agent's socket; "" uses none
+	PasswordText  string // secret
+	PasswordFile  string
+	PasswordCmd   string // a program that prints the password
 
 	HostKeyPolicy  HostKeyPolicy
 	HostKeyFile    string   // the one key that is trusted, where the profile names it

@@ -54,6 +54,7 @@ func line(r filter.Rule) string {
 		fmt.Fprintf(&b, " destination-port=%d", r.DestinationPort)
 	}
 	word("username", r.Username)
+	word("username-file", r.UsernameFile)
 	for _, f := range []struct {
 		name string
 		set  bool
@@ -102,6 +103,7 @@ func factoryProfile() profiles.Profile {
 		Agent:          "/run/agent",
 		KnownHosts:     []string{"/home/ann/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"},
 		StoreKnownHost: "/home/ann/.ssh2/known_hosts",
+		RekeyBytes:     1_000_000_000,
 		ConnectTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second, OpenTimeout: 15 * time.Second,
 		KeepaliveMisses: 3,
 	}
@@ -369,7 +371,7 @@ func TestPasswordsAreNotShown(t *testing.T) {
 // seeds are the files of the corpus, good and bad.
 func seeds(f *testing.F) [][]byte {
 	var all [][]byte
-	for _, pattern := range []string{"testdata/*.xml", "testdata/bad/*.xml", etc + "/*.xml"} {
+	for _, pattern := range []string{"testdata/*.xml", "testdata/bad/*.xml", "testdata/broken/*.xml", etc + "/*.xml"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			f.Fatalf("%s: %d files (%v)", pattern, len(files), err)

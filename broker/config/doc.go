@@ -2,9 +2,11 @@
 // Connection Broker, strictly, and turns it into the module's own types.
 //
 // It owns what the elements mean, the rules by which the factory defaults, the
-// global file and the user's file are merged (merge.go), and the expansion of
-// variables in values (expand.go). Below it, xmldoc owns well-formedness and
-// positions, and schema the names of all elements and attributes.
+// global file and the user's file are merged (merge.go), who may own and write these
+// files (access.go), the expansion of variables in values (expand.go), and what is
+// said of a good file that was hardly meant so (lint.go). Below it, xmldoc owns
+// well-formedness, encodings and positions, and schema the names of all elements and
+// attributes; which rules never decide is filter's to say.
 //
 // It does not match rules (filter), connect anywhere or open a key file (profiles),
 // or act on what it reads. It reads the files it is told to read and nothing from

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write etc/ssh-broker-ng-config-1.dtd anew from the schema table")
+var update = flag.Bool("update", false, "write etc/ssh-broker-ng-config-1.dtd and testdata/broken/*.want anew")
 
 const etc = "../../etc"
 

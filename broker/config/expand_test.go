@@ -106,3 +106,37 @@ func FuzzExpand(f *testing.F) {
 		}
 	})
 }
+
+// Each special variable in every form; and the environment wins where it has a
+// variable of that name, in the case that the form looks for.
+func TestSpecialVariables(t *testing.T) {
+	for _, v := range []struct{ short, long, want string }{
+		{"U", "username", "ann"}, {"G", "groupname", "staff"}, {"D", "homedir", "/home/ann"}, {"IU", "userid", "1001"}, {"IG", "groupid", "50"},
+	} {
+		env := testEnv()
+		env.Environ = nil
+		upper := strings.ToUpper(v.long)
+		for _, form := range []string{"%" + v.short, "$" + v.short, "${" + v.short + "}", "${" + v.short + ":-x}",
+			"%" + v.long + "%", "%" + upper + "%", "$" + v.long, "$" + upper, "${" + v.long + "}", "${" + upper + ":-x}"} {
+			if got := env.Expand(form + "/y"); got.Text != v.want+"/y" || got.Unset != nil || got.Err != nil {
+				t.Errorf("%s is %+v, want %s", form, got, v.want)
+			}
+		}
+		env.Environ = []string{upper + "=from-env", "OTHER=x"}
+		for form, want := range map[string]string{
+			"%" + v.long + "%": "from-env", "%" + upper + "%": "from-env", "$" + upper: "from-env", "${" + upper + "}": "from-env",
+			"$" + v.long: v.want, "${" + v.long + "}": v.want, "%" + v.short: v.want,
+		} {
+			if got := env.Expand(form); got.Text != want {
+				t.Errorf("%s beside %s=from-env is %q, want %q", form, upper, got.Text, want)
+			}
+		}
+	}
+	env := testEnv()
+	env.Environ = []string{"U=from-env"}
+	for form, want := range map[string]string{"$U": "from-env", "${U}": "from-env", "%U%": "from-env", "%U": "ann"} {
+		if got := env.Expand(form); got.Text != want {
+			t.Errorf("%s beside U=from-env is %q, want %q", form, got.Text, want)
+		}
+	}
+}

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
+	"io/fs"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"sshbroker/broker/config/schema"
@@ -15,7 +18,9 @@ import (
 type file struct {
 	schema.Findings
 	name     string
+	info     fs.FileInfo       // of what was read; nil where it is not from a file
 	digest   [sha256.Size]byte // of its content
+	root     *schema.Node      // nil where it has none; for lint
 	general  general
 	defaults settings
 	profiles []profile
@@ -51,6 +56,8 @@ func readFile(name string, data []byte, env Env, userDir string) *file {
 	if root == nil {
 		return f
 	}
+	f.root = root
+	r.version(root)
 	for _, n := range root.Children {
 		switch n.Name {
 		case "general":
@@ -66,6 +73,22 @@ func readFile(name string, data []byte, env Env, userDir string) *file {
 		}
 	}
 	return f
+}
+
+// version remarks on a file that is for another product than those whose files are
+// known, 1.0 to 6.6. It is read all the same: strictness finds what is new in it.
+func (r *reader) version(n *schema.Node) {
+	v, given := n.Get("version")
+	if !given || v == "" {
+		return
+	}
+	major, rest, _ := strings.Cut(v, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	x, errX := strconv.ParseUint(major, 10, 16)
+	y, errY := strconv.ParseUint(cmp.Or(minor, "0"), 10, 16)
+	if errX != nil || errY != nil || x < 1 || x > 6 || x == 6 && y > 6 {
+		r.Warn(schema.General, n.At("version"), n.Name, `write version="1.0"`, "the file has the version %q; those from 1.0 to 6.6 are known, and it is read as one of them", v)
+	}
 }
 
 // path makes the path of a value absolute: "~/" is the home directory, and what is

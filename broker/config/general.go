@@ -10,11 +10,15 @@ import (
 
 // general is what the element general says.
 type general struct {
+	fips Pos // where crypto-lib asks for FIPS mode; zero: it does not
+
 	userDir    string // user-config-directory; "" where it is not given
 	userDirPos Pos
 
 	knownHosts     []string // OpenSSH files, in order
 	saysKnownHosts bool     // knownHosts, empty or not, replaces the default files
+
+	access *bool // file-access-control; nil where it is not given
 
 	strict        *bool // strict-host-key-checking; nil where it is not given
 	alwaysAsk     *bool // host-key-always-ask
@@ -27,11 +31,12 @@ func (r *reader) general(n *schema.Node) {
 		switch c.Name {
 		case "crypto-lib":
 			if c.Str("mode") == "fips" {
-				r.Fail(c.At("mode"), c.Name, `write mode="standard", or leave the element out`,
-					"FIPS mode is asked for, but there is no certified library here")
+				g.fips = c.At("mode")
 			}
 		case "user-config-directory":
 			g.userDir, g.userDirPos = r.userConfigDirectory(c), c.Pos
+		case "file-access-control":
+			g.access = r.fileAccessControl(c)
 		case "known-hosts":
 			r.knownHosts(c)
 		case "strict-host-key-checking":
@@ -44,14 +49,17 @@ func (r *reader) general(n *schema.Node) {
 	}
 }
 
-// userConfigDirectory returns the directory in place of $HOME/.ssh2. The one variable
-// that exists only here is that default itself.
+// userConfigDirectory returns the directory in place of $HOME/.ssh2, "" for that
+// itself. The one variable that exists only here stands for it.
 func (r *reader) userConfigDirectory(n *schema.Node) string {
-	dir, given := n.Get("path")
-	if dir == "%USER_CONFIG_DIRECTORY%" {
+	usual := r.env.UserDir()
+	env := r.env
+	env.Environ = append(env.Environ[:len(env.Environ):len(env.Environ)], "USER_CONFIG_DIRECTORY="+usual)
+	dir, ok := r.Expanded(n, "path", env)
+	if !ok || dir == "" || dir == usual {
 		return ""
 	}
-	if given && !filepath.IsAbs(dir) {
+	if !filepath.IsAbs(dir) {
 		r.Fail(n.At("path"), n.Name, "", "path: %q is not absolute", dir)
 		return ""
 	}

@@ -96,18 +96,29 @@ func Load(o Options) (*Config, error) {
 
 // Check returns everything that is to be said about one file, as check-config lists
 // it, sorted by position. It is judged as the user's file beside o.GlobalFile, whose
-// profiles its rules may name; o.File is not looked at.
+// profiles its rules may name, or as the global file where it is that one; o.File is
+// not looked at. Beside what Load finds it lints.
 func Check(name string, o Options) Problems {
-	global, err := readOptional(o.GlobalFile, o.Env, o.Env.UserDir())
-	if err != nil || global != nil && (sameFile(name, o.GlobalFile) || len(global.List.Errors()) > 0) {
-		global = nil
+	isGlobal := sameFile(name, o.GlobalFile)
+	var global *file
+	if !isGlobal {
+		var err error
+		global, err = readOptional(o.GlobalFile, o.Env, o.Env.UserDir())
+		if err != nil || global != nil && len(global.List.Errors()) > 0 {
+			global = nil
+		}
 	}
 	dir := o.userDir(global)
 	f, err := readExisting(name, o.Env, dir)
 	if err != nil {
 		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
 	}
-	merge(o.Env, dir, global, f)
+	user := f
+	if isGlobal {
+		global, user = f, nil
+	}
+	l := lint{merged: merge(o.Env, dir, global, user), file: f, resolve: (&reader{env: o.Env, userDir: dir}).path}
+	l.run()
 	return f.Sorted()
 }
 
@@ -192,7 +203,9 @@ func readExisting(name string, env Env, userDir string) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readFile(name, data, env, userDir), nil
+	read := readFile(name, data, env, userDir)
+	read.info = info
+	return read, nil
 }
 
 // ignore turns what is wrong with a global file into warnings.

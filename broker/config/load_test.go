@@ -123,7 +123,9 @@ func TestMerge(t *testing.T) {
 		{name: "system without files", global: "-", user: "-", system: true, look: func(c *Config) string { return fmt.Sprint(c.Filter == nil) }, want: "true"},
 
 		{name: "directory moved by the user", global: "-", user: document(general(`<user-config-directory path="/elsewhere"/>`)), look: func(c *Config) string { return c.Defaults.StoreKnownHost }, want: "HOME/.ssh2/known_hosts", warning: "it counts only in the global file"},
-		{name: "fips in either file", global: document(general(`<crypto-lib mode="FIPS"/>`)), user: document(), system: true, errors: "FIPS mode is asked for"},
+		{name: "fips of the user", global: document(), user: document(general(`<crypto-lib mode="fips"/>`)), errors: "FIPS mode is asked for"},
+		{name: "fips of the global file is not ignored", global: document(general(`<crypto-lib mode="fips"/>`)), user: document(general(`<crypto-lib mode="standard"/>`)), errors: "FIPS mode is asked for"},
+		{name: "fips for a system", global: document(general(`<crypto-lib mode="FIPS"/>`)), user: document(), system: true, errors: "FIPS mode is asked for"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -202,8 +204,8 @@ func TestUnreadableFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "missing.xml")
-	large := write(t, "large.xml", "<secsh-broker>"+strings.Repeat(" ", 1<<20)+"</secsh-broker>")
-	for name, want := range map[string]string{missing: "no such file", dir: "not a regular file", pipe: "not a regular file", large: "larger than 1048576 bytes"} {
+	large := write(t, "large.xml", "<secsh-broker>"+strings.Repeat(" ", 4<<20)+"</secsh-broker>")
+	for name, want := range map[string]string{missing: "no such file", dir: "not a regular file", pipe: "not a regular file", large: "larger than 4194304 bytes"} {
 		c, err := Load(Options{File: name, Env: testEnv()})
 		if c != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("load %s: %v", name, err)
@@ -241,7 +243,7 @@ func TestNoHome(t *testing.T) {
 // and what is wrong with the global file is not this file's fault.
 func TestCheckBesideGlobal(t *testing.T) {
 	user := write(t, "user.xml", document(engine(viaP)))
-	good := write(t, "good.xml", document("<profiles>"+profileElement("p", "h")+"</profiles>", engine(direct)))
+	good := write(t, "good.xml", document("<profiles>"+profileElement("p", "h")+"</profiles>", engine(`<rule action="DIRECT" profile-id="p"/>`)))
 	bad := write(t, "bad.xml", broken)
 	for _, tt := range []struct{ name, file, global, want string }{
 		{"alone", user, "", `2:50: rule: there is no profile "p"`},
@@ -282,5 +284,68 @@ func TestDeprecatedPolicy(t *testing.T) {
 		if got := deprecatedPolicy(tt.strict, tt.ask, tt.accept); got != tt.want {
 			t.Errorf("%+v: %v", tt, got)
 		}
+		// As elements; off is the same as not there, in either spelling.
+		for _, off := range []string{"", "no", "NO"} {
+			text := ""
+			for element, on := range map[string]bool{"strict-host-key-checking": tt.strict, "host-key-always-ask": tt.ask, "accept-unknown-host-keys": tt.accept} {
+				switch {
+				case on:
+					text += "<" + element + ` enable="YES"/>`
+				case off != "":
+					text += "<" + element + ` enable="` + off + `"/>`
+				}
+			}
+			if got := loadText(t, document("<general>"+text+"</general>")).Defaults.HostKeyPolicy; got != tt.want {
+				t.Errorf("%s: %v, want %v", text, got, tt.want)
+			}
+		}
+	}
+}
+
+// The global file may put it beside the usual directory, by the variable for that.
+func TestUserConfigDirectoryVariable(t *testing.T) {
+	home := t.TempDir()
+	for path, want := range map[string]string{
+		"": ".ssh2", "%USER_CONFIG_DIRECTORY%": ".ssh2", "%user_config_directory%/tectia": ".ssh2/tectia",
+		"${USER_CONFIG_DIRECTORY}-%U": ".ssh2-ann", "$USER_CONFIG_DIRECTORY": ".ssh2", "%D/.tectia": ".tectia",
+	} {
+		env := testEnv()
+		env.Home = home
+		global := write(t, "global.xml", document(`<general><user-config-directory path="`+path+`"/></general>`))
+		c, err := Load(Options{GlobalFile: global, Env: env})
+		if err != nil {
+			t.Fatal(err)
+		}
+		equal(t, path, filepath.Dir(filepath.Clean(c.Defaults.StoreKnownHost)), filepath.Join(home, want))
+	}
+}
+
+// Files of 1.0 to 6.6 are known; what another one says of itself is remarked on.
+func TestVersion(t *testing.T) {
+	for version, known := range map[string]bool{
+		"": true, "1.0": true, "1": true, "5.3": true, "6": true, "6.1": true, "6.4.13": true, "6.6": true, "6.6.9": true,
+		"6.7": false, "7.0": false, "0.9": false, "65536.1": false, "-1": false, "six": false, "6.x": false, "1.0 beta": false,
+	} {
+		want := ""
+		if !known {
+			want = fmt.Sprintf("1:24: warning: secsh-broker: the file has the version %q; those from 1.0 to 6.6 are known, and it is read as one of them", version)
+		}
+		c := loadText(t, `<secsh-broker version="`+version+`"/>`)
+		if got := strings.Join(short(c.Warnings), "; "); got != want {
+			t.Errorf("%q:\n got %s\nwant %s", version, got, want)
+		}
+	}
+}
+
+// A path in place of the name is for the broker to read; ~/ is the home directory.
+func TestUsernamePath(t *testing.T) {
+	for value, want := range map[string]string{"bob": "username=bob", "a/b": "username=a/b", "/etc/%U": "username-file=/etc/ann",
+		"~/name": "username-file=/home/ann/name", "$lower/x": "username=l/x"} {
+		c := loadText(t, document(engine(`<rule action="TUNNEL" hostname-from-app="yes" username="`+value+`"/>`)))
+		equal(t, value, lines(c.Filter), []string{"1: TUNNEL " + want + " hostname-from-app"})
+	}
+	file := write(t, "f.xml", document(engine(`<rule action="TUNNEL" hostname-from-app="yes" username="~/x"/>`)))
+	if _, err := Load(Options{File: file}); err == nil || !strings.Contains(err.Error(), "there is no home directory for ~/x") {
+		t.Errorf("without a home: %v", err)
 	}
 }

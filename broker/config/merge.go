@@ -22,6 +22,8 @@ type merged struct {
 	order    []string // profile ids
 	profiles map[string]*mergedProfile
 	engine   *filterEngine
+
+	checkKeys bool // by file-access-control
 }
 
 type mergedProfile struct {
@@ -54,10 +56,22 @@ func merge(env Env, userDir string, global, user *file) *merged {
 			f.Warn(schema.General, f.filter.pos, "filter-engine", "", "it is ignored, because %s has one", global.name)
 		}
 	}
+	m.checkAccess(env, global, user)
+	m.checkFIPS()
 	m.checkRules()
 	m.checkGateways()
 	m.defaults = m.buildDefaults(factory(env, userDir))
 	return m
+}
+
+// checkFIPS refuses FIPS mode, which holds if either file asks for it. It is not a
+// mistake in that file: a global one that asks for it is not ignored for that.
+func (m *merged) checkFIPS() {
+	for _, f := range m.files {
+		if at := f.general.fips; at.Line != 0 {
+			f.Fail(at, "crypto-lib", `write mode="standard", or leave the element out`, "FIPS mode is asked for, but there is no certified library here")
+		}
+	}
 }
 
 // checkRules looks for rules that name a profile which does not exist, also where the
@@ -123,6 +137,7 @@ func factory(env Env, userDir string) profiles.Profile {
 		Port:            22,
 		User:            env.User,
 		HostKeyPolicy:   profiles.Ask,
+		RekeyBytes:      1_000_000_000,
 		KnownHosts:      []string{"/etc/ssh/ssh_known_hosts"},
 		ConnectTimeout:  5 * time.Second,
 		IdleTimeout:     5 * time.Second,
@@ -156,6 +171,7 @@ func (m *merged) buildDefaults(p profiles.Profile) profiles.Profile {
 		set(&alwaysAsk, f.general.alwaysAsk)
 		set(&acceptUnknown, f.general.acceptUnknown)
 	}
+	p.CheckKeyModes = m.checkKeys
 	// A policy that any file gives beats the old switches, so those come first.
 	p.HostKeyPolicy = deprecatedPolicy(strict, alwaysAsk, acceptUnknown)
 	for _, f := range m.files {

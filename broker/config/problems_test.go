@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -49,9 +51,10 @@ func TestProblems(t *testing.T) {
 		{"neither yes nor no", rule(`action="BLOCK" pseudo-ip="true"`), []string{`2:48: rule: pseudo-ip: "true" is neither yes nor no [write yes or no]`}},
 		{"empty yes/no", rule(`action="BLOCK" pseudo-ip=""`), []string{`2:48: rule: pseudo-ip: "" is neither`}},
 		{"name of the feature", rule(`action="FTP-SFTP" profile-id="p"`), []string{`2:30: rule: action: "FTP-SFTP" is not one of DIRECT, BLOCK, TUNNEL, FTP-TUNNEL, FTP-PROXY [FTP-SFTP conversion is called FTP-PROXY]`, `2:52: rule: there is no profile "p"`}},
+		{"words of firewalls", rules(`<rule action="Accept"/><rule action="deny"/>`), []string{`2:30: rule: action: "Accept" is not one of DIRECT, BLOCK, TUNNEL, FTP-TUNNEL, FTP-PROXY [ACCEPT is called DIRECT]`, `2:53: rule: action: "deny" is not one of DIRECT, BLOCK, TUNNEL, FTP-TUNNEL, FTP-PROXY [DENY is called BLOCK]`}},
 		{"empty action", rule(`action=""`), []string{`2:30: rule: action: "" is not one of`}},
-		{"number too large", rule(`action="TUNNEL" hostname-from-app="yes" destination-port="65536"`), []string{`2:80: rule: destination-port: "65536" is not a number in its range [write a number from 1 to 65535]`}},
-		{"no number", profile(`<idle-timeout time="5s"/>`), []string{`2:56: idle-timeout: time: "5s" is not a number`}},
+		{"number too large", rule(`action="TUNNEL" hostname-from-app="yes" destination-port="65536"`), []string{`2:80: rule: destination-port: "65536" is not a number from 1 to 65535`}},
+		{"no number", profile(`<idle-timeout time="5s"/>`), []string{`2:56: idle-timeout: time: "5s" is not a number from 0 to 3153600000 [write seconds, without a unit]`}},
 		{"negative number", profile(`<idle-timeout time="-1"/>`), []string{`2:56: idle-timeout: time: "-1" is not a number`}},
 		{"number beyond all bounds", profile(`<idle-timeout time="99999999999999999999"/>`), []string{`2:56: idle-timeout: time: "99999999999999999999" is not a number`}},
 		{"crash policy", root(`<filter-engine crash-policy="ajar"/>`), []string{`2:30: filter-engine: crash-policy: "ajar" is not one of closed, open`}},
@@ -74,12 +77,16 @@ func TestProblems(t *testing.T) {
 		// general
 		{"FIPS", general(`<crypto-lib mode="fips"/>`), []string{"2:28: crypto-lib: FIPS mode is asked for"}},
 		{"no FIPS", general(`<crypto-lib mode="Standard"/><crypto-lib/>`), []string{"2:39: crypto-lib: general holds a second"}},
+		{"directory beside the usual one", general(`<user-config-directory path="%User_Config_Directory%-2/$U"/>`), nil},
+		{"that variable elsewhere", profile(`<hostkey file="${USER_CONFIG_DIRECTORY}/k"/>`), []string{"2:51: warning: hostkey: variable USER_CONFIG_DIRECTORY in file is not set"}},
+		{"unknown variable in the directory", general(`<user-config-directory path="/$NONE"/>`), []string{"2:39: warning: user-config-directory: variable NONE in path is not set"}},
+		{"variable without end in the directory", general(`<user-config-directory path="/${U"/>`), []string{"2:40: user-config-directory: path: a variable has no name"}},
 		{"relative directory", general(`<user-config-directory path="x"/>`), []string{`2:39: user-config-directory: path: "x" is not absolute`}},
 		{"default directory", general(`<user-config-directory path="%USER_CONFIG_DIRECTORY%"/>`), nil},
 		{"directory of keys", general(`<known-hosts path="/"/>`), []string{"2:29: warning: known-hosts: / is a directory"}},
 		{"certificates", general(`<cert-validation><ca-certificate name="x">abc</ca-certificate><key-store type="software"/></cert-validation>`), []string{"2:10: warning: cert-validation: read, but not acted on"}},
 		{"bad certificates", general(`<cert-validation max-ldap-response-length="513"/>`), []string{"2:10: warning: cert-validation:", "2:53: cert-validation: max-ldap-response-length:"}},
-		{"permissions", general(`<file-access-control enable="yes"/>`), []string{"2:31: warning: file-access-control: enable: not built yet"}},
+		{"permissions", general(`<file-access-control enable="yes"/>`), nil},
 		{"remarks come once", general(`<key-stores><user-keys directory="a"/><user-keys directory="b"/></key-stores>`), []string{"2:22: warning: user-keys: not built yet"}},
 
 		// settings
@@ -159,7 +166,8 @@ func TestProblems(t *testing.T) {
 		{"pseudo-ip and direct", rule(`host="x" action="DIRECT" pseudo-ip="yes"`), []string{"2:58: warning: rule: pseudo-ip has no effect with DIRECT"}},
 		{"pseudo-ip without host", rule(`action="TUNNEL" hostname-from-app="yes" pseudo-ip="yes"`), []string{"2:73: warning: rule: pseudo-ip has no effect without host"}},
 		{"username from the program", rule(`action="TUNNEL" hostname-from-app="yes" username-from-app="yes"`), []string{"2:81: warning: rule: username-from-app has no effect but with FTP-TUNNEL and FTP-PROXY"}},
-		{"username from a file", rule(`action="TUNNEL" hostname-from-app="yes" username="/etc/user"`), []string{"2:72: rule: username: reading the name from a file is not built"}},
+		{"username from a file", rule(`action="TUNNEL" hostname-from-app="yes" username="/etc/user"`), nil},
+		{"username with a control character", rule(`action="TUNNEL" hostname-from-app="yes" username="a&#9;b"`), []string{`2:72: rule: username: user "a\tb" has a control character`}},
 		{"FTP", rule(`action="ftp-proxy" hostname-from-app="yes"`), []string{"2:30: warning: rule: FTP-PROXY is not built yet: flows decided by this rule are refused"}},
 		{"default action", root(`<filter-engine default-action="TUNNEL"/>`), []string{`2:32: filter-engine: default-action: "TUNNEL" is not one of DIRECT, BLOCK`}},
 		{"at signs", root(`<filter-engine ftp-filter-at-signs="yes"/>`), []string{"2:16: warning: filter-engine: ftp-filter-at-signs: not built yet"}},
@@ -249,12 +257,43 @@ func TestManyProblems(t *testing.T) {
 
 // Kinds let a broker keep quiet about what only check-config has to list.
 func TestKinds(t *testing.T) {
-	c := loadText(t, `<secsh-broker><general><file-access-control enable="yes"/></general><gui x="y"/><filter-engine><rule action="BLOCK" host="x" ip-address="y"/></filter-engine></secsh-broker>`)
-	for kind, want := range map[Kind]string{General: "rule", NotActedOn: "gui", NotBuilt: "file-access-control"} {
+	c := loadText(t, `<secsh-broker><default-settings><compression name="zlib"/></default-settings><gui x="y"/><filter-engine><rule action="BLOCK" host="x" ip-address="y"/></filter-engine></secsh-broker>`)
+	for kind, want := range map[Kind]string{General: "rule", NotActedOn: "gui", NotBuilt: "compression"} {
 		if got := c.Warnings.OfKind(kind); len(got) != 1 || got[0].Element != want {
 			t.Errorf("%v: %v", kind, got)
 		}
 	}
+}
+
+// FuzzLoadTwo holds for any bytes as the global and the user's file: Load and Check end
+// without a panic, with a configuration or with errors; a good user's file loads beside
+// any global one but for what only the two together have wrong.
+func FuzzLoadTwo(f *testing.F) {
+	all := seeds(f)
+	for i, seed := range all {
+		f.Add(seed, all[(i+7)%len(all)], i%3 == 0)
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, global, user []byte, system bool) {
+		// Workers are processes of their own, and one file a run is enough for each.
+		o := Options{GlobalFile: filepath.Join(dir, "global.xml"), File: filepath.Join(dir, "user.xml"), System: system, Env: testEnv()}
+		for name, data := range map[string][]byte{o.GlobalFile: global, o.File: user} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := Load(o)
+		if (c == nil) == (err == nil) {
+			t.Fatalf("configuration %v, error %v", c, err)
+		}
+		bad := len(Check(o.File, o).Errors()) > 0
+		if bad && err == nil && !system {
+			t.Fatalf("check-config refuses what loads: %v", Check(o.File, o).Errors())
+		}
+	})
 }
 
 // FuzzLoad holds for any bytes: no panic, a configuration or an error and never both,
@@ -276,6 +315,7 @@ func FuzzLoad(f *testing.F) {
 func understand(t *testing.T, data []byte) (config, findings string) {
 	f := readFile("f", data, testEnv(), "/nowhere")
 	m := merge(testEnv(), "/nowhere", nil, f)
+	(&lint{merged: m, file: f, resolve: func(string) string { return "/nowhere" }}).run()
 	found := f.Sorted()
 	for i, p := range found {
 		if p.Msg == "" || p.Pos.File != "f" || i > 0 && p.Pos.Line > 0 && p.Pos.Before(found[i-1].Pos) {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 
 	"sshbroker/broker/config/schema"
@@ -59,7 +60,11 @@ func (r *reader) profile(n *schema.Node) profile {
 	}
 	if p.host != "" && p.host != "*" {
 		if err := profiles.CheckHost(p.host); err != nil {
-			r.Fail(n.At("host"), n.Name, "write a name, an address, or * for the host that the program asked for", "%v", err)
+			hint := "write a name, an address, or * for the host that the program asked for"
+			if user, host, ok := strings.Cut(p.host, "@"); ok {
+				hint = fmt.Sprintf("write host=%q user=%q", host, user)
+			}
+			r.Fail(n.At("host"), n.Name, hint, "%v", err)
 		}
 	}
 	if p.gateway != "" && p.proxy != nil && *p.proxy != "" {

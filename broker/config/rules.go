@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -156,11 +157,13 @@ func (r *reader) rule(n *schema.Node) rule {
 	out.HostnameFromApp = n.Yes("hostname-from-app")
 	out.UsernameFromApp = n.Yes("username-from-app")
 	out.ShowServerBanner = n.Yes("show-sftp-server-banner")
-	if user := n.Str("username"); user != "" {
-		r.checkUser(n, "username", user)
-		if strings.HasPrefix(user, "/") {
-			r.Fail(n.At("username"), n.Name, "write the name itself", "username: reading the name from a file is not built")
+	switch user := n.Str("username"); {
+	case strings.HasPrefix(user, "/"), strings.HasPrefix(user, "~/"):
+		if out.UsernameFile = r.path(user); !filepath.IsAbs(out.UsernameFile) {
+			r.Fail(n.At("username"), n.Name, "write the whole path", "username: there is no home directory for %s", user)
 		}
+	case user != "":
+		r.checkUser(n, "username", user)
 		out.Username = user
 	}
 	if n.Yes("username-from-app") && out.Action != filter.FTPTunnel && out.Action != filter.FTPProxy && !n.Flawed {

@@ -24,7 +24,14 @@ var hostFiles = location.Files{Hosts: hostsFile, Resolv: resolvFile}
 // watchPlace has told called with the place, and again when it has changed, until ctx
 // ends.
 func (d *Daemon) watchPlace(ctx context.Context, told func(place)) {
-	location.Watch(ctx, hostFiles, d.Log, func(p *location.Place) { told(p) })
+	first := true
+	location.Watch(ctx, hostFiles, d.Log, func(p *location.Place) {
+		told(p)
+		if !first { // with other addresses, connections from the old ones may be dead
+			d.pool.Recheck(aliveWithin)
+		}
+		first = false
+	})
 }
 
 // at returns l with what of it is in force at p: l itself where that alters nothing.

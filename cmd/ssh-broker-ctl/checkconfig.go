@@ -19,7 +19,9 @@ func (a *app) checkConfigCommand() *cobra.Command {
 		Short:   "Say everything that is wrong with configuration files",
 		Long: `Read each file as the broker would and list all problems, as file:line:col. No broker
 is needed. Warnings are about what is read but has no effect, or not the one it
-seems to have. The exit code is 1 if any file has an error.`,
+seems to have: rules that never decide, profiles that nothing uses, a "." in a
+pattern that was meant as a dot, passwords that others can read. The exit code is 1
+if any file has an error.`,
 		Example: `  ssh-broker-ctl check-config ~/.ssh2/ssh-broker-config.xml
   ssh-broker-ctl check-config -s *.xml | jq 'select(.warning | not)'`,
 		Args: func(cmd *cobra.Command, args []string) error {

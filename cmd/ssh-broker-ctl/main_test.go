@@ -628,6 +628,16 @@ func TestCheckConfig(t *testing.T) {
 		t.Errorf("got %+v", found)
 	}
 
+	odd := writeFile(t, `<secsh-broker><filter-engine><rule host="a.example" action="BLOCK"/><rule host="a.example" action="DIRECT"/></filter-engine></secsh-broker>`)
+	code, out, errs = ctl(t, "/nonexistent", "check-config", odd)
+	if code != exitDone || errs != "" {
+		t.Errorf("what is only odd: %d, %s", code, errs)
+	}
+	wants(t, out, odd+":1:43: warning: rule: host: \".\" matches any character", `hint: write a\.example`, odd+":1:69: warning: rule: it never decides: rule 1, at 1:30,", odd+": good, with 3 warnings")
+	if code, out, _ = ctl(t, "/nonexistent", "check-config", "-q", odd); code != exitDone || out != "" {
+		t.Errorf("what is only odd, -q: %d, %s", code, out)
+	}
+
 	code, out, _ = ctl(t, "/nonexistent", "check-config", "/nonexistent/file.xml")
 	if code != exitFailed || !strings.Contains(out, "/nonexistent/file.xml: no such file") {
 		t.Errorf("a missing file: %d %q", code, out)

@@ -51,13 +51,16 @@ func (s *Session) loadKeys() {
 		files = s.profile.DefaultKeys
 	}
 	for _, file := range files {
-		id, err := readIdentity(file)
+		id, err := readIdentity(file, s.profile.CheckKeyModes)
 		if errors.Is(err, fs.ErrNotExist) && len(s.profile.Identities) == 0 {
 			continue
 		}
 		if err != nil {
 			s.note(fmt.Sprintf("publickey %s: %v", file, err))
 			s.tell(profiles.IdentityFailed, file, "", err)
+			if s.log != nil && (errors.Is(err, errOpenToOthers) || errors.Is(err, errForeign)) {
+				s.log.Warn("a private key is ignored", "file", file, "error", err)
+			}
 			continue
 		}
 		blob := ""
@@ -111,7 +114,7 @@ type identity struct {
 	ready   ssh.Signer // nil where a passphrase guards it, or the file has the public half only
 }
 
-func readIdentity(file string) (*identity, error) {
+func readIdentity(file string, strict bool) (*identity, error) {
 	text, err := readSmall(file)
 	if err != nil {
 		return nil, err
@@ -120,7 +123,7 @@ func readIdentity(file string) (*identity, error) {
 	if pub, _, _, _, err := ssh.ParseAuthorizedKey(text); err == nil {
 		id.public = pub // a public key names a key of the agent
 	} else {
-		if err := private(file); err != nil {
+		if err := private(file, strict); err != nil {
 			return nil, err
 		}
 		raw, err := ssh.ParseRawPrivateKey(text)

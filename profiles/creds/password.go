@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 )
 
@@ -40,7 +41,7 @@ func (s *Session) storedPassword() (secret string, given bool, err error) {
 }
 
 func passwordFromFile(name string) (string, error) {
-	if err := private(name); err != nil {
+	if err := private(name, false); err != nil {
 		return "", err
 	}
 	text, err := os.ReadFile(name)
@@ -90,11 +91,15 @@ func firstLine(text []byte, from string) (string, error) {
 	return string(line), nil
 }
 
-var errOpenToOthers = errors.New("others may read it; use chmod 600")
+var (
+	errOpenToOthers = errors.New("others may read it; use chmod 600")
+	errForeign      = errors.New("it belongs to another user, and file-access-control is on")
+)
 
 // private refuses a file of ours with a secret that others may read, as OpenSSH does
-// with keys. A file of another owner is that owner's matter.
-func private(name string) error {
+// with keys. A file of another owner is that owner's matter, unless strict is set; see
+// profiles.Profile.CheckKeyModes.
+func private(name string, strict bool) error {
 	st, err := os.Stat(name)
 	if err != nil {
 		return err
@@ -102,7 +107,10 @@ func private(name string) error {
 	if st.IsDir() {
 		return fmt.Errorf("%s: is a directory", name)
 	}
-	if ownedByUs(st) && st.Mode().Perm()&0o077 != 0 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); strict && !ownedByUs(st) && (!ok || sys.Uid != 0) {
+		return fmt.Errorf("%s: %w", name, errForeign)
+	}
+	if (strict || ownedByUs(st)) && st.Mode().Perm()&0o077 != 0 {
 		return fmt.Errorf("%s: mode %#o: %w", name, st.Mode().Perm(), errOpenToOthers)
 	}
 	return nil

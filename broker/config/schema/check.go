@@ -1,7 +1,6 @@
 package schema
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -255,15 +254,11 @@ func (c *Checker) value(n *Node, a *xmldoc.Attr, spec *attribute) (value, bool) 
 		return v, true
 	}
 
-	expanded := c.vars.Expand(a.Value)
-	if err := expanded.Err; err != nil {
-		c.Fail(a.At(err.Offset), n.Name, err.Hint, "%s: %s", a.Name, err.Msg)
+	var ok bool
+	if v.text, ok = c.expand(n, a, c.vars); !ok {
 		return v, false
 	}
-	for _, name := range expanded.Unset {
-		c.Warn(General, a.ValuePos, n.Name, "", "variable %s in %s is not set and stands for nothing", name, a.Name)
-	}
-	v.text, v.verbatim = expanded.Text, expanded.Text == a.Value
+	v.verbatim = v.text == a.Value
 
 	switch spec.kind {
 	case yesNo:
@@ -288,17 +283,54 @@ func (c *Checker) value(n *Node, a *xmldoc.Attr, spec *attribute) (value, bool) 
 		}
 		var err error
 		if v.number, err = strconv.ParseUint(v.text, 10, 64); err != nil || v.number < spec.min || v.number > spec.max {
-			c.Fail(a.ValuePos, n.Name, fmt.Sprintf("write a number from %d to %d", spec.min, spec.max), "%s: %q is not a number in its range", a.Name, v.text)
+			hint := ""
+			if spec.max == maxSeconds {
+				hint = "write seconds, without a unit"
+			}
+			c.Fail(a.ValuePos, n.Name, hint, "%s: %q is not a number from %d to %d", a.Name, v.text, spec.min, spec.max)
 			return v, false
 		}
 	}
 	return v, true
 }
 
-// enumHint knows the one name that people take from the product's feature list.
+// expand replaces the variables in the value of an attribute.
+func (c *Checker) expand(n *Node, a *xmldoc.Attr, vars Expander) (text string, ok bool) {
+	expanded := vars.Expand(a.Value)
+	if err := expanded.Err; err != nil {
+		c.Fail(a.At(err.Offset), n.Name, err.Hint, "%s: %s", a.Name, err.Msg)
+		return "", false
+	}
+	for _, name := range expanded.Unset {
+		c.Warn(General, a.ValuePos, n.Name, "", "variable %s in %s is not set and stands for nothing", name, a.Name)
+	}
+	return expanded.Text, true
+}
+
+// Expanded is Get for an attribute that is taken as it stands, with the variables of
+// vars replaced. What is wrong with them is reported; ok is false then.
+func (c *Checker) Expanded(n *Node, attr string, vars Expander) (text string, ok bool) {
+	v, given := n.values[attr]
+	if !given {
+		return "", false
+	}
+	return c.expand(n, v.attr, vars)
+}
+
+// enumHint knows the one name that people take from the product's feature list, and
+// the words of firewalls.
 func enumHint(word string, values []string) string {
-	if strings.EqualFold(word, "FTP-SFTP") && slices.Contains(values, "FTP-PROXY") {
-		return "FTP-SFTP conversion is called FTP-PROXY"
+	called, upper := "", strings.ToUpper(word)
+	switch upper {
+	case "FTP-SFTP":
+		called, upper = "FTP-PROXY", "FTP-SFTP conversion"
+	case "DENY", "DROP", "REJECT", "REFUSE":
+		called = "BLOCK"
+	case "PASS", "ALLOW", "ACCEPT", "PLAIN":
+		called = "DIRECT"
+	}
+	if slices.Contains(values, called) {
+		return upper + " is called " + called
 	}
 	return DidYouMean(word, values, "")
 }

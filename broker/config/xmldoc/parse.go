@@ -14,9 +14,10 @@ type Limits struct {
 	Attributes int
 }
 
-// DefaultLimits are far above what people write and far below what hurts.
+// DefaultLimits are far above what people write, 10,000 long rules, and far below what
+// hurts.
 func DefaultLimits() Limits {
-	return Limits{Bytes: 1 << 20, Depth: 32, Elements: 20000, Attributes: 64}
+	return Limits{Bytes: 4 << 20, Depth: 32, Elements: 20000, Attributes: 64}
 }
 
 // Parse reads one file. file is its name, for positions only; nothing is opened.
@@ -58,7 +59,7 @@ func (p *parser) fail(at Pos, hint, format string, args ...any) *SyntaxError {
 // document reads prolog, root and what may follow it.
 func (p *parser) document() *SyntaxError {
 	if strings.TrimSpace(p.src) == "" {
-		return p.fail(p.pos, "", "the file is empty")
+		return p.fail(p.pos, "the smallest configuration is <secsh-broker/>", "the file is empty")
 	}
 	if p.has("<?xml") && !isNamePart(rune(p.src[min(len("<?xml"), len(p.src)-1)])) {
 		if err := p.declaration(); err != nil {
@@ -164,7 +165,7 @@ func (p *parser) char() (rune, *SyntaxError) {
 	at := p.pos
 	r := p.next()
 	if !isChar(r) {
-		return 0, p.fail(at, "", "character U+%04X is not allowed in XML", r)
+		return 0, p.fail(at, "take it out; editors may not show it", "character U+%04X is not allowed in XML", r)
 	}
 	return r, nil
 }
@@ -332,7 +333,7 @@ func (p *parser) attributes(e *Element) (empty bool, err *SyntaxError) {
 		case !isNameStart(p.peek()):
 			return false, p.fail(at, `attributes are written name="value"`, "%q is not expected in a tag", p.peek())
 		case !spaced:
-			return false, p.fail(at, "", "there is no space before this attribute")
+			return false, p.fail(at, "put one there, or the quote that ends the value before it is missing", "there is no space before this attribute")
 		case len(e.Attrs) >= p.limits.Attributes:
 			return false, p.fail(at, "", "the element has more than %d attributes", p.limits.Attributes)
 		}
