@@ -91,15 +91,21 @@ func Load(o Options) (*Config, error) {
 // it, sorted by position. It is judged as the user's file beside o.GlobalFile, whose
 // profiles its rules may name; o.File is not looked at.
 func Check(name string, o Options) Problems {
+	data, err := ReadFile(name)
+	if err != nil {
+		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
+	}
+	return CheckText(name, data, o)
+}
+
+// CheckText is Check for what a file of that name would hold.
+func CheckText(name string, data []byte, o Options) Problems {
 	global, err := readOptional(o.GlobalFile, o.Env, o.Env.UserDir())
 	if err != nil || global != nil && (sameFile(name, o.GlobalFile) || len(global.List.Errors()) > 0) {
 		global = nil
 	}
 	dir := o.userDir(global)
-	f, err := readExisting(name, o.Env, dir)
-	if err != nil {
-		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
-	}
+	f := readFile(name, data, o.Env, dir)
 	merge(o.Env, dir, global, f)
 	return f.Sorted()
 }
@@ -147,6 +153,22 @@ func (o Options) read() (global, user *file, err error) {
 	return global, user, nil
 }
 
+// UserFile is the user's file that Load would look for, whether it exists or not; ""
+// where there is none to look for.
+func (o Options) UserFile() string {
+	if o.File != "" || o.System {
+		return o.File
+	}
+	global, err := readOptional(o.GlobalFile, o.Env, o.Env.UserDir())
+	if err != nil {
+		global = nil
+	}
+	if dir := o.userDir(global); dir != "" {
+		return filepath.Join(dir, FileName)
+	}
+	return ""
+}
+
 // userDir is the user's directory, which a good global file may move.
 func (o Options) userDir(global *file) string {
 	if global != nil && global.general.userDir != "" && len(global.List.Errors()) == 0 {
@@ -166,9 +188,17 @@ func readOptional(name string, env Env, userDir string) (*file, error) {
 	return f, err
 }
 
-// readExisting reads one regular file. It does not wait for a pipe that somebody put
-// in its place, and reads no more than the limit and one byte.
 func readExisting(name string, env Env, userDir string) (*file, error) {
+	data, err := ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	return readFile(name, data, env, userDir), nil
+}
+
+// ReadFile reads one regular file as it is. It does not wait for a pipe that somebody
+// put in its place, and reads no more than the limit and one byte.
+func ReadFile(name string) ([]byte, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -181,11 +211,7 @@ func readExisting(name string, env Env, userDir string) (*file, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", name)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, int64(xmldoc.DefaultLimits().Bytes)+1))
-	if err != nil {
-		return nil, err
-	}
-	return readFile(name, data, env, userDir), nil
+	return io.ReadAll(io.LimitReader(f, int64(xmldoc.DefaultLimits().Bytes)+1))
 }
 
 // ignore turns what is wrong with a global file into warnings.
