@@ -78,7 +78,7 @@ func (a *app) explain(ctx context.Context, flow control.ExplainArgs, file string
 	var rows []control.ExplainRow
 	var err error
 	if file != "" {
-		rows, err = explainFile(file, flow)
+		rows, err = a.explainFile(file, flow)
 	} else {
 		rows, err = fetch[control.ExplainRow](ctx, a, control.OpExplain, flow)
 	}

@@ -14,9 +14,9 @@ import (
 )
 
 // explainFile explains by the rules of a file, as a broker would that has read it.
-func explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, error) {
+func (a *app) explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, error) {
 	env := ownEnv()
-	c, err := config.Load(config.Options{GlobalFile: config.DefaultGlobalFile, File: file, Env: env})
+	c, err := config.Load(config.Options{GlobalFile: a.globalFile, File: file, Env: env})
 	if err != nil {
 		return nil, err
 	}
