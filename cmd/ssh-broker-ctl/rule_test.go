@@ -369,7 +369,9 @@ func TestRuleReload(t *testing.T) {
 	files.set([]string{"/etc/other.xml"})
 	address := fakeBroker(t, func(s *control.Server, _ func()) {
 		s.Handle(control.OpReload, rows(control.ReloadResult{Generation: 2, Changed: true}))
-		s.Handle(control.OpStatus, func(_ context.Context, c *control.Call) error { return c.Send(control.StatusRow{ConfigFiles: files.get()}) })
+		s.Handle(control.OpStatus, func(_ context.Context, c *control.Call) error {
+			return c.Send(control.StatusRow{ConfigFiles: files.get()})
+		})
 	})
 	code, _, errs := w.ctl("rule", "remove", "1", "--reload")
 	if code != exitNoBroker || strings.Contains(w.read(w.user), "secret") {
