@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"log/slog"
 	"os"
 	"runtime"
@@ -51,7 +52,7 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	totals, written := d.broker.Totals(), d.Audit.Stats()
 	return call.Send(control.StatusRow{
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
-		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
+		ConfigFiles: l.files, ConfigDigest: hex.EncodeToString(l.digest[:]), Generation: l.policy.Generation, Warnings: l.warn,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit:  auditStatus(d.AuditPath, written),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,

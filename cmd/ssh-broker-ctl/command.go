@@ -107,7 +107,7 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
-		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.ruleCommand(), a.connectorCommand())
+		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.connectorCommand())
 	plain(root)
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(usageTemplate)

@@ -228,7 +228,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "capture", "check-config", "explain", "connector"}
+	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "capture", "check-config", "explain", "config-value", "rule", "connector"}
 	var out, errs bytes.Buffer
 	if code := run(t.Context(), []string{"--help"}, nil, &out, &errs); code != exitDone || errs.Len() > 0 {
 		t.Errorf("code %d, %s", code, errs.String())

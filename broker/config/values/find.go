@@ -12,14 +12,15 @@ import (
 // Value is one value, or an element that is there and says nothing more.
 type Value struct {
 	Path   string // to this attribute alone, or to an element and what is in it
-	Text   string // Secret, where it is one
+	Text   string // Hidden, where it is secret
+	Secret bool
 	Origin Origin
 	Pos    schema.Pos  // where Origin is File
 	Effect schema.Kind // General: it is acted on
 }
 
-// Secret stands for a value that is not told.
-const Secret = "(secret)"
+// Hidden stands for a value that is not told.
+const Hidden = "(secret)"
 
 // ErrNoPath is the class of errors about paths that lead nowhere.
 var ErrNoPath = errors.New("there is no such value")
@@ -159,7 +160,7 @@ func attributes(found []place, name string) ([]Value, error) {
 func (at place) value(a attr) Value {
 	v := Value{Path: at.join("@" + a.name), Text: a.text, Origin: a.origin, Pos: a.pos, Effect: a.effect}
 	if a.secret && a.origin != NotSet {
-		v.Text = Secret
+		v.Text, v.Secret = Hidden, true
 	}
 	return v
 }
