@@ -3,12 +3,15 @@ package daemon
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
+	"sshbroker/broker"
 	"sshbroker/broker/audit"
 	"sshbroker/broker/control"
 	"sshbroker/broker/explain"
@@ -196,6 +199,9 @@ func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
 	if err := call.Decode(&args); err != nil {
 		return err
 	}
+	if args.Flow != 0 {
+		return d.explainLive(call, args)
+	}
 	owner := account{name: args.User}
 	switch {
 	case d.System && args.User == "":
@@ -209,6 +215,22 @@ func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
 		if d.System && row.Result != nil {
 			row.Result.Owner = owner.name
 		}
+		if err := call.Send(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// explainLive tells of a flow that is open.
+func (d *Daemon) explainLive(call *control.Call, args control.ExplainArgs) error {
+	flows := d.broker.Flows()
+	i := slices.IndexFunc(flows, func(f broker.FlowInfo) bool { return f.ID == args.Flow })
+	if i < 0 {
+		return &control.Error{Message: fmt.Sprintf("no captured connection of number %d is open", args.Flow),
+			Hint: "list-channels has those that are open; the audit record has those that have ended"}
+	}
+	for _, row := range explain.Live(d.broker.Policy(), flows[i]) {
 		if err := call.Send(row); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -525,7 +526,7 @@ func TestExplain(t *testing.T) {
 	if code != exitDone || errs != "" {
 		t.Errorf("code %d, %s", code, errs)
 	}
-	if real, _ := filepath.EvalSymlinks(program); asked.get() != (control.ExplainArgs{Program: real, User: "bob", Host: "db.internal", Port: 5432}) {
+	if real, _ := filepath.EvalSymlinks(program); !reflect.DeepEqual(asked.get(), control.ExplainArgs{Program: real, User: "bob", Host: "db.internal", Port: 5432}) {
 		t.Errorf("asked %+v", asked.get())
 	}
 	wants(t, out, "to db.internal:5432", "rule 1   a.xml:3: no, the port is 5432, the rule wants 23",

@@ -361,7 +361,7 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		"list-connections": {control.ConnectionRow{}},
 		"list-channels":    {control.ChannelRow{}},
 		"connector":        {service.Status{}, service.Capture{}, service.Hit{}},
-		"explain":          {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
+		"explain":          {control.ExplainRow{}, control.ExplainFlow{}, control.ExplainStep{}, control.ExplainResult{}},
 	} {
 		for _, row := range rows {
 			for i := range reflect.TypeOf(row).NumField() {
