@@ -8,11 +8,9 @@ import (
 	"time"
 
 	"sshbroker/broker"
-	"sshbroker/broker/audit"
 	"sshbroker/broker/control"
 	"sshbroker/filter"
 	"sshbroker/filter/egrep"
-	"sshbroker/profiles"
 )
 
 func pattern(t *testing.T, text string) *egrep.Pattern {
@@ -30,8 +28,18 @@ func policy(t *testing.T, generation int, rules ...filter.Rule) *broker.Policy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &broker.Policy{Generation: generation, Rules: set, Profiles: map[string]*profiles.Profile{"gw": {ID: "gw", Host: "gw.example", Port: 22, User: "u"}},
-		Defaults: &profiles.Profile{Port: 22, User: "me"}}
+	p := &broker.Policy{Generation: generation, Rules: set}
+	gw := put(&p.Profiles, "gw")
+	gw.ID, gw.Host, gw.Port, gw.User = "gw", "gw.example", 22, "u"
+	p.Defaults = gw
+	return p
+}
+
+// put makes a profile, a type that this package need not know.
+func put[T any](profiles *map[string]*T, id string) *T {
+	p := new(T)
+	*profiles = map[string]*T{id: p}
+	return p
 }
 
 // last is the result.
@@ -71,10 +79,11 @@ func TestFlow(t *testing.T) {
 }
 
 func TestLive(t *testing.T) {
-	record := audit.Record{Generation: 1, UID: 1000, User: "ann", Groups: []string{"dba"}, PID: 42, Program: "/usr/bin/psql",
-		Src: netip.MustParseAddrPort("10.0.0.9:5000"), Dst: netip.MustParseAddrPort("10.0.0.5:5432"), Names: []string{"b", "a"},
-		Name: "a", Rule: 2, RuleSource: "f:7", Action: "TUNNEL", Profile: "gw", Server: "u@gw:22", Target: "a:5432", Error: "e"}
-	flow := broker.FlowInfo{ID: 17, Capture: "c", Record: record, State: "admitted", Way: 3, Since: time.Unix(1, 0)}
+	flow := broker.FlowInfo{ID: 17, Capture: "c", State: "admitted", Way: 3, Since: time.Unix(1, 0)}
+	r := &flow.Record
+	r.Generation, r.UID, r.User, r.Groups, r.PID, r.Program = 1, 1000, "ann", []string{"dba"}, 42, "/usr/bin/psql"
+	r.Src, r.Dst, r.Names = netip.MustParseAddrPort("10.0.0.9:5000"), netip.MustParseAddrPort("10.0.0.5:5432"), []string{"b", "a"}
+	r.Name, r.Rule, r.RuleSource, r.Action, r.Profile, r.Server, r.Target, r.Error = "a", 2, "f:7", "TUNNEL", "gw", "u@gw:22", "a:5432", "e"
 	same := []filter.Rule{{Host: pattern(t, "c"), Action: filter.Block}, {Users: []string{"ann"}, Groups: []string{"dba"}, Application: pattern(t, "psql"), Host: pattern(t, "a"), Action: filter.Tunnel, Profile: "gw"}}
 
 	rows := Live(policy(t, 1, same...), flow)
