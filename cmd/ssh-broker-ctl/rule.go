@@ -202,12 +202,14 @@ func ruleWarnings(name string, old *edit.Text, done ruleChange, problems config.
 			return !p.Before(r.Pos) && (done.to == len(rules) || p.Before(rules[done.to].Pos))
 		}
 		if by := shadowed(rules, done.to); by > 0 {
-			list = append(list, fmt.Sprintf("%v: warning: rule %d never decides, as rule %d, in line %d, takes every connection before", r.Pos, done.to, by, rules[by-1].Pos.Line))
+			problems = append(problems, config.Problem{Pos: r.Pos, Element: r.Element, Warning: true, Hint: "move it before that one, or take it out",
+				Msg: fmt.Sprintf("it never decides: rule %d, at %d:%d, takes every connection that it could take", by, rules[by-1].Pos.Line, rules[by-1].Pos.Col)})
 		}
 	}
 	for _, p := range problems.Warnings() {
-		if p.Element == "filter-engine" || p.Element == "rule" && about(p.Pos) {
-			list = append(list, p.String())
+		of := p.Element == "filter-engine" || (p.Element == "rule" || p.Element == "filter") && about(p.Pos)
+		if text := p.String(); of && !slices.Contains(list, text) {
+			list = append(list, text)
 		}
 	}
 	return list

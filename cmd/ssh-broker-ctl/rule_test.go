@@ -305,8 +305,8 @@ func TestRuleCreate(t *testing.T) {
 func TestRuleWarnings(t *testing.T) {
 	w := newWorld(t, goodXML, "")
 	w.done("rule", "add", "--host", ".*", "--ip-address=", "--ports=*", "--action", "DIRECT", "-q")
-	wants(t, w.done("rule", "add", "--users", "me", "--action", "BLOCK"), w.user+":9:5: warning: rule 4 never decides, as rule 3, in line 8, takes every connection before")
-	if out := w.done("rule", "add", "--users", "me", "--action", "BLOCK", "--before", "3"); strings.Contains(out, "never decides") {
+	wants(t, w.done("rule", "add", "--users", "me", "--action", "BLOCK"), w.user+":9:5: warning: rule: it never decides: rule 3, at 8:5, takes every connection that it could take\nhint: move it before that one, or take it out\n")
+	if out := w.done("rule", "add", "--users", "me", "--action", "BLOCK", "--before", "3"); strings.Contains(out, "it never decides") {
 		t.Error(out)
 	}
 	// What check-config warns of, about this rule only.
