@@ -422,7 +422,11 @@ func (a *app) ruleList(name string, text *edit.Text, problems config.Problems) {
 		for _, attr := range r.Attrs {
 			row.Attributes[attr.Name] = attr.Value
 			if attr.Name != "action" {
-				rest = append(rest, attr.Name+"="+strconv.Quote(attr.Value))
+				quote := `"`
+				if strings.Contains(attr.Value, quote) {
+					quote = "'"
+				}
+				rest = append(rest, attr.Name+"="+quote+attr.Value+quote)
 			}
 		}
 		if a.short {

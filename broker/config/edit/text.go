@@ -79,7 +79,7 @@ func Parse(name string, data []byte) (*Text, error) {
 	}
 	if t.engine != nil {
 		for _, c := range t.engine.Children {
-			if c.Name == ruleName || c.Name == legacyName {
+			if isRule(c) {
 				t.rules = append(t.rules, c)
 			}
 		}
@@ -98,30 +98,40 @@ func (t *Text) HasEngine() bool { return t.engine != nil }
 
 // Rules lists the rules in their order.
 func (t *Text) Rules() []Rule {
-	list := make([]Rule, len(t.rules))
-	for i, e := range t.rules {
-		list[i] = Rule{Number: i + 1, Pos: e.Pos, Element: e.Name}
-		for _, a := range e.Attrs {
-			list[i].Attrs = append(list[i].Attrs, Attr{a.Name, a.Value})
+	list := make([]Rule, 0, len(t.rules))
+	if t.engine == nil {
+		return list
+	}
+	from := t.engine.Span.Inner
+	for _, e := range t.engine.Children {
+		if isRule(e) {
+			r := Rule{Number: len(list) + 1, Pos: e.Pos, Element: e.Name, Comment: t.comment(e, from)}
+			for _, a := range e.Attrs {
+				r.Attrs = append(r.Attrs, Attr{a.Name, a.Value})
+			}
+			list = append(list, r)
 		}
-		list[i].Comment = t.comment(e)
+		from = e.Span.End
 	}
 	return list
 }
 
-// comment is the line of a comment that seems to be about e, 0 without one.
-func (t *Text) comment(e *xmldoc.Element) int {
+func isRule(e *xmldoc.Element) bool { return e.Name == ruleName || e.Name == legacyName }
+
+// comment is the line of a comment that seems to be about e, 0 without one. from is
+// where the element before ends.
+func (t *Text) comment(e *xmldoc.Element, from int) int {
 	text := t.doc.Text
-	from, _ := t.around(e)
 	at := lead(text, from, e.Span.Start)
 	switch {
 	case at >= 0 && at < lineStart(text, e.Span.Start):
+		above := strings.ReplaceAll(text[at:e.Span.Start], "\r\n", "\n")
+		return e.Pos.Line - strings.Count(above, "\n") - strings.Count(above, "\r")
 	case strings.HasPrefix(strings.TrimLeft(text[e.Span.End:], " \t"), "<!--"):
-		at = e.Span.End
-	default:
-		return 0
+		within := strings.ReplaceAll(text[e.Span.Start:e.Span.End], "\r\n", "\n")
+		return e.Pos.Line + strings.Count(within, "\n") + strings.Count(within, "\r")
 	}
-	return 1 + strings.Count(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(text[:at]), "\n")
+	return 0
 }
 
 // Add puts a new rule in. Where there is no filter-engine it makes one.

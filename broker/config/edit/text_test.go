@@ -481,7 +481,7 @@ func properties(t *testing.T, data []byte, number, to int, value string) {
 }
 
 func TestProperties(t *testing.T) {
-	const documents = 20_000
+	const documents = 5_000
 	g := &generator{Rand: rand.New(rand.NewPCG(4, 4))}
 	parsed := 0
 	for range documents {

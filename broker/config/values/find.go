@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sshbroker/broker/config/schema"
@@ -70,9 +71,24 @@ type place struct {
 
 // below returns the children with their paths.
 func (at place) below() []place {
+	type named struct{ name, id string }
+	ids := make(map[named]int)
+	for _, c := range at.e.children {
+		ids[named{c.name, c.get("id")}]++
+	}
 	list := make([]place, len(at.e.children))
+	count := make(map[string]int)
 	for i, c := range at.e.children {
-		list[i] = place{c, at.join(at.label(c))}
+		count[c.name]++
+		step, id := c.name, c.get("id")
+		switch one := (predicate{attr: "id", equals: true, value: id}); {
+		case !many(at.e.name, c.name):
+		case id == "" || ids[named{c.name, id}] > 1 || strings.Contains(id, "'") && strings.Contains(id, `"`):
+			step += "[" + strconv.Itoa(count[c.name]) + "]"
+		default:
+			step += "[" + one.String() + "]"
+		}
+		list[i] = place{c, at.join(step)}
 	}
 	return list
 }
@@ -82,31 +98,6 @@ func (at place) join(step string) string {
 		return step
 	}
 	return at.path + "/" + step
-}
-
-// label is the step that leads to one child.
-func (at place) label(c *element) string {
-	if !many(at.e.name, c.name) {
-		return c.name
-	}
-	id := c.get("id")
-	number, count, ids := 0, 0, 0
-	for _, other := range at.e.children {
-		if other.name != c.name {
-			continue
-		}
-		if count++; other == c {
-			number = count
-		}
-		if other.get("id") == id {
-			ids++
-		}
-	}
-	one := predicate{attr: "id", equals: true, value: id}
-	if id == "" || ids > 1 || strings.Contains(id, "'") && strings.Contains(id, `"`) {
-		one = predicate{number: number}
-	}
-	return c.name + "[" + one.String() + "]"
 }
 
 // step returns where a step leads from one element.
