@@ -200,7 +200,7 @@ func fill(e *element, env config.Env) {
 			continue
 		}
 		made := empty(c.Name, e.effect)
-		if fill(made, env); made.effect == schema.General && made.says() {
+		if fill(made, env); made.effect != schema.NotActedOn && made.says() {
 			e.children = append(e.children, made)
 		}
 	}
