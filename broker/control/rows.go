@@ -29,30 +29,29 @@ const (
 
 // StatusRow is the broker at a glance.
 type StatusRow struct {
-	PID         int       `json:"pid"`
-	Version     string    `json:"version"`
-	Since       time.Time `json:"since"`
-	Address     string    `json:"address"`
-	Mode        Mode      `json:"mode"`
-	ConfigFiles []string  `json:"config_files"`
+	PID         int         `json:"pid"`
+	Version     string      `json:"version"`
+	Since       time.Time   `json:"since"`
+	Address     string      `json:"address"`
+	Mode        Mode        `json:"mode"`
+	ConfigFiles []string    `json:"config_files"`
+	Generation  int         `json:"generation"` // 1 for the configuration of the start, one more with each reload
+	Warnings    []string    `json:"warnings"`
+	Captures    int         `json:"captures"`
+	Strangers   uint64      `json:"strangers"` // connections made straight to a listener of a live capture; they were reset
+	FlowsLive   int64       `json:"flows_live"`
+	FlowsTotal  int64       `json:"flows_total"`
+	Audit       AuditStatus `json:"audit"`
+	HeldSYN     bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
+	Memory      uint64      `json:"memory"`   // bytes obtained from the system
+	Goroutines  int         `json:"goroutines"`
+	FDs         int         `json:"fds"`
+
+	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
 
 	// ConfigDigest is the sum over ConfigFiles as they were when they were read, in hex;
 	// "" from an older broker.
 	ConfigDigest string `json:"config_digest,omitempty"`
-
-	Generation int         `json:"generation"` // 1 for the configuration of the start, one more with each reload
-	Warnings   []string    `json:"warnings"`
-	Captures   int         `json:"captures"`
-	Strangers  uint64      `json:"strangers"` // connections made straight to a listener of a live capture; they were reset
-	FlowsLive  int64       `json:"flows_live"`
-	FlowsTotal int64       `json:"flows_total"`
-	Audit      AuditStatus `json:"audit"`
-	HeldSYN    bool        `json:"held_syn"` // connect() waits for the decision; false where this kernel cannot hold a SYN
-	Memory     uint64      `json:"memory"`   // bytes obtained from the system
-	Goroutines int         `json:"goroutines"`
-	FDs        int         `json:"fds"`
-
-	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
 }
 
 // CapturedStatus is how a broker stands with ssh-captured.

@@ -2,16 +2,12 @@ package daemon
 
 import (
 	"context"
-	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"time"
 
-	"sshbroker/broker"
 	"sshbroker/broker/audit"
 	"sshbroker/broker/control"
 	"sshbroker/broker/explain"
@@ -55,10 +51,11 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	totals, written := d.broker.Totals(), d.Audit.Stats()
 	return call.Send(control.StatusRow{
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
-		ConfigFiles: l.files, ConfigDigest: hex.EncodeToString(l.digest[:]), Generation: l.policy.Generation, Warnings: l.warn,
+		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit:  auditStatus(d.AuditPath, written),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,
+		ConfigDigest: l.sum(),
 	})
 }
 
@@ -215,22 +212,6 @@ func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
 		if d.System && row.Result != nil {
 			row.Result.Owner = owner.name
 		}
-		if err := call.Send(row); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// explainLive tells of a flow that is open.
-func (d *Daemon) explainLive(call *control.Call, args control.ExplainArgs) error {
-	flows := d.broker.Flows()
-	i := slices.IndexFunc(flows, func(f broker.FlowInfo) bool { return f.ID == args.Flow })
-	if i < 0 {
-		return &control.Error{Message: fmt.Sprintf("no captured connection of number %d is open", args.Flow),
-			Hint: "list-channels has those that are open; the audit record has those that have ended"}
-	}
-	for _, row := range explain.Live(d.broker.Policy(), flows[i]) {
 		if err := call.Send(row); err != nil {
 			return err
 		}
