@@ -72,6 +72,9 @@ if the rules have changed since, what would become of it now.`,
 			if e.result == nil {
 				return errors.New("explain: the broker answered without a result")
 			}
+			if a.system && e.result.Owner == "" {
+				e.result.Owner = cmp.Or(login, ownEnv().User)
+			}
 			a.explained(rows, fmt.Sprintf("%s to %s\n", cmp.Or(ask.Program, "any program"), net.JoinHostPort(ask.Host, fmt.Sprint(ask.Port))), e)
 			return nil
 		},

@@ -37,11 +37,7 @@ func (a *app) explainFile(file string, flow control.ExplainArgs) ([]control.Expl
 		}
 	}
 	policy := &broker.Policy{Generation: 1, Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults}
-	rows := explain.Flow(policy, flow, login, groups)
-	if a.system {
-		rows[len(rows)-1].Result.Owner = login
-	}
-	return rows, nil
+	return explain.Flow(policy, flow, login, groups), nil
 }
 
 // accountNamed finds an account by its login name, or its uid in figures, and the names
