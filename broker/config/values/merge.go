@@ -58,7 +58,7 @@ func merge(base, over *element) *element {
 
 // silent tells whether an attribute leaves its value to the level below.
 func silent(element string, a attr) bool {
-	return a.origin == NotSet || a.name == "user" && (element == "profile" || element == "default-settings") && (a.text == "" || a.text == "*")
+	return a.origin == NotSet || a.text == "" && a.name == "user" && element == "profile"
 }
 
 // added are the elements of which both files count.

@@ -84,7 +84,7 @@ const globalFile = `<secsh-broker>
 
 const userFile = `<secsh-broker>
  <general><known-hosts file="/u1"/><known-hosts file="/u2"/><key-stores><user-keys directory="/u"/></key-stores></general>
- <default-settings user="*"><macs/>
+ <default-settings><macs/>
   <authentication-methods><auth-publickey/><auth-password/></authentication-methods>
   <idle-timeout type="connection"/><keepalive-interval time="7"/></default-settings>
  <profiles><profile id="rock" host="$USER.example" user="" port="222"><idle-timeout time="9"/><user-identities><identity data="KEY"/></user-identities></profile>
