@@ -212,6 +212,7 @@ type FlowInfo struct {
 	ID       uint64
 	Capture  string
 	Record   audit.Record // as far as it is known
+	By       By
 	State    string
 	Way      uint64 // the pool's ID of the way out; 0 for none
 	Since    time.Time

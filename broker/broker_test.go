@@ -444,3 +444,43 @@ func TestDrainCutsWhatLingers(t *testing.T) {
 		t.Errorf("recorded %v", rec.Reason)
 	}
 }
+
+// Lists tell who decided, so that nobody asks the wrong rules why.
+func TestFlowsTellWhoDecided(t *testing.T) {
+	tunnel := filter.Rule{Action: filter.Tunnel, Profile: "gw"}
+	for want, prepare := range map[broker.By]func(*bench, *capturetest.Attempt){
+		broker.ByRules: func(*bench, *capturetest.Attempt) {},
+		broker.ByOwn: func(b *bench, _ *capturetest.Attempt) {
+			own := &broker.Policy{Rules: set(t, filter.Direct, tunnel), Profiles: b.Policy().Profiles, Defaults: b.Policy().Defaults}
+			b.capture.Policy = func() *broker.Policy { return own }
+		},
+		broker.ByPlace: func(b *bench, a *capturetest.Attempt) {
+			l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+			b.dial(l.Addr(), make(chan string, 1))
+			a.At.Local = true
+			go func() {
+				if c, err := l.Accept(); err == nil {
+					_, _ = io.Copy(c, c)
+					c.Close()
+				}
+			}()
+		},
+	} {
+		b := newBench(t, set(t, filter.Direct, tunnel))
+		a := capturetest.NewAttempt("203.0.113.7:23")
+		prepare(b, a)
+		b.source.Offer(a)
+		if got := a.Outcome(); !got.Admitted {
+			t.Fatalf("by %d: %+v", want, got)
+		}
+		if flows := b.Flows(); len(flows) != 1 || flows[0].By != want {
+			t.Errorf("by %d: %+v", want, flows)
+		}
+		talk(t, a)
+		<-b.records.ch
+	}
+}

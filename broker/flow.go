@@ -523,7 +523,7 @@ func (f *flow) event(what string) {
 func (f *flow) info() FlowInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return FlowInfo{ID: f.id, Capture: f.c.ID, Record: f.rec, State: f.state, Way: f.way, Since: f.at.Arrived,
+	return FlowInfo{ID: f.id, Capture: f.c.ID, Record: f.rec, By: f.by(), State: f.state, Way: f.way, Since: f.at.Arrived,
 		Up: f.count.Up.Load(), Down: f.count.Down.Load()}
 }
 

@@ -213,6 +213,9 @@ func TestCarry(t *testing.T) {
 			if !a.Outcome().Admitted {
 				t.Fatal("not admitted")
 			}
+			if flows := b.Flows(); len(flows) != 1 || flows[0].By != broker.BySystem {
+				t.Errorf("listed as %+v", flows)
+			}
 			talk(t, a)
 			rec := <-b.records.ch
 			if rec.Reason != audit.Carried || rec.Capture != "system" || rec.Rule != 7 || rec.RuleSource != "system.xml:12" || rec.Name != "db.example" || rec.Action != "TUNNEL" {

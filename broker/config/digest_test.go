@@ -17,12 +17,18 @@ func TestDigestTellsWhetherFilesHaveChanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if now, err := Digest(c.Files...); err != nil || now != c.Digest {
+			t.Errorf("Digest: %x, %v; the configuration's is %x", now, err, c.Digest)
+		}
 		return c.Digest
 	}
 	const one, other = `<secsh-broker><filter-engine/></secsh-broker>`, `<secsh-broker><filter-engine /></secsh-broker>`
 	first := digest(one)
 	if digest(one) != first {
 		t.Error("the same file has another digest")
+	}
+	if _, err := Digest(path, path+"x"); err == nil {
+		t.Error("a file that is not there has a digest")
 	}
 	if digest(other) == first || first == [32]byte{} {
 		t.Error("another file has the same digest, or none has one")

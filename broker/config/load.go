@@ -99,6 +99,24 @@ func Load(o Options) (*Config, error) {
 // profiles its rules may name, or as the global file where it is that one; o.File is
 // not looked at. Beside what Load finds it lints.
 func Check(name string, o Options) Problems {
+	data, info, err := readRegular(name)
+	if err != nil {
+		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
+	}
+	return check(name, data, info, o)
+}
+
+// CheckText is Check for what a file of that name would hold. It is judged with the
+// mode and owner that the file has now, if there is one.
+func CheckText(name string, data []byte, o Options) Problems {
+	info, err := os.Stat(name)
+	if err != nil {
+		info = nil
+	}
+	return check(name, data, info, o)
+}
+
+func check(name string, data []byte, info fs.FileInfo, o Options) Problems {
 	isGlobal := sameFile(name, o.GlobalFile)
 	var global *file
 	if !isGlobal {
@@ -109,10 +127,8 @@ func Check(name string, o Options) Problems {
 		}
 	}
 	dir := o.userDir(global)
-	f, err := readExisting(name, o.Env, dir)
-	if err != nil {
-		return Problems{{Pos: Pos{File: name}, Msg: reason(err)}}
-	}
+	f := readFile(name, data, o.Env, dir)
+	f.info = info
 	user := f
 	if isGlobal {
 		global, user = f, nil
@@ -165,6 +181,22 @@ func (o Options) read() (global, user *file, err error) {
 	return global, user, nil
 }
 
+// UserFile is the user's file that Load would look for, whether it exists or not; ""
+// where there is none to look for.
+func (o Options) UserFile() string {
+	if o.File != "" || o.System {
+		return o.File
+	}
+	global, err := readOptional(o.GlobalFile, o.Env, o.Env.UserDir())
+	if err != nil {
+		global = nil
+	}
+	if dir := o.userDir(global); dir != "" {
+		return filepath.Join(dir, FileName)
+	}
+	return ""
+}
+
 // userDir is the user's directory, which a good global file may move.
 func (o Options) userDir(global *file) string {
 	if global != nil && global.general.userDir != "" && len(global.List.Errors()) == 0 {
@@ -184,28 +216,41 @@ func readOptional(name string, env Env, userDir string) (*file, error) {
 	return f, err
 }
 
-// readExisting reads one regular file. It does not wait for a pipe that somebody put
-// in its place, and reads no more than the limit and one byte.
 func readExisting(name string, env Env, userDir string) (*file, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	data, info, err := readRegular(name)
 	if err != nil {
 		return nil, err
+	}
+	f := readFile(name, data, env, userDir)
+	f.info = info
+	return f, nil
+}
+
+// ReadFile reads one regular file as it is. It does not wait for a pipe that somebody
+// put in its place, and reads no more than the limit and one byte.
+func ReadFile(name string) ([]byte, error) {
+	data, _, err := readRegular(name)
+	return data, err
+}
+
+func readRegular(name string) ([]byte, fs.FileInfo, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", name)
+		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, int64(xmldoc.DefaultLimits().Bytes)+1))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	read := readFile(name, data, env, userDir)
-	read.info = info
-	return read, nil
+	return data, info, nil
 }
 
 // ignore turns what is wrong with a global file into warnings.

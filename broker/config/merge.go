@@ -193,7 +193,7 @@ func (m *merged) config() (*Config, error) {
 	}
 	sum := sha256.New()
 	for _, f := range m.files {
-		fmt.Fprintf(sum, "%q %x\n", f.name, f.digest)
+		sum.Write(digestLine(f.name, f.digest))
 		c.Files = append(c.Files, f.name)
 		if f.logging != nil {
 			c.Logging = *f.logging
@@ -235,6 +235,24 @@ func (m *merged) config() (*Config, error) {
 		c.Networks, c.Host = m.engine.networks, m.engine.host
 	}
 	return c, nil
+}
+
+func digestLine(name string, content [sha256.Size]byte) []byte {
+	return fmt.Appendf(nil, "%q %x\n", name, content)
+}
+
+// Digest is Config.Digest for a configuration of these files, as they are now.
+func Digest(files ...string) (digest [sha256.Size]byte, err error) {
+	sum := sha256.New()
+	for _, name := range files {
+		data, err := ReadFile(name)
+		if err != nil {
+			return digest, err
+		}
+		sum.Write(digestLine(name, sha256.Sum256(data)))
+	}
+	sum.Sum(digest[:0])
+	return digest, nil
 }
 
 // build completes one profile and those that it goes through, each once; there are no

@@ -54,6 +54,10 @@ type StatusRow struct {
 	FDs        int         `json:"fds"`
 
 	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
+
+	// ConfigDigest is the sum over ConfigFiles as they were when they were read, in hex;
+	// "" from an older broker.
+	ConfigDigest string `json:"config_digest,omitempty"`
 }
 
 // NetworkStatus is whether the host is on a network of the configuration.
@@ -144,18 +148,64 @@ type ChannelRow struct {
 	State      string    `json:"state"`
 }
 
-// ExplainArgs is a flow that nobody has opened.
+// ExplainArgs is a flow that nobody has opened, or the number of one that is open.
 type ExplainArgs struct {
-	Program string `json:"program,omitempty"` // path of the executable; "" for one that is not known
-	User    string `json:"user,omitempty"`    // login name; "" for the broker's
-	Host    string `json:"host"`              // name or address
-	Port    uint16 `json:"port"`
+	Flow uint64 `json:"flow,omitempty"` // ChannelRow.ID; nothing else is given then
+
+	Program string   `json:"program,omitempty"` // path of the executable; "" for one that is not known
+	User    string   `json:"user,omitempty"`    // login name; "" for the broker's
+	Groups  []string `json:"groups,omitempty"`  // names; none: those of User
+	Host    string   `json:"host"`              // name or address
+	Names   []string `json:"names,omitempty"`   // by which it is known besides, most recent first
+	Port    uint16   `json:"port"`
 }
 
-// ExplainRow is a step, or at the end the result.
+// ExplainRow is a step, or at the end the result. Where a flow is open there is a row
+// for it before, and the others only if they tell something else.
 type ExplainRow struct {
+	Flow   *ExplainFlow   `json:"flow,omitempty"`
 	Step   *ExplainStep   `json:"step,omitempty"`
 	Result *ExplainResult `json:"result,omitempty"`
+}
+
+// DecidedBy is who decided about a flow.
+type DecidedBy string
+
+const (
+	DecidedByRules  DecidedBy = "rules"     // of Generation
+	DecidedByOwn    DecidedBy = "own-rules" // of its capture; no reload touches them
+	DecidedBySystem DecidedBy = "system"    // the broker of the whole system, of whose rules Rule is one
+	DecidedByPlace  DecidedBy = "place"     // nobody: it goes to the capture's own addresses
+)
+
+// ExplainFlow is a flow that is open: what was known of it, and what was decided.
+type ExplainFlow struct {
+	ID         uint64    `json:"id"`
+	Connection uint64    `json:"connection"` // as in ChannelRow
+	Capture    string    `json:"capture"`
+	State      string    `json:"state"`
+	Since      time.Time `json:"since"`
+
+	UID     uint32   `json:"uid"`
+	User    string   `json:"user"` // whose it is
+	Groups  []string `json:"groups"`
+	Program string   `json:"program"`
+	PID     int      `json:"pid"`
+	Src     string   `json:"src"`
+	Dst     string   `json:"dst"`
+	Names   []string `json:"names"`
+	Name    string   `json:"name"` // the one of Names that counted
+
+	By          DecidedBy `json:"by"`
+	Generation  int       `json:"generation"` // of the configuration then
+	Current     int       `json:"current"`    // of that now
+	Action      string    `json:"action"`     // "": nothing is decided yet
+	Rule        int       `json:"rule"`       // 0: none matched, the default held
+	Source      string    `json:"source"`
+	Profile     string    `json:"profile"`
+	Server      string    `json:"server"`      // [user@]host:port
+	Destination string    `json:"destination"` // that the server was asked for
+	Error       string    `json:"error"`       // of what went otherwise than decided
 }
 
 // ExplainStep is one rule that was looked at. Where it did not match, Condition

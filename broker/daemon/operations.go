@@ -66,6 +66,7 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,
 		Audit: auditStatus(d.AuditPath, written), Log: logStatus(d.Events.Stats()),
 		Memory: m.Sys, Goroutines: runtime.NumGoroutine(), FDs: countDescriptors(), Captured: ssh,
+		ConfigDigest: l.sum(),
 	})
 }
 
@@ -249,6 +250,9 @@ func (d *Daemon) handleExplain(_ context.Context, call *control.Call) error {
 	var args control.ExplainArgs
 	if err := call.Decode(&args); err != nil {
 		return err
+	}
+	if args.Flow != 0 {
+		return d.explainLive(call, args)
 	}
 	owner := account{name: args.User}
 	switch {

@@ -11,15 +11,33 @@ import (
 	"sshbroker/filter"
 )
 
-// Flow runs the decision that a flow would get, by the same code, and tells of
-// every rule on the way. The last row is the result.
+// Flow runs the decision that a flow of a user would get, by the same code, and tells
+// of every rule on the way. The last row is the result.
 func Flow(p *broker.Policy, args control.ExplainArgs, user string, groups []string) []control.ExplainRow {
-	flow := filter.Flow{Port: args.Port, User: user, Groups: groups, Program: func() string { return args.Program }}
-	if addr, err := netip.ParseAddr(args.Host); err == nil {
-		flow.Addr = addr
-	} else {
-		flow.Names = []string{args.Host}
+	q := query{names: args.Names, program: args.Program, user: user, groups: groups}
+	addr, err := netip.ParseAddr(args.Host)
+	if err != nil {
+		q.names = append([]string{args.Host}, args.Names...)
 	}
+	if len(args.Groups) > 0 {
+		q.groups = args.Groups
+	}
+	q.dst = netip.AddrPortFrom(addr, args.Port)
+	return ask(p, q)
+}
+
+// query is a flow that is asked about. What is not known is zero.
+type query struct {
+	names    []string
+	dst, src netip.AddrPort
+	program  string
+	user     string
+	groups   []string
+}
+
+func ask(p *broker.Policy, q query) []control.ExplainRow {
+	flow := filter.Flow{Names: q.names, Addr: q.dst.Addr(), Port: q.dst.Port(), User: q.user, Groups: q.groups,
+		Program: func() string { return q.program }}
 	var rows []control.ExplainRow
 	d := p.Rules.Explain(&flow, func(s filter.Step) {
 		step := &control.ExplainStep{Rule: s.Rule.Number, Source: s.Rule.Source, Matched: s.Matched}
@@ -34,7 +52,7 @@ func Flow(p *broker.Policy, args control.ExplainArgs, user string, groups []stri
 	}
 	switch d.Action {
 	case filter.Tunnel:
-		profile, dst, err := p.Way(d, capture.Flow{Dst: netip.AddrPortFrom(flow.Addr, flow.Port)})
+		profile, dst, err := p.Way(d, capture.Flow{Src: q.src, Dst: q.dst})
 		if err != nil {
 			result.Note = err.Error()
 			break

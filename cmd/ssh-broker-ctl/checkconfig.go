@@ -90,7 +90,7 @@ func count(n int, what string) string {
 
 // ownEnv is what variables in values stand for when a broker of ours reads a file.
 func ownEnv() config.Env {
-	env := config.Env{UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ()}
+	env := config.Env{UID: os.Getuid(), GID: os.Getgid(), Environ: os.Environ(), UserName: userName, GroupName: groupName}
 	env.User = strconv.Itoa(env.UID) // where it has no account
 	if home, err := os.UserHomeDir(); err == nil {
 		env.Home = filepath.Clean(home)
@@ -98,8 +98,6 @@ func ownEnv() config.Env {
 	if u, err := user.Current(); err == nil {
 		env.User = u.Username
 	}
-	if g, err := user.LookupGroupId(strconv.Itoa(env.GID)); err == nil {
-		env.Group = g.Name
-	}
+	env.Group = groupName(strconv.Itoa(env.GID))
 	return env
 }

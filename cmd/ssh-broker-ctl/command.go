@@ -21,6 +21,8 @@ type app struct {
 	getenv func(string) string
 	width  int // of the terminal; 0: standard output is none
 
+	globalFile string // config.DefaultGlobalFile, but for tests
+
 	address    string
 	system     bool
 	quiet      bool
@@ -105,14 +107,20 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
-		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.connectorCommand())
-	for _, cmd := range append(root.Commands(), root) {
-		cmd.DisableFlagsInUseLine = true
-		cmd.Flags().SortFlags = false
-	}
+		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.connectorCommand())
+	plain(root)
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(usageTemplate)
 	return root
+}
+
+// plain has the help of a command, and of those below it, look as ours does.
+func plain(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	cmd.Flags().SortFlags = false
+	for _, below := range cmd.Commands() {
+		plain(below)
+	}
 }
 
 // helpCommand is "help COMMAND". Unlike cobra's it fails for a command that does not exist.
@@ -125,7 +133,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
 			if err == nil && len(rest) > 0 {
-				err = root.Args(root, rest)
+				err = cmd.Args(cmd, rest)
 			}
 			if err != nil {
 				return err
@@ -138,6 +146,12 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 
 // usageTemplate is what follows the long text of a command in its help.
 const usageTemplate = `Usage: {{.UseLine}}
+{{- if and .HasAvailableSubCommands (not .Groups)}}
+
+Commands:
+{{- range .Commands}}{{if .IsAvailableCommand}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}
+{{- end}}
 {{- range $group := .Groups}}
 
 {{.Title}}

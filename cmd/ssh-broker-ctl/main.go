@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/term"
 
+	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/capture/service/client"
 )
@@ -34,12 +35,16 @@ func main() {
 
 // run is main without the process around it.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{out: &output{w: stdout}, err: stderr, getenv: os.Getenv, width: terminalWidth(stdout)}
+	a := &app{out: &output{w: stdout}, err: stderr, getenv: os.Getenv, width: terminalWidth(stdout), globalFile: config.DefaultGlobalFile}
+	return a.run(ctx, args, stdin)
+}
+
+func (a *app) run(ctx context.Context, args []string, stdin io.Reader) int {
 	root := a.command()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(a.out)
-	root.SetErr(stderr)
+	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		err = a.out.err

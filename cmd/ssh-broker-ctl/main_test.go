@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -257,7 +258,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "capture", "check-config", "explain", "connector"}
+	commands := []string{"start", "stop", "status", "reload", "list-connections", "list-channels", "capture", "check-config", "explain", "config-value", "rule", "connector"}
 	var out, errs bytes.Buffer
 	if code := run(t.Context(), []string{"--help"}, nil, &out, &errs); code != exitDone || errs.Len() > 0 {
 		t.Errorf("code %d, %s", code, errs.String())
@@ -555,7 +556,7 @@ func TestExplain(t *testing.T) {
 	if code != exitDone || errs != "" {
 		t.Errorf("code %d, %s", code, errs)
 	}
-	if real, _ := filepath.EvalSymlinks(program); asked.get() != (control.ExplainArgs{Program: real, User: "bob", Host: "db.internal", Port: 5432}) {
+	if real, _ := filepath.EvalSymlinks(program); !reflect.DeepEqual(asked.get(), control.ExplainArgs{Program: real, User: "bob", Host: "db.internal", Port: 5432}) {
 		t.Errorf("asked %+v", asked.get())
 	}
 	wants(t, out, "to db.internal:5432", "rule 1   a.xml:3: no, the port is 5432, the rule wants 23",

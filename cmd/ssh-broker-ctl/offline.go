@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/user"
@@ -16,9 +17,13 @@ import (
 )
 
 // explainFile explains by the rules of a file, as a broker would that has read it.
-func explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, error) {
+func (a *app) explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, error) {
 	env := ownEnv()
-	c, err := config.Load(config.Options{GlobalFile: config.DefaultGlobalFile, File: file, Env: env})
+	options := config.Options{GlobalFile: a.globalFile, File: file, Env: env}
+	if a.system {
+		options = config.Options{GlobalFile: file, System: true, Env: env}
+	}
+	c, err := config.Load(options)
 	if err != nil {
 		return nil, err
 	}
@@ -28,8 +33,8 @@ func explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, e
 	}
 	login, groups := env.User, ownGroups()
 	if flow.User != "" && flow.User != login {
-		login = flow.User
-		if groups, err = groupsOf(login); err != nil {
+		login, groups, err = accountNamed(flow.User)
+		if err != nil && len(flow.Groups) == 0 {
 			return nil, fmt.Errorf("explain: %w", err)
 		}
 	}
@@ -40,17 +45,19 @@ func explainFile(file string, flow control.ExplainArgs) ([]control.ExplainRow, e
 	return explain.Flow(policy, flow, login, groups), nil
 }
 
-// groupsOf returns the names of the groups that an account is in.
-func groupsOf(login string) ([]string, error) {
-	u, err := user.Lookup(login)
+// accountNamed finds an account by its login name, or its uid in figures, and the names
+// of the groups that it is in. With an error the name is that asked for.
+func accountNamed(name string) (login string, groups []string, err error) {
+	u, err := user.Lookup(name)
 	if err != nil {
-		return nil, err
+		byID, idErr := user.LookupId(name)
+		if idErr != nil {
+			return name, nil, err
+		}
+		u = byID
 	}
 	ids, err := u.GroupIds()
-	if err != nil {
-		return nil, err
-	}
-	return groupNames(ids), nil
+	return u.Username, groupNames(ids), err
 }
 
 // ownGroups does not fail: in a container the process may have no account.
@@ -63,12 +70,33 @@ func ownGroups() []string {
 	return groupNames(ids)
 }
 
+// groupNames are the names of groups, in figures where they have none, as a broker has
+// them.
 func groupNames(ids []string) []string {
 	var names []string
 	for _, id := range ids {
-		if g, err := user.LookupGroupId(id); err == nil && !slices.Contains(names, g.Name) {
-			names = append(names, g.Name)
+		if name := cmp.Or(groupName(id), id); !slices.Contains(names, name) {
+			names = append(names, name)
 		}
 	}
 	return names
+}
+
+// userName and groupName find the name of an account by its number, "" where it has
+// none.
+
+func userName(id string) string {
+	u, err := user.LookupId(id)
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+func groupName(id string) string {
+	g, err := user.LookupGroupId(id)
+	if err != nil {
+		return ""
+	}
+	return g.Name
 }

@@ -111,6 +111,9 @@ func checkCommand(t *testing.T, c commandLine, name string, program commands, wo
 				t.Errorf("%s:%d: %s has no command %s", c.doc, c.line, name, command)
 				return
 			}
+			if i+1 < len(words) && program.named(command, words[i+1]) != command {
+				command += " " + words[i+1]
+			}
 			options = set{}
 			for _, group := range []set{program[""], program[command]} {
 				for o := range group {

@@ -82,7 +82,8 @@ func equal(t testing.TB, what string, inProgram, inPage set) {
 }
 
 // interface of a program: its options, and for each of its commands theirs. The
-// options that every command takes are those of the command "".
+// options that every command takes are those of the command "". A command of a command
+// has both names: "rule add".
 type commands map[string]set
 
 var (
@@ -104,15 +105,37 @@ func help(t testing.TB, name string) commands {
 		return c
 	}
 	for _, m := range helpCommand.FindAllStringSubmatch(usage, -1) {
-		c[m[1]] = optionsOf(output(t, program, m[1], "--help"))
-		for general := range c[""] {
-			delete(c[m[1]], general)
-		}
+		c.add(t, program, m[1])
 	}
 	if len(c) < 5 {
 		t.Fatalf("%s --help has too few commands to be read right:\n%s", name, text)
 	}
 	return c
+}
+
+// add reads the interface of one command, and of those below it.
+func (c commands) add(t testing.TB, program, command string) {
+	t.Helper()
+	text := output(t, program, append(strings.Fields(command), "--help")...)
+	c[command] = optionsOf(text)
+	for general := range c[""] {
+		delete(c[command], general)
+	}
+	_, below, _ := strings.Cut(text, "\nCommands:\n")
+	below, _, _ = strings.Cut(below, "\n\n")
+	for _, m := range helpCommand.FindAllStringSubmatch(below, -1) {
+		c.add(t, program, command+" "+m[1])
+	}
+}
+
+// named returns the command that words begin with, the longest there is; "" for none.
+func (c commands) named(words ...string) string {
+	for n := len(words); n > 0; n-- {
+		if name := strings.Join(words[:n], " "); c[name] != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 func optionsOf(text string) set {

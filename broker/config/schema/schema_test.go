@@ -172,3 +172,33 @@ func TestEveryElementCanBeWritten(t *testing.T) {
 		}
 	}
 }
+
+func TestNames(t *testing.T) {
+	got := map[string]Attribute{}
+	for _, a := range Attributes("rule") {
+		got[a.Name] = a
+	}
+	if len(got) != len(elementNamed("rule").attrs) || !got["action"].Required || !slices.Contains(got["action"].Values, "TUNNEL") || got["host"].Values != nil {
+		t.Errorf("%+v", got)
+	}
+	if a := got["pseudo-ip"]; !a.YesNo || a.Default != "no" || !slices.Equal(a.Values, []string{"yes", "no"}) {
+		t.Errorf("%+v", a)
+	}
+	if Attributes("nonsense") != nil || Children("nonsense") != nil || Effect("nonsense") != General {
+		t.Error("nonsense is an element")
+	}
+	if list := Children("filter-engine"); !slices.Contains(list, Child{"rule", true}) || slices.Contains(list, Child{"rule", false}) {
+		t.Errorf("%+v", list)
+	}
+	if list := Children(RootName); !slices.Contains(list, Child{"filter-engine", false}) {
+		t.Errorf("%+v", list)
+	}
+	if Effect("gui") != NotActedOn {
+		t.Errorf("gui: %v", Effect("gui"))
+	}
+	for _, a := range Attributes("forward") {
+		if a.Name == "state" && (a.Effect("on") != NotActedOn || a.Effect("off") != General) {
+			t.Errorf("state: %v, %v", a.Effect("on"), a.Effect("off"))
+		}
+	}
+}

@@ -35,6 +35,8 @@ type Document struct {
 	Doctype    string // the root name that a DOCTYPE announces; "" without one
 	DoctypePos Pos
 	Root       *Element // nil if the file broke off before it
+	Encoding   string   // that the XML declaration names; "" where it names none
+	Text       string   // the whole file in UTF-8, without a byte order mark
 }
 
 // Element is one element with what stands in it, in the order of the file.
@@ -45,7 +47,13 @@ type Element struct {
 	Children []*Element
 	Texts    []Text // runs of character data that are not white space alone
 	Complete bool   // its end was seen; false where a syntax error cut it off
+	Span     Span
 }
+
+// Span is where an element stands, in bytes of Document.Text: its start tag from Start
+// to Inner, its end tag from InnerEnd to End. Where one tag is both, Inner, InnerEnd
+// and End are the same. The end tag of an element that is not Complete is nowhere, at 0.
+type Span struct{ Start, Inner, InnerEnd, End int }
 
 // Text is one run of character data, references replaced.
 type Text struct {

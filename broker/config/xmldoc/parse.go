@@ -34,6 +34,7 @@ func Parse(file string, data []byte, limits Limits) (*Document, error) {
 	if err != nil {
 		return doc, err
 	}
+	doc.Text = text
 	p := &parser{cursor: cursor{src: text, pos: Pos{File: file, Line: 1, Col: 1}}, limits: limits, doc: doc}
 	if err := p.document(); err != nil {
 		if err.Element == "" && len(p.open) > 0 {
@@ -123,6 +124,9 @@ func (p *parser) declaration() *SyntaxError {
 			return p.fail(at, form, "%s is not expected in the XML declaration here", attr.Name)
 		}
 		allowed = allowed[i+1:]
+		if attr.Name == "encoding" {
+			p.doc.Encoding = attr.Value
+		}
 		switch {
 		case attr.Name == "version" && attr.Value != "1.0":
 			return p.fail(attr.ValuePos, form, "XML version %q is not understood", attr.Value)
@@ -280,7 +284,7 @@ func (p *parser) root() *SyntaxError {
 
 // startTag reads <name attr="value" ...> or its empty form and opens the element.
 func (p *parser) startTag() *SyntaxError {
-	at := p.pos
+	at, start := p.pos, p.off
 	p.next()
 	name := p.name()
 	if name == "" {
@@ -295,7 +299,7 @@ func (p *parser) startTag() *SyntaxError {
 	if len(p.open) >= p.limits.Depth {
 		return p.fail(at, "", "elements are nested more than %d deep", p.limits.Depth)
 	}
-	e := &Element{Name: name, Pos: at}
+	e := &Element{Name: name, Pos: at, Span: Span{Start: start}}
 	empty, err := p.attributes(e)
 	if err != nil {
 		if err.Element == "" {
@@ -310,7 +314,9 @@ func (p *parser) startTag() *SyntaxError {
 	}
 	if empty {
 		e.Complete = true
+		e.Span = Span{start, p.off, p.off, p.off}
 	} else {
+		e.Span.Inner = p.off
 		p.open = append(p.open, e)
 	}
 	return nil
@@ -413,7 +419,7 @@ func (p *parser) noNamespace(at Pos, name string) *SyntaxError {
 
 // endTag reads </name> and closes the innermost element.
 func (p *parser) endTag() *SyntaxError {
-	at := p.pos
+	at, inner := p.pos, p.off
 	p.take("</")
 	name := p.name()
 	e := p.open[len(p.open)-1]
@@ -425,6 +431,7 @@ func (p *parser) endTag() *SyntaxError {
 		return p.fail(p.pos, "", "the end tag </%s> is not closed with >", name)
 	}
 	e.Complete = true
+	e.Span.InnerEnd, e.Span.End = inner, p.off
 	p.open = p.open[:len(p.open)-1]
 	return nil
 }

@@ -199,6 +199,25 @@ func TestAttrAt(t *testing.T) {
 	}
 }
 
+func TestSpans(t *testing.T) {
+	doc, err := Parse("f", []byte("\xEF\xBB\xBF<?xml version='1.0' encoding='UTF-8'?><a é='>'>x<b></b\n><!--<c/>--><b x='1' /></a >"), DefaultLimits())
+	if err != nil || doc.Encoding != "UTF-8" || !strings.HasPrefix(doc.Text, "<?xml") {
+		t.Fatalf("%v, %q, %q", err, doc.Encoding, doc.Text)
+	}
+	parts := func(e *Element) string {
+		s := e.Span
+		return doc.Text[s.Start:s.Inner] + "|" + doc.Text[s.Inner:s.InnerEnd] + "|" + doc.Text[s.InnerEnd:s.End]
+	}
+	for i, want := range []string{"<b>||</b\n>", "<b x='1' />||"} {
+		if got := parts(doc.Root.Children[i]); got != want {
+			t.Errorf("child %d: %q, want %q", i, got, want)
+		}
+	}
+	if got, want := parts(doc.Root), "<a é='>'>|x<b></b\n><!--<c/>--><b x='1' />|</a >"; got != want {
+		t.Errorf("root: %q, want %q", got, want)
+	}
+}
+
 func TestPos(t *testing.T) {
 	for want, p := range map[string]Pos{"f:1:2": {"f", 1, 2}, "f": {File: "f"}, "3:4": {"", 3, 4}, "": {}} {
 		if got := p.String(); got != want {
@@ -233,6 +252,10 @@ func FuzzParse(f *testing.F) {
 		var walk func(e *Element, depth int)
 		walk = func(e *Element, depth int) {
 			if !e.Complete || e.Name == "" || e.Pos.Line < 1 || e.Pos.Col < 1 || depth > limits.Depth || len(e.Attrs) > limits.Attributes {
+				t.Fatalf("element %+v", e)
+			}
+			s := e.Span
+			if !strings.HasPrefix(doc.Text[s.Start:s.Inner], "<"+e.Name) || doc.Text[s.Inner-1] != '>' || doc.Text[s.End-1] != '>' || s.InnerEnd < s.Inner {
 				t.Fatalf("element %+v", e)
 			}
 			for _, a := range e.Attrs {
