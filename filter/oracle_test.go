@@ -268,7 +268,7 @@ func TestAgainstPlainReading(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	byRule, byDefault, pseudo := 0, 0, 0
 	match := goMatch()
-	for i := range 4_000 {
+	for i := range 2_000 {
 		p := plain{rules: randomRules(rng, 3+i%40), def: Action(rng.IntN(5)), here: sometimes(rng, 2, names("office"), names("home", "office")), match: match}
 		s := p.set(t)
 		for range 10 {
@@ -284,7 +284,7 @@ func TestAgainstPlainReading(t *testing.T) {
 		}
 	}
 	t.Logf("%d flows by a rule, %d by default; %d pseudo addresses", byRule, byDefault, pseudo)
-	if byRule < 10_000 || byDefault < 5_000 || pseudo < 4_000 {
+	if byRule < 5_000 || byDefault < 2_500 || pseudo < 2_000 {
 		t.Errorf("the test has lost its grip: %d flows by a rule, %d by default, %d pseudo addresses", byRule, byDefault, pseudo)
 	}
 }
