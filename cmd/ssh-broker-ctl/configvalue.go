@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,7 +37,8 @@ one would read. With -f it is this file in place of the user's.`,
   ssh-broker-ctl config-value "profiles/profile[@id='rock']"
   ssh-broker-ctl config-value -f new.xml 'filter-engine/rule[3]/@action'
   ssh-broker-ctl config-value -s / | jq -r 'select(.origin == "file") | .path'`,
-		Args: exactly("PATH"),
+		Args:              exactly("PATH"),
+		ValidArgsFunction: completePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := values.ParsePath(args[0])
 			if err != nil {
@@ -63,6 +65,27 @@ one would read. With -f it is this file in place of the user's.`,
 	}
 	cmd.Flags().StringVarP(&file, "config-file", "f", "", "print the values of this `FILE` in place of the user's, without a broker")
 	return cmd
+}
+
+// completePath offers the elements and attributes that the schema has behind the last /.
+func completePath(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	if len(args) > 0 {
+		return nil, directive
+	}
+	before := typed[:strings.LastIndex(typed, "/")+1]
+	at := schema.RootName
+	if steps := strings.Split(strings.Trim(before, "/"), "/"); before != "" && before != "/" {
+		at, _, _ = strings.Cut(steps[len(steps)-1], "[")
+	}
+	var words []string
+	for _, c := range schema.Children(at) {
+		words = append(words, before+c.Name)
+	}
+	for _, a := range schema.Attributes(at) {
+		words = append(words, before+"@"+a.Name)
+	}
+	return slices.DeleteFunc(words, func(w string) bool { return !strings.HasPrefix(w, typed) }), directive
 }
 
 // valueSource is which files are looked at, and why.

@@ -80,6 +80,28 @@ func TestConfigValue(t *testing.T) {
 	}
 }
 
+func TestConfigValueCompletesPaths(t *testing.T) {
+	w := newWorld(t, "", "")
+	for typed, want := range map[string]string{
+		"default-s":                      "default-settings\n:6\n",
+		"default-settings/idle-timeout/": "default-settings/idle-timeout/@time\ndefault-settings/idle-timeout/@type\n:6\n",
+		"profiles/profile[@id='x']/@po":  "profiles/profile[@id='x']/@port\n:6\n",
+		"/gen":                           "/general\n:6\n",
+		"nonsense/":                      ":6\n",
+	} {
+		_, out, _ := w.ctl("__complete", "config-value", typed)
+		if out != want {
+			t.Errorf("%s: %q, want %q", typed, out, want)
+		}
+	}
+	if _, out, _ := w.ctl("__complete", "rule", "add", "--action", "TUN"); !strings.Contains(out, "\nTUNNEL\n") || !strings.HasSuffix(out, "\n:4\n") { // the shell chooses
+		t.Errorf("%q", out)
+	}
+	if _, out, _ := w.ctl("__complete", "rule", "remove", ""); out != ":4\n" {
+		t.Errorf("%q", out)
+	}
+}
+
 // The files are those of the broker that runs, whichever these are.
 func TestConfigValueOfBroker(t *testing.T) {
 	w := newWorld(t, valuesXML, "")
