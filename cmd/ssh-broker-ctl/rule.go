@@ -201,10 +201,6 @@ func ruleWarnings(name string, old *edit.Text, done ruleChange, problems config.
 		about = func(p config.Pos) bool {
 			return !p.Before(r.Pos) && (done.to == len(rules) || p.Before(rules[done.to].Pos))
 		}
-		if by := shadowed(rules, done.to); by > 0 {
-			problems = append(problems, config.Problem{Pos: r.Pos, Element: r.Element, Warning: true, Hint: "move it before that one, or take it out",
-				Msg: fmt.Sprintf("it never decides: rule %d, at %d:%d, takes every connection that it could take", by, rules[by-1].Pos.Line, rules[by-1].Pos.Col)})
-		}
 	}
 	for _, p := range problems.Warnings() {
 		of := p.Element == "filter-engine" || (p.Element == "rule" || p.Element == "filter") && about(p.Pos)
@@ -213,26 +209,6 @@ func ruleWarnings(name string, old *edit.Text, done ruleChange, problems config.
 		}
 	}
 	return list
-}
-
-// outcome are the attributes of a rule that are no condition.
-var outcome = []string{"action", "profile-id", "destination", "destination-port", "username", "hostname-from-app",
-	"username-from-app", "fallback-to-plain", "show-sftp-server-banner", "pseudo-ip"}
-
-// shadowed returns the number of the first rule before that takes every flow, 0 where
-// there is none.
-func shadowed(rules []edit.Rule, number int) int {
-	for _, r := range rules[:number-1] {
-		all := r.Element == "rule"
-		for _, attr := range r.Attrs {
-			everything := attr.Value == "" || attr.Value == ".*" && (attr.Name == "host" || attr.Name == "ip-address") || attr.Value == "*" && attr.Name == "ports"
-			all = all && (everything || slices.Contains(outcome, attr.Name))
-		}
-		if all {
-			return r.Number
-		}
-	}
-	return 0
 }
 
 func (a *app) ruleChanged(row ruleRow, done ruleChange, r ruleFile) {
