@@ -565,6 +565,14 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.Set(reflect.ValueOf([]AuthMethod{Password}))
 		case *Profile:
 			f.Set(reflect.ValueOf(testProfile()))
+		case []KeyStore:
+			f.Set(reflect.ValueOf([]KeyStore{{Dir: "changed"}}))
+		case Remember:
+			f.Set(reflect.ValueOf(Remember{Idle: 1}))
+		case KeySelection:
+			f.Set(reflect.ValueOf(KeySelection{Shy: true}))
+		case bool:
+			f.SetBool(true)
 		default:
 			if f.CanInt() {
 				f.SetInt(7)

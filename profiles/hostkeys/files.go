@@ -2,7 +2,6 @@ package hostkeys
 
 import (
 	"bytes"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/skeema/knownhosts"
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
 
@@ -185,46 +183,4 @@ func Append(file, line string) error {
 		return err
 	}
 	return f.Close()
-}
-
-// ParseKey reads a public key: one line in OpenSSH's format, or the format of RFC
-// 4716, as Tectia writes it.
-func ParseKey(text []byte) (ssh.PublicKey, error) {
-	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("---- BEGIN SSH2 PUBLIC KEY ----")) {
-		return parseRFC4716(string(text))
-	}
-	key, _, _, _, err := ssh.ParseAuthorizedKey(text)
-	if err != nil {
-		return nil, errors.New("neither an OpenSSH public key nor one of RFC 4716")
-	}
-	return key, nil
-}
-
-func parseRFC4716(text string) (ssh.PublicKey, error) {
-	var body strings.Builder
-	inside, ended, header := false, false, false
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\r\n")
-		switch {
-		case strings.HasPrefix(line, "---- BEGIN SSH2 PUBLIC KEY ----"):
-			inside = true
-		case strings.HasPrefix(line, "---- END SSH2 PUBLIC KEY ----"):
-			ended = inside
-		case !inside || ended:
-		case header: // a header value goes on after a backslash
-			header = strings.HasSuffix(line, `\`)
-		case strings.Contains(line, ":"):
-			header = strings.HasSuffix(line, `\`)
-		default:
-			body.WriteString(strings.TrimSpace(line))
-		}
-	}
-	if !ended {
-		return nil, errors.New("public key without its end line (RFC 4716)")
-	}
-	blob, err := base64.StdEncoding.DecodeString(body.String())
-	if err != nil {
-		return nil, fmt.Errorf("public key (RFC 4716): %w", err)
-	}
-	return ssh.ParsePublicKey(blob)
 }

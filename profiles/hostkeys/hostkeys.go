@@ -17,6 +17,7 @@ import (
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/keyfile"
 )
 
 // Checker judges the host keys of one server. Safe for concurrent use.
@@ -42,7 +43,7 @@ func New(p *profiles.Profile, log *slog.Logger) (*Checker, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: host key: %w", profiles.ErrSetup, err)
 		}
-		if c.pinned, err = ParseKey(text); err != nil {
+		if c.pinned, _, err = keyfile.ParsePublic(text); err != nil {
 			return nil, fmt.Errorf("%w: host key %s: %w", profiles.ErrSetup, p.HostKeyFile, err)
 		}
 		return c, nil

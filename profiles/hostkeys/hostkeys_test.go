@@ -339,18 +339,6 @@ func TestAppend(t *testing.T) {
 	}
 }
 
-func FuzzParseKey(f *testing.F) {
-	key := newKey(f)
-	f.Add([]byte(keyLine(key)))
-	f.Add([]byte(rfc4716(key)))
-	f.Add([]byte("---- BEGIN SSH2 PUBLIC KEY ----\n"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		if k, err := ParseKey(text); (k == nil) == (err == nil) {
-			t.Errorf("key %v with error %v", k, err)
-		}
-	})
-}
-
 // What is left of any file is a file that the library takes, with its lines in
 // place.
 func FuzzUnderstood(f *testing.F) {

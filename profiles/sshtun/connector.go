@@ -27,9 +27,14 @@ type Connector struct {
 	// Dial reaches servers that have no gateway; nil uses a plain net.Dialer. What it
 	// returns belongs to the transport.
 	Dial profiles.DialFunc
+	// Keys remembers passphrases and has the keys that people added; nil remembers
+	// nothing.
+	Keys *creds.Keyring
 	// Version is told to the server after "SSH-2.0-", RFC 4253 section 4.2; it has no
 	// space or hyphen. Empty: "sshbroker".
 	Version string
+
+	logins logins
 }
 
 var _ profiles.Connector = (*Connector)(nil)
@@ -37,6 +42,21 @@ var _ profiles.Connector = (*Connector)(nil)
 // Connect reaches p's server, checks its host key and authenticates. Its errors are
 // ErrConnect, ErrHostKey, ErrAuth and ErrSetup.
 func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, ask profiles.Prompter) (profiles.Transport, error) {
+	if p.User != "" {
+		return c.connect(ctx, p, via, ask)
+	}
+	named, err := c.logins.ask(ctx, p, ask)
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.connect(ctx, named, via, ask)
+	if err == nil {
+		c.logins.keep(p.Key(), named.User)
+	}
+	return t, err
+}
+
+func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, ask profiles.Prompter) (profiles.Transport, error) {
 	if err := errors.Join(profiles.CheckHost(p.Host), profiles.CheckUser(p.User)); err != nil {
 		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
 	}
@@ -143,7 +163,7 @@ type handshake struct {
 }
 
 func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transport, error) {
-	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Log)
+	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Keys)
 	defer proof.Close()
 	version := h.connector.Version
 	if version == "" {
@@ -160,7 +180,11 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 		ClientVersion:     "SSH-2.0-" + version,
 		HostKeyAlgorithms: algos.hostKeys,
 		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
-			return h.judge(ctx, remote, key)
+			err := h.judge(ctx, remote, key)
+			if err == nil {
+				proof.Server(key)
+			}
+			return err
 		},
 		BannerCallback: func(text string) error {
 			h.connector.Log.Info("banner of the server", "profile", h.profile.Label(), "text", profiles.RemoteText(text, 2000, true))

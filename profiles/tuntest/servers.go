@@ -83,6 +83,13 @@ func StartOpenSSH(t testing.TB, lines ...string) *Peer {
 // the home directory holds the key of the test, as it has no option for that.
 func StartDropbear(t testing.TB, options ...string) *Peer {
 	t.Helper()
+	return StartDropbearWith(t, nil, options...)
+}
+
+// StartDropbearWith is StartDropbear with further keys that may log in, lines of
+// authorized_keys.
+func StartDropbearWith(t testing.TB, authorized []string, options ...string) *Peer {
+	t.Helper()
 	dropbear, err := exec.LookPath("dropbear")
 	if err != nil {
 		dropbear = "/usr/sbin/dropbear"
@@ -93,6 +100,9 @@ func StartDropbear(t testing.TB, options ...string) *Peer {
 	Need(t, err == nil, "needs dropbearconvert (Debian package dropbear-bin)")
 	p := newPeer(t)
 	address := p.writeKeys(t, "root")
+	if len(authorized) > 0 {
+		p.write(t, "authorized_keys", strings.Join(authorized, ""))
+	}
 	out, err := exec.Command(convert, "openssh", "dropbear", p.file("host_key"), p.file("dropbear_key")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("dropbearconvert: %v\n%s", err, out)
