@@ -91,7 +91,7 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		number(uint64(t))
 	}
 	for _, k := range p.KeyStores {
-		text(k.File, k.Public, k.Index, k.Base, k.Dir)
+		text(k.File, k.Public, k.Index, k.Base, k.Dir, k.Unless)
 		number(uint64(k.For), uint64(k.Idle))
 	}
 	number(uint64(p.Port), uint64(p.HostKeyPolicy), p.RekeyBytes, uint64(p.ConnectTimeout),

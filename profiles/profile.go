@@ -30,9 +30,8 @@ type KeyStore struct {
 	// Index is an identification file: lines "IdKey FILE" and "CertKey FILE", relative
 	// to Base. Its keys come before all others, in its order.
 	Index, Base string
-	// Dir is a directory whose every key counts; with Index only where there is no such
-	// file.
-	Dir string
+	// Dir is a directory whose every key counts, but where the file Unless exists.
+	Dir, Unless string
 	Remember
 }
 

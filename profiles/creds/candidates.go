@@ -115,10 +115,9 @@ func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(s
 
 func (g *gatherer) everything() {
 	p := g.profile
-	indexed := make(map[string]bool)
 	for _, s := range p.KeyStores {
 		if s.Index != "" {
-			indexed[s.Index] = g.index(s)
+			g.index(s)
 		}
 	}
 	for _, a := range g.inAgent {
@@ -136,16 +135,24 @@ func (g *gatherer) everything() {
 		switch {
 		case s.File != "":
 			g.file(s.File, s.Public, s.Remember, nil)
-		case s.Dir != "" && !indexed[s.Index]:
+		case s.Dir != "" && !exists(s.Unless):
 			g.directory(s)
 		}
 	}
 	for _, file := range p.DefaultKeys {
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			continue
+		if exists(file) {
+			g.file(file, "", p.Remember, nil)
 		}
-		g.file(file, "", p.Remember, nil)
 	}
+}
+
+// exists is true in doubt.
+func exists(file string) bool {
+	if file == "" {
+		return false
+	}
+	_, err := os.Stat(file)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // file adds one key file.
@@ -185,15 +192,15 @@ func (g *gatherer) add(k *candidate) {
 	g.list = append(g.list, k)
 }
 
-// index adds what an identification file lists; false where there is none.
-func (g *gatherer) index(s profiles.KeyStore) bool {
+// index adds what an identification file lists, where there is one.
+func (g *gatherer) index(s profiles.KeyStore) {
 	text, err := readSmall(s.Index)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false
+		return
 	}
 	if err != nil {
 		g.note(fmt.Sprintf("identification file: %v", err))
-		return true
+		return
 	}
 	n := 0
 	for line := range strings.Lines(string(text)) {
@@ -216,7 +223,6 @@ func (g *gatherer) index(s profiles.KeyStore) bool {
 		}
 		g.file(file, "", s.Remember, func(k *candidate) { k.listed, k.onlyCert = true, cert })
 	}
-	return true
 }
 
 // directory adds every key of a directory: files that begin as a private key does.

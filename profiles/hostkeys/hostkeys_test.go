@@ -244,17 +244,17 @@ func TestTrustOnFirstUseNeedsAPlace(t *testing.T) {
 
 func TestUnusableFiles(t *testing.T) {
 	for name, text := range map[string]string{
-		"revocation that nobody understands": "@revoked * rubbish",
-		"directory":                          "",
+		"known_hosts":   "@revoked * rubbish", // a revocation that nobody understands
+		"key_22_gw.pub": "rubbish",
 	} {
 		t.Run(name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "known_hosts")
-			if text == "" {
-				file = filepath.Dir(file)
-			} else {
-				write(t, file, text)
+			file := filepath.Join(t.TempDir(), name)
+			write(t, file, text)
+			place := file
+			if name != "known_hosts" {
+				place = filepath.Dir(file)
 			}
-			_, err := New(&profiles.Profile{Host: "gw", Port: 22, KnownHosts: []string{file}}, logger(t))
+			_, err := New(&profiles.Profile{Host: "gw", Port: 22, KnownHosts: []string{place}}, logger(t))
 			if !errors.Is(err, profiles.ErrSetup) {
 				t.Errorf("got %v", err)
 			}

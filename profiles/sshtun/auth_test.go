@@ -124,7 +124,8 @@ func TestKeyOrder(t *testing.T) {
 	p.Agent = startAgent(t, keyPair(t, ""))
 	p.DefaultKeys = []string{filepath.Join(dir, "none"), filepath.Join(dir, "default")}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	store := profiles.KeyStore{Dir: dir, Index: in("identification"), Base: dir}
+	index := profiles.KeyStore{Index: in("identification"), Base: dir}
+	store := profiles.KeyStore{Dir: dir, Unless: in("identification")}
 	for _, test := range []struct {
 		name  string
 		edit  func(*profiles.Profile)
@@ -132,10 +133,10 @@ func TestKeyOrder(t *testing.T) {
 		not   []string
 	}{
 		{"identification file", func(p *profiles.Profile) {
-			p.KeyStores = []profiles.KeyStore{{File: in("stored")}, store}
+			p.KeyStores = []profiles.KeyStore{{File: in("stored")}, store, index}
 		}, []string{"line passed over", in("second") + ": no certificate", in("listed") + " (SHA256", "from the agent (", in("stored") + " (", in("default") + " ("}, []string{in("locked")}},
 		{"directory", func(p *profiles.Profile) {
-			p.KeyStores = []profiles.KeyStore{{Dir: dir, Index: in("none")}}
+			p.KeyStores = []profiles.KeyStore{{Dir: dir, Unless: in("none")}, {Index: in("none")}}
 		}, []string{in("sshcom") + ": form of private key that is not read", "from the agent (", in("default") + " (", in("listed") + " (", in("second") + " (", in("stored") + " (", in("locked") + " ("}, []string{"config.xml"}},
 		{"shy", func(p *profiles.Profile) {
 			p.KeyStores = []profiles.KeyStore{{Dir: dir}}

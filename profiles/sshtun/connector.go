@@ -72,7 +72,7 @@ func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profil
 		return nil, err
 	}
 	if algos.hostKeys = trust.Algorithms(algos.hostKeys); len(algos.hostKeys) == 0 {
-		return nil, fmt.Errorf("%w: no host key algorithm left that fits the key on file", profiles.ErrSetup)
+		return nil, trust.Unprovable()
 	}
 	ctx, patience := newPatience(ctx, p.ConnectTimeout)
 	defer patience.end()
