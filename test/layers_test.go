@@ -39,7 +39,7 @@ var layers = []struct {
 	{"broker/relay", nil},
 	{"broker/audit", nil},
 	{"broker/control", []string{"broker/audit"}},
-	{"broker/config", []string{"filter/...", "profiles", "broker/config/..."}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "broker/config/..."}},
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.

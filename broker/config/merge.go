@@ -56,7 +56,7 @@ func merge(env Env, userDir string, global, user *file) *merged {
 	}
 	m.checkRules()
 	m.checkGateways()
-	m.defaults = m.buildDefaults(factory(env, userDir))
+	m.defaults = m.buildDefaults(factory(env), userDir)
 	return m
 }
 
@@ -118,7 +118,7 @@ func (m *merged) checkGateways() {
 }
 
 // factory is what holds where no file says anything.
-func factory(env Env, userDir string) profiles.Profile {
+func factory(env Env) profiles.Profile {
 	p := profiles.Profile{
 		Port:            22,
 		User:            env.User,
@@ -137,25 +137,27 @@ func factory(env Env, userDir string) profiles.Profile {
 			p.DefaultKeys = append(p.DefaultKeys, filepath.Join(ssh, name))
 		}
 	}
-	if userDir != "" {
-		// OpenSSH's own files are read and never written, as the manual has it.
-		p.StoreKnownHost = filepath.Join(userDir, "known_hosts")
-	}
 	return p
 }
 
 // buildDefaults merges default-settings over p, the factory defaults, and what general
-// says about host keys.
-func (m *merged) buildDefaults(p profiles.Profile) profiles.Profile {
+// says about keys and host keys. Of known-hosts the user's elements replace the global
+// ones.
+func (m *merged) buildDefaults(p profiles.Profile, userDir string) profiles.Profile {
 	var strict, alwaysAsk, acceptUnknown bool
+	var keys keyStores
+	var hostKeys []hostKeyPlace
 	for _, f := range m.files {
-		if f.general.saysKnownHosts {
-			p.KnownHosts = f.general.knownHosts
+		keys = keys.combine(f.general.keys)
+		if len(f.general.hostKeys) > 0 {
+			hostKeys = f.general.hostKeys
 		}
 		set(&strict, f.general.strict)
 		set(&alwaysAsk, f.general.alwaysAsk)
 		set(&acceptUnknown, f.general.acceptUnknown)
 	}
+	keys.build(&p, userDir)
+	placeHostKeys(&p, hostKeys, userDir)
 	// A policy that any file gives beats the old switches, so those come first.
 	p.HostKeyPolicy = deprecatedPolicy(strict, alwaysAsk, acceptUnknown)
 	for _, f := range m.files {
@@ -179,7 +181,7 @@ func (m *merged) config() (*Config, error) {
 	for _, f := range m.files {
 		fmt.Fprintf(sum, "%q %x\n", f.name, f.digest)
 		c.Files = append(c.Files, f.name)
-		if f.defaults.user != "" {
+		if f.defaults.user != "" || f.defaults.askUser {
 			c.Logins[""] = f.defaults.user
 		}
 		if f.defaults.proxy != nil {
@@ -189,7 +191,8 @@ func (m *merged) config() (*Config, error) {
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
-		if login := cmp.Or(m.profiles[id].user, c.Logins[""]); login != "" {
+		login := cmp.Or(m.profiles[id].user, c.Logins[""])
+		if login != "" && !m.profiles[id].askUser {
 			c.Logins[id] = login
 		}
 		switch p := m.profiles[id]; {
