@@ -27,6 +27,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/daemon"
 	"sshbroker/broker/heap"
+	"sshbroker/profiles/creds"
 	"sshbroker/profiles/sshtun"
 )
 
@@ -302,8 +303,9 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		}
 	}
 	go heap.Keep(ctx)
+	keys := new(creds.Keyring)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
-		Tunnels: &sshtun.Connector{Log: log}, Log: log, Level: level, Failure: failpoint(log),
+		Tunnels: &sshtun.Connector{Log: log, Keys: keys}, Keys: keys, Log: log, Level: level, Failure: failpoint(log),
 		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins})
 	if err != nil {
 		l.Close()

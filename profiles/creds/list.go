@@ -112,7 +112,6 @@ func certInfo(k *candidate) *profiles.CertificateInfo {
 	return in
 }
 
-// find returns the one key that name means: its ID, a hash of it, or its file.
 func (r *Keyring) find(ctx context.Context, ps []*profiles.Profile, name string) (*candidate, error) {
 	keys, _ := r.all(ctx, ps)
 	for _, k := range keys {
@@ -121,6 +120,15 @@ func (r *Keyring) find(ctx context.Context, ps []*profiles.Profile, name string)
 		}
 	}
 	return nil, fmt.Errorf("there is no key %s; list-keys has those that there are", name)
+}
+
+// Find returns the one key that name means: its ID, a hash of it, or its file.
+func (r *Keyring) Find(ctx context.Context, ps []*profiles.Profile, name string) (profiles.KeyInfo, error) {
+	k, err := r.find(ctx, ps, name)
+	if err != nil {
+		return profiles.KeyInfo{}, err
+	}
+	return r.info(k), nil
 }
 
 // Add has a key file tried with every server that has no identities of its own, for as

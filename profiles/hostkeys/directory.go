@@ -52,8 +52,11 @@ type directory struct {
 func readDirectory(path, host string, port uint16) (*directory, error) {
 	d := &directory{path: path, host: host, port: port}
 	var names []string
-	if salt, err := os.ReadFile(filepath.Join(path, saltName)); err == nil {
+	switch salt, err := os.ReadFile(filepath.Join(path, saltName)); {
+	case err == nil:
 		names = append(names, hashedName(salt, host, port))
+	case !errors.Is(err, fs.ErrNotExist) && !isNotDir(err):
+		return nil, err // what it hides may be another key
 	}
 	names = append(names, plainName(host, port))
 	if lower := strings.ToLower(host); lower != host {
