@@ -39,10 +39,9 @@ func (c *Connector) Probe(ctx context.Context, host string, port uint16) ([]prof
 	var list []profiles.HostKeyInfo
 	for len(left) > 0 {
 		key, err := c.show(ctx, host, port, left)
-		var nothingLeft *ssh.AlgorithmNegotiationError
 		switch {
-		case errors.As(err, &nothingLeft) && len(list) > 0:
-			return list, nil
+		case err != nil && len(list) > 0 && ctx.Err() == nil:
+			return list, nil // it has no more: some servers say so by hanging up
 		case err != nil:
 			return nil, err
 		}

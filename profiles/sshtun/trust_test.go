@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,3 +129,44 @@ func TestTrustInDirectory(t *testing.T) {
 }
 
 func portText(port uint16) string { return fmt.Sprintf("key_%d_", port) }
+
+// A probe shows every key of a server, and none that is not there.
+func TestProbe(t *testing.T) {
+	dir := t.TempDir()
+	var lines, want []string
+	for _, kind := range []string{"ed25519", "ecdsa", "rsa"} {
+		key := filepath.Join(dir, kind)
+		keygen(t, "-t", kind, "-N", "", "-f", key)
+		lines = append(lines, "HostKey "+key)
+		want = append(want, strings.Join(strings.Fields(readFile(t, key+".pub"))[:2], " "))
+	}
+	peer := tuntest.StartOpenSSH(t, lines...)
+	show := func(p *profiles.Profile) []string {
+		t.Helper()
+		keys, err := connector(t).Probe(t.Context(), p.Host, p.Port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, k := range keys {
+			got = append(got, k.Type+" "+k.Public)
+		}
+		return got
+	}
+	if got := show(peer.Profile); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	bear := tuntest.StartDropbear(t)
+	if got := show(bear.Profile); len(got) != 1 || !strings.Contains(readFile(t, bear.Profile.KnownHosts[0]), got[0]) {
+		t.Errorf("Dropbear shows %q", got)
+	}
+	for _, bad := range []struct {
+		host string
+		port uint16
+		want error
+	}{{"127.0.0.1", listenRaw(t, nil), profiles.ErrConnect}, {"-x", 22, profiles.ErrSetup}, {"gw", 0, profiles.ErrSetup}} {
+		if _, err := connector(t).Probe(t.Context(), bad.host, bad.port); !errors.Is(err, bad.want) {
+			t.Errorf("%s port %d: %v", bad.host, bad.port, err)
+		}
+	}
+}

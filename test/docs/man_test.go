@@ -358,6 +358,8 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		"list-channels":    {control.ChannelRow{}},
 		"connector":        {service.Status{}, service.Capture{}, service.Hit{}},
 		"explain":          {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
+		"list-keys":        {control.KeyRow{}, control.CertificateRow{}},
+		"probe-key":        {control.HostKeyRow{}},
 	} {
 		for _, row := range rows {
 			for i := range reflect.TypeOf(row).NumField() {
