@@ -3,6 +3,7 @@ package script
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,4 +77,43 @@ func TestAuthHandler(t *testing.T) {
 		tty.say("exit")
 		tty.wait()
 	})
+}
+
+// TestChangedHostKey: a server with another key than the one on file gets no login and
+// no connection, in clear neither, whatever the rule says of falling back; the record
+// has the fingerprints of both keys.
+func TestChangedHostKey(t *testing.T) {
+	eachAccount(t, func(t *testing.T, p *place) {
+		_, old := tuntest.StartServer(t, nil)
+		_, server := tuntest.StartServer(t, nil)
+		t.Cleanup(p.stopBroker)
+		p.stored(old.KnownHosts[0], server.Port)
+		host, port, _ := net.SplitHostPort(p.echo())
+		for _, policy := range []string{"strict", "ask", "tofu"} {
+			p.write(".ssh2/ssh-broker-config.xml", fmt.Sprintf(`<secsh-broker>
+				<profiles><profile id="gw-%s" host="127.0.0.1" port="%d" user="tester">
+					<server-authentication-methods><auth-server-publickey policy="%s"/></server-authentication-methods></profile></profiles>
+				<filter-engine><rule ip-address="192.0.2.7" action="TUNNEL" profile-id="gw-%s" fallback-to-plain="yes" destination="%s" destination-port="%s"/></filter-engine>
+				</secsh-broker>`, policy, server.Port, policy, policy, host, port), 0o600)
+			p.run("ssh-broker-ctl", "start")
+			p.run("ssh-broker-ctl", "reload").require(t, 0)
+			p.run("ssh-capture", "bash", "-c", ": </dev/tcp/192.0.2.7/7").require(t, 1).says(t, "No route to host")
+			p.waitAudit(func(r map[string]any) bool {
+				text := fmt.Sprint(r["error"])
+				return r["reason"] == "host-key" && r["profile"] == "gw-"+policy && strings.Contains(text, "THE HOST KEY HAS CHANGED") && strings.Count(text, "SHA256:") == 2
+			})
+		}
+	})
+}
+
+// stored puts the key of a line of known_hosts where the broker looks for that of the
+// server at a port of 127.0.0.1.
+func (p *place) stored(knownHosts string, port uint16) {
+	p.t.Helper()
+	text, err := os.ReadFile(knownHosts)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, key, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	p.write(fmt.Sprintf(".ssh2/hostkeys/key_%d_127.0.0.1.pub", port), key+"\n", 0o600)
 }
