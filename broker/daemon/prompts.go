@@ -17,8 +17,8 @@ import (
 // environment. The same question is put once, however many flows wait for its answer,
 // and a refusal is a refusal to all of them.
 type prompts struct {
-	askpass string // "": none
-	one     chan struct{}
+	askpass string        // "": none
+	turn    chan struct{} // a person is asked one thing at a time
 
 	mu       sync.Mutex
 	handlers []*control.Call
@@ -31,11 +31,12 @@ type question struct {
 	answer  string
 	err     error
 	waiters int
+	shown   bool               // at a terminal, from where it cannot be taken back
 	alone   context.CancelFunc // nobody waits any more
 }
 
 func newPrompts(askpass string) *prompts {
-	return &prompts{askpass: askpass, one: make(chan struct{}, 1), open: make(map[profiles.Prompt]*question)}
+	return &prompts{askpass: askpass, turn: make(chan struct{}, 1), open: make(map[profiles.Prompt]*question)}
 }
 
 // askpassOf is the program that a broker may ask by, as ssh(1) chooses it for a process
@@ -69,7 +70,7 @@ func (p *prompts) Ask(ctx context.Context, q profiles.Prompt) (string, error) {
 		o = &question{done: make(chan struct{}), alone: alone}
 		p.open[q] = o
 		go func() {
-			o.answer, o.err = p.put(asking, q)
+			o.answer, o.err = p.put(asking, o, q)
 			p.mu.Lock()
 			if p.open[q] == o {
 				delete(p.open, q)
@@ -85,7 +86,7 @@ func (p *prompts) Ask(ctx context.Context, q profiles.Prompt) (string, error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if o.waiters--; o.waiters == 0 {
-			if p.open[q] == o { // who comes now asks anew
+			if p.open[q] == o && !o.shown { // who comes now asks anew
 				delete(p.open, q)
 			}
 			o.alone()
@@ -100,15 +101,23 @@ func (p *prompts) Ask(ctx context.Context, q profiles.Prompt) (string, error) {
 }
 
 // put asks the newest handler, or the next one where that goes away, or the program.
-func (p *prompts) put(ctx context.Context, q profiles.Prompt) (string, error) {
+// What a terminal shows stays until it is answered, and whoever asks the same meanwhile
+// gets that answer.
+func (p *prompts) put(ctx context.Context, o *question, q profiles.Prompt) (string, error) {
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
 	asked := control.Prompt{Text: q.Text, Secret: q.Secret, YesNo: q.YesNo}
 	for {
-		call := p.newest()
+		call := p.show(ctx, o)
 		if call == nil {
 			break
 		}
-		answer, err := call.Ask(ctx, asked)
-		if ctx.Err() != nil || !errors.Is(err, control.ErrClientGone) && !errors.Is(err, control.ErrNoPrompt) {
+		answer, err := call.Ask(context.Background(), asked) // it ends with the call
+		if !errors.Is(err, control.ErrClientGone) && !errors.Is(err, control.ErrNoPrompt) {
 			return answer, err
 		}
 		p.leave(call)
@@ -116,19 +125,16 @@ func (p *prompts) put(ctx context.Context, q profiles.Prompt) (string, error) {
 	if p.askpass == "" {
 		return "", control.ErrNoPrompt
 	}
-	select { // one window at a time
-	case p.one <- struct{}{}:
-		defer func() { <-p.one }()
-		return prompt.Program(ctx, p.askpass, asked)
-	case <-ctx.Done():
-		return "", context.Cause(ctx)
-	}
+	return prompt.Program(ctx, p.askpass, asked)
 }
 
-func (p *prompts) newest() *control.Call {
+// show returns the handler that is to show a question, nil where there is none or
+// nobody waits for the answer any more.
+func (p *prompts) show(ctx context.Context, o *question) *control.Call {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.handlers) == 0 {
+	o.shown = len(p.handlers) > 0 && ctx.Err() == nil
+	if !o.shown {
 		return nil
 	}
 	return p.handlers[len(p.handlers)-1]

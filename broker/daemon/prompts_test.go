@@ -210,9 +210,9 @@ func TestAskpass(t *testing.T) {
 	}
 }
 
-// A question that nobody waits for any more is taken back, and the next one is put
-// anew.
-func TestQuestionTakenBack(t *testing.T) {
+// A question that nobody waits for any more stays on the terminal: who asks the same
+// gets its answer, and what else is asked comes after it.
+func TestQuestionThatStays(t *testing.T) {
 	b := begin(t, "", tunnel, nil)
 	h := b.handler()
 	ctx, leave := context.WithCancel(t.Context())
@@ -227,15 +227,28 @@ func TestQuestionTakenBack(t *testing.T) {
 	if err := within(t, left); !errors.Is(err, context.Canceled) {
 		t.Errorf("who left: %v", err)
 	}
-	again := make(chan string, 1)
-	go func() {
+	answers := make(chan string, 2)
+	ask := func(q profiles.Prompt) {
 		answer, _ := b.prompts.Ask(t.Context(), q)
-		again <- answer
-	}()
-	h.say <- "late" // to the first, and goes nowhere
-	within(t, h.asked)
+		answers <- answer
+	}
+	go ask(q)
+	eventually(t, "somebody waits again", func() bool {
+		b.prompts.mu.Lock()
+		defer b.prompts.mu.Unlock()
+		return b.prompts.open[q] != nil && b.prompts.open[q].waiters == 1
+	})
+	other := profiles.Prompt{Text: "User name? "}
+	go ask(other)
 	h.say <- "sesame"
-	if got := within(t, again); got != "sesame" {
+	if got := within(t, answers); got != "sesame" {
+		t.Errorf("answered %q", got)
+	}
+	if got := within(t, h.asked); got.Text != other.Text {
+		t.Errorf("asked %+v", got)
+	}
+	h.say <- "ann"
+	if got := within(t, answers); got != "ann" {
 		t.Errorf("answered %q", got)
 	}
 }

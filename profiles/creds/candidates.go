@@ -34,6 +34,7 @@ type candidate struct {
 	private  *keyfile.Private
 	digest   digest
 	held     ssh.Signer // the agent has it
+	heldCert bool       // and with its certificate, which held signs for
 	cert     *ssh.Certificate
 	certFile string
 	certErr  error
@@ -72,7 +73,7 @@ type gatherer struct {
 	inAgent []agentKey
 	added   []string
 	list    []*candidate
-	seen    map[string]bool
+	seen    map[string]*candidate
 	note    func(string)
 }
 
@@ -80,7 +81,7 @@ type gatherer struct {
 // those alone; else what identification files list, the agent's, those that were
 // added, those of the stores and the default ones.
 func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(string)) []*candidate {
-	g := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]bool), note: note}
+	g := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]*candidate), note: note}
 	if len(p.Identities) == 0 {
 		g.everything()
 		return g.list
@@ -99,7 +100,7 @@ func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(s
 			continue
 		}
 		if all == nil {
-			every := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]bool), note: func(string) {}}
+			every := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]*candidate), note: func(string) {}}
 			every.everything()
 			all = every.list
 		}
@@ -124,7 +125,7 @@ func (g *gatherer) everything() {
 		k := &candidate{held: a.signer, comment: a.comment, public: a.signer.PublicKey()}
 		k.cert, _ = parsedKey(k.public).(*ssh.Certificate)
 		if k.cert != nil {
-			k.onlyCert, k.certErr = true, checkCert(k.cert, nil)
+			k.onlyCert, k.heldCert, k.certErr = true, true, checkCert(k.cert, nil)
 		}
 		g.add(k)
 	}
@@ -172,16 +173,22 @@ func (g *gatherer) file(file, public string, remember profiles.Remember, mark fu
 }
 
 // add takes a key unless it is there already, and joins a file with the agent's key
-// of the same public half.
+// of the same public half: the agent signs, for the certificate beside the file too.
 func (g *gatherer) add(k *candidate) {
 	key := "file " + k.file
 	if k.public != nil {
 		key = string(parsedKey(k.public).Marshal())
 	}
-	if g.seen[key] {
+	if first := g.seen[key]; first != nil {
+		if first.file == "" && k.file != "" {
+			first.file, first.private, first.digest = k.file, k.private, k.digest
+			if !first.heldCert {
+				first.cert, first.certFile, first.certErr = k.cert, k.certFile, k.certErr
+			}
+		}
 		return
 	}
-	g.seen[key] = true
+	g.seen[key] = k
 	if k.file != "" && k.public != nil {
 		for _, a := range g.inAgent {
 			if bytes.Equal(a.signer.PublicKey().Marshal(), k.public.Marshal()) {

@@ -2,6 +2,7 @@ package creds
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -221,4 +222,29 @@ func (p patient) Ask(ctx context.Context, _ profiles.Prompt) (string, error) {
 	close(p.asked)
 	<-ctx.Done()
 	return "", ctx.Err()
+}
+
+// A file whose key the agent has too brings its certificate along, and the agent signs.
+func TestAgentKeyWithCertificateBesideFile(t *testing.T) {
+	dir := t.TempDir()
+	file := writeKey(t, dir, "id", "")
+	k, err := readKey(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := k.private.Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &ssh.Certificate{Key: k.public, CertType: ssh.UserCert, KeyId: "me", ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, signer); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file+"-cert.pub", ssh.MarshalAuthorizedKey(cert), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list := gather(&profiles.Profile{DefaultKeys: []string{file}}, []agentKey{{signer: signer}}, nil, func(text string) { t.Error(text) })
+	if len(list) != 1 || list[0].held == nil || list[0].cert == nil || list[0].heldCert || list[0].file != file {
+		t.Errorf("%+v", list)
+	}
 }

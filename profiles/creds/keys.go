@@ -99,7 +99,7 @@ func (s *Session) offer(k *candidate, form profiles.KeyType) {
 		if err == nil {
 			signer, err = restrict(signer, s.profile.SignWith)
 		}
-		if err == nil && form == profiles.CertifiedKey && k.file != "" {
+		if err == nil && form == profiles.CertifiedKey && !k.heldCert {
 			signer, err = ssh.NewCertSigner(k.cert, signer)
 		}
 		return signer, err

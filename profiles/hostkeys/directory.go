@@ -162,13 +162,17 @@ func replaceFile(file string, text []byte) error {
 	return nil
 }
 
-// temporary writes text to a new file beside file.
+// temporary writes text to a new file beside file, for those to read who may read the
+// directory.
 func temporary(file string, text []byte) (name string, err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
 		return "", err
 	}
 	_, err = f.Write(text)
+	if st, serr := os.Stat(filepath.Dir(file)); serr == nil {
+		err = errors.Join(err, f.Chmod(0o600|st.Mode().Perm()&0o044))
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		os.Remove(f.Name())
 		return "", err

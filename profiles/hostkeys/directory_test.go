@@ -118,6 +118,25 @@ func TestStoreInDirectory(t *testing.T) {
 	}
 }
 
+// Whoever may read the directory may read what is stored there: it is no secret, and one
+// of an administrator is for all.
+func TestStoredForAll(t *testing.T) {
+	for mode, want := range map[os.FileMode]os.FileMode{0o700: 0o600, 0o755: 0o644, 0o750: 0o640} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := check(t, &profiles.Profile{Host: "gw", Port: 22, HostKeyPolicy: profiles.TOFU, StoreKnownHost: dir + "/"}, newKey(t), nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names(t, dir) {
+			if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.Mode().Perm() != want {
+				t.Errorf("%s in a directory of mode %v: %v, %v", name, mode, st.Mode(), err)
+			}
+		}
+	}
+}
+
 // Where both formats are there the hashed one counts, and what is Tectia's own hashed
 // form does not stop anybody.
 func TestHashedWins(t *testing.T) {

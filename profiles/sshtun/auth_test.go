@@ -437,6 +437,9 @@ func TestUserNameIsAskedFor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if user := tr.(profiles.Describer).Describe().User; user != "tester" {
+			t.Errorf("logged in as %q", user)
+		}
 		tr.Close()
 	}
 	for _, bad := range []string{"", "-oProxyCommand=x", "a;b"} {
