@@ -74,9 +74,6 @@ func placeHostKeys(p *profiles.Profile, elements []hostKeyPlace, userDir string)
 		defaults = append(defaults, p.StoreKnownHost)
 	}
 	defaults = append(defaults, globalHostKeys)
-	if userDir != "" {
-		defaults = append(defaults, filepath.Join(userDir, "known_hosts")) // where earlier versions of ours stored
-	}
 	var listed []string
 	format, named, directories := "", false, false
 	for _, e := range elements {

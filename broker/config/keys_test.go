@@ -22,7 +22,7 @@ func TestKnownHostsOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	const own = "/home/ann/.ssh2/hostkeys/"
-	tectia := own + " /etc/ssh2/hostkeys/ /home/ann/.ssh2/known_hosts"
+	tectia := own + " /etc/ssh2/hostkeys/"
 	openssh := "/home/ann/.ssh/known_hosts /etc/ssh/ssh_known_hosts"
 	for _, test := range []struct {
 		name, elements string

@@ -111,10 +111,10 @@ func TestMerge(t *testing.T) {
 		{name: "old switches are combined", global: document(general(`<strict-host-key-checking enable="yes"/>`)), user: document(general(`<host-key-always-ask enable="yes"/>`)), look: trust, want: fmt.Sprint(profiles.Ask), warning: "deprecated"},
 		{name: "old switch of the user wins", global: document(general(`<strict-host-key-checking enable="yes"/>`)), user: document(general(`<strict-host-key-checking enable="no"/>`)), look: trust, want: fmt.Sprint(profiles.Ask), warning: "deprecated"},
 
-		{name: "known hosts of the global file", global: document(general(`<known-hosts path="/g"/>`)), user: document(), look: known, want: "/g HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ HOME/.ssh2/known_hosts"},
-		{name: "known hosts of the user win", global: document(general(`<known-hosts path="/g"/>`)), user: document(general(`<known-hosts file="/u"/><known-hosts path="%D/v"/>`)), named: true, look: known, want: "/u /home/ann/v /home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ /home/ann/.ssh2/known_hosts"},
-		{name: "known hosts off", global: "-", user: document(general(`<known-hosts path=""/>`)), look: known, want: "HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ HOME/.ssh2/known_hosts"},
-		{name: "only the format", global: "-", user: document(general(`<known-hosts filename-format="plain"/>`)), named: true, look: known, want: "/home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ /home/ann/.ssh2/known_hosts /home/ann/.ssh/known_hosts /etc/ssh/ssh_known_hosts"},
+		{name: "known hosts of the global file", global: document(general(`<known-hosts path="/g"/>`)), user: document(), look: known, want: "/g HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "known hosts of the user win", global: document(general(`<known-hosts path="/g"/>`)), user: document(general(`<known-hosts file="/u"/><known-hosts path="%D/v"/>`)), named: true, look: known, want: "/u /home/ann/v /home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "known hosts off", global: "-", user: document(general(`<known-hosts path=""/>`)), look: known, want: "HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "only the format", global: "-", user: document(general(`<known-hosts filename-format="plain"/>`)), named: true, look: known, want: "/home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ /home/ann/.ssh/known_hosts /etc/ssh/ssh_known_hosts"},
 
 		{name: "malformed global file", global: broken, user: document(engine(block)), look: rules, want: "1: BLOCK", warning: "the global configuration is ignored as a whole: 1 errors"},
 		{name: "malformed global file, system", global: broken, user: "-", system: true, errors: "attribute action is missing"},
