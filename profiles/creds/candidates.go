@@ -90,13 +90,7 @@ func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(s
 	for _, name := range p.Identities {
 		hash, byHash := strings.CutPrefix(name, "#")
 		if !byHash {
-			k, err := readKey(name)
-			if err != nil {
-				note(fmt.Sprintf("publickey %s: %v", name, err))
-				continue
-			}
-			k.remember, k.listed = p.Remember, true
-			g.add(k)
+			g.file(name, "", p.Remember, func(k *candidate) { k.listed = true })
 			continue
 		}
 		if all == nil {

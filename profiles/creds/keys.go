@@ -65,6 +65,10 @@ func (k *candidate) trouble(ring *Keyring) int {
 // offer adds a key in one form to what is to be tried, or says why not.
 func (s *Session) offer(k *candidate, form profiles.KeyType) {
 	refuse := func(name string, err error) { s.notePlainly(fmt.Sprintf("publickey %s: %v", name, err)) }
+	if k.err != nil {
+		refuse(k.file, k.err)
+		return
+	}
 	if form == profiles.CertifiedKey {
 		switch {
 		case k.cert == nil && k.certErr == nil:
@@ -76,17 +80,13 @@ func (s *Session) offer(k *candidate, form profiles.KeyType) {
 			refuse(k.certName(), errors.New("its authority is none of those that issuer-name asks for"))
 			return
 		}
-	} else if k.onlyCert && k.err == nil {
+	} else if k.onlyCert {
 		if k.cert == nil && k.certErr == nil {
 			refuse(k.name(), errors.New("no certificate beside it, and it stands as CertKey"))
 		}
 		return
 	}
-	switch {
-	case k.err != nil:
-		refuse(k.file, k.err)
-		return
-	case s.profile.KeySelection.Shy && k.locked() && !s.ring.isOpen(k.digest):
+	if s.profile.KeySelection.Shy && k.locked() && !s.ring.isOpen(k.digest) {
 		refuse(k.name(), errors.New("passed over, as key-selection is interactive-shy and it needs its passphrase"))
 		return
 	}
