@@ -56,6 +56,10 @@ type Config struct {
 	// MaxUserFlows is how many of them may be of one uid. 0: no limit.
 	MaxUserFlows int
 
+	// Ask returns who is asked what a flow's way out needs to know, nil where nobody can
+	// be asked now; nil: nobody ever.
+	Ask func() profiles.Prompter
+
 	// Dial opens a connection in clear; nil: the net package's dialer.
 	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
 

@@ -220,7 +220,11 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.Destination, fallback bool) {
 	f.leadsTo(p, dst)
 	wanted, done := f.whileWanted(ctx)
-	stream, err := f.Tunnels.Open(wanted, p, dst, nil)
+	var ask profiles.Prompter
+	if f.Ask != nil {
+		ask = f.Ask()
+	}
+	stream, err := f.Tunnels.Open(wanted, p, dst, ask)
 	unwanted := context.Cause(wanted) == capture.ErrAbandoned
 	done()
 	switch {

@@ -73,9 +73,27 @@ func (p *Profile) appendSettings(b []byte) []byte {
 			b = binary.AppendUvarint(b, v)
 		}
 	}
+	flags := func(values ...bool) {
+		for _, v := range values {
+			if v {
+				b = append(b, 1)
+			} else {
+				b = append(b, 0)
+			}
+		}
+	}
 	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
-		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias)
-	list(p.Identities, p.DefaultKeys, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
+		p.HostKeyFile, p.HostKeyText, p.StoreKnownHost, p.HostKeyAlias)
+	list(p.Identities, p.DefaultKeys, p.SignWith, p.KeySelection.Issuers, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
+	flags(p.KeySelection.Shy, p.KeySelection.IssuerOfServer, p.PlainKeyNames)
+	number(uint64(p.ServerProof), uint64(p.Remember.For), uint64(p.Remember.Idle), uint64(len(p.KeySelection.Types)), uint64(len(p.KeyStores)))
+	for _, t := range p.KeySelection.Types {
+		number(uint64(t))
+	}
+	for _, k := range p.KeyStores {
+		text(k.File, k.Public, k.Index, k.Base, k.Dir, k.Unless)
+		number(uint64(k.For), uint64(k.Idle))
+	}
 	number(uint64(p.Port), uint64(p.HostKeyPolicy), p.RekeyBytes, uint64(p.ConnectTimeout),
 		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),
 		uint64(len(p.AuthMethods)))

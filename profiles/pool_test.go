@@ -576,6 +576,12 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.SetBool(true)
 		case *Profile:
 			f.Set(reflect.ValueOf(testProfile()))
+		case []KeyStore:
+			f.Set(reflect.ValueOf([]KeyStore{{Dir: "changed"}}))
+		case Remember:
+			f.Set(reflect.ValueOf(Remember{Idle: 1}))
+		case KeySelection:
+			f.Set(reflect.ValueOf(KeySelection{Shy: true}))
 		default:
 			if f.CanInt() {
 				f.SetInt(7)

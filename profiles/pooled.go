@@ -172,6 +172,7 @@ func (pl *Pool) List() []Info {
 	for i := range list {
 		if d, ok := live[list[i].ID].(Describer); ok {
 			list[i].Transport = d.Describe()
+			list[i].User = cmp.Or(list[i].User, list[i].Transport.User)
 		}
 	}
 	slices.SortFunc(list, func(a, b Info) int { return cmp.Compare(a.ID, b.ID) })

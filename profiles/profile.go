@@ -23,6 +23,49 @@ const (
 	KeyboardInteractive
 )
 
+// KeyStore is one place that keys are taken from where a profile names none: a key
+// file, the keys that an identification file lists, or a directory of them.
+type KeyStore struct {
+	File, Public string // a private key, and its public half where that is not beside it
+	// Index is an identification file: lines "IdKey FILE" and "CertKey FILE", relative
+	// to Base. Its keys come before all others, in its order.
+	Index, Base string
+	// Dir is a directory whose every key counts, but where the file Unless exists.
+	Dir, Unless string
+	Remember
+}
+
+// Remember says how long the passphrase of a key counts once it was given.
+type Remember struct {
+	For  time.Duration // 0: as long as the process lives
+	Idle time.Duration // after the last use; 0: the same
+}
+
+// KeySelection says which keys are tried where several are there.
+type KeySelection struct {
+	Shy            bool      // no key that somebody would have to be asked for
+	Types          []KeyType // these alone, in this order; empty: of each key its certificate, then itself
+	Issuers        []string  // certificates of these authorities alone, by SHA256 fingerprint; empty: of any
+	IssuerOfServer bool      // certificates of the authority alone that has certified the server
+}
+
+// KeyType is a form in which a key can be offered.
+type KeyType uint8
+
+const (
+	PlainKey KeyType = iota + 1
+	CertifiedKey
+)
+
+// ServerProof is how a server has to prove who it is.
+type ServerProof uint8
+
+const (
+	AnyProof         ServerProof = iota // a certificate where it has one that we can check, else its key
+	KeyProof                            // a key on file; certificates do not count
+	CertificateProof                    // a certificate of an authority on file; keys do not count
+)
+
 // Profile is one way out, complete: factory defaults and default-settings are
 // already merged in. It is immutable once built; copy it to change it.
 type Profile struct {
@@ -31,13 +74,17 @@ type Profile struct {
 
 	Host string // "" or "*": the host that the program asked for (see For)
 	Port uint16
-	User string
+	User string // "": somebody is asked
 
 	Gateway *Profile // the transport is opened through this one; nil: straight
 
-	AuthMethods []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
-	Identities  []string     // private key files, tried in order; they restrict the keys of the agent too
-	DefaultKeys []string     // where no identities are given: key files tried if they exist
+	AuthMethods  []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
+	Identities   []string     // key files, or "#" and a key's hash (see keyfile.Matches); tried in order, they restrict the keys of the agent too
+	KeyStores    []KeyStore   // where no identities are given: what is tried beside the keys of the agent
+	DefaultKeys  []string     // and last: key files tried if they exist
+	Remember     Remember     // of the keys that no store says it of
+	KeySelection KeySelection
+	SignWith     []string // signature algorithms of our keys; empty: the library's choice
 	// CheckKeyModes has a private key passed over that others than its owner may read,
 	// whoever that is, and one that is neither the user's nor root's. Without it only
 	// the modes of the user's own files are looked at.
@@ -47,11 +94,17 @@ type Profile struct {
 	PasswordFile  string
 	PasswordCmd   string // a program that prints the password
 
-	HostKeyPolicy  HostKeyPolicy
-	HostKeyFile    string   // the one key that is trusted, where the profile names it
-	KnownHosts     []string // OpenSSH files, searched in order
-	StoreKnownHost string   // the file that a new key is appended to; "" stores none
-	HostKeyAlias   string   // looked up in place of Host; "" for Host itself
+	HostKeyPolicy HostKeyPolicy
+	ServerProof   ServerProof
+	HostKeyFile   string // the one key that is trusted, where the profile names it
+	HostKeyText   string // the same in place of a file: see keyfile.ParseInline
+	// KnownHosts are searched in order, and the first that has keys of the server
+	// decides: OpenSSH files, where those that follow one another count as one, and
+	// directories of key files, which end in a slash or are there as such.
+	KnownHosts     []string
+	StoreKnownHost string // the file that a new key is appended to, or the directory, with a slash, that it gets a file in; "" stores none
+	PlainKeyNames  bool   // that file is named by the host; else by a hash of it
+	HostKeyAlias   string // looked up in place of Host; "" for Host itself
 
 	Ciphers, MACs, KEXs, HostKeyAlgorithms []string // empty: the library's choice
 

@@ -94,6 +94,7 @@ type Describer interface {
 // Description is what a live transport says of itself.
 type Description struct {
 	Local, Remote  string // addresses of the connection itself
+	User           string // logged in as
 	ServerVersion  string // as the server gives it; sanitised
 	HostKey        string // type and SHA256 fingerprint
 	KeyExchange    string

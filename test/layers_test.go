@@ -41,11 +41,12 @@ var layers = []struct {
 	{"broker/wake", nil},
 	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
-	{"broker/config", []string{"filter/...", "profiles", "broker/config/...", "broker/eventlog"}},
+	{"broker/prompt", []string{"broker/control"}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "broker/config/...", "broker/eventlog"}},
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/sshconf", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

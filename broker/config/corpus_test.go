@@ -99,10 +99,14 @@ func equal(t *testing.T, what string, got, want any) {
 func factoryProfile() profiles.Profile {
 	return profiles.Profile{
 		Port: 22, User: "ann", HostKeyPolicy: profiles.Ask,
-		DefaultKeys:    []string{"/home/ann/.ssh/id_ed25519", "/home/ann/.ssh/id_ecdsa", "/home/ann/.ssh/id_rsa"},
-		Agent:          "/run/agent",
-		KnownHosts:     []string{"/home/ann/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"},
-		StoreKnownHost: "/home/ann/.ssh2/known_hosts",
+		DefaultKeys: []string{"/home/ann/.ssh/id_ed25519", "/home/ann/.ssh/id_ecdsa", "/home/ann/.ssh/id_rsa"},
+		Agent:       "/run/agent",
+		KeyStores: []profiles.KeyStore{
+			{Index: "/home/ann/.ssh2/identification", Base: "/home/ann/.ssh2"},
+			{Dir: "/home/ann/.ssh2", Unless: "/home/ann/.ssh2/identification"},
+		},
+		KnownHosts:     []string{"/home/ann/.ssh2/hostkeys/", "/etc/ssh2/hostkeys/", "/home/ann/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"},
+		StoreKnownHost: "/home/ann/.ssh2/hostkeys/",
 		RekeyBytes:     1_000_000_000,
 		ConnectTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second, OpenTimeout: 15 * time.Second,
 		KeepaliveMisses: 3,
@@ -116,9 +120,16 @@ func with(change func(*profiles.Profile)) *profiles.Profile {
 }
 
 func TestCorpus(t *testing.T) {
-	rockHosts := []string{"/home/ann/.ssh/known_hosts"}
+	rockGeneral := func(p *profiles.Profile) {
+		p.KnownHosts = []string{"/home/ann/.ssh/known_hosts", "/home/ann/.ssh2/hostkeys/"}
+		p.PlainKeyNames = true
+		p.Remember = profiles.Remember{For: time.Hour, Idle: 10 * time.Minute}
+		p.KeyStores = []profiles.KeyStore{{Dir: "/home/ann/.ssh2", Remember: p.Remember}, {Dir: "/home/ann/.ssh", Remember: p.Remember},
+			{Index: "/home/ann/.ssh2/identification", Base: "/home/ann/.ssh2"}}
+	}
 	gw := with(func(p *profiles.Profile) {
-		p.ID, p.Name, p.Host, p.User, p.KnownHosts = "gw", "gateway", "gw.example.com", "tunnel", rockHosts
+		rockGeneral(p)
+		p.ID, p.Name, p.Host, p.User = "gw", "gateway", "gw.example.com", "tunnel"
 	})
 	tests := []struct {
 		file     string
@@ -142,7 +153,7 @@ func TestCorpus(t *testing.T) {
 			profiles: map[string]*profiles.Profile{"paper": with(func(p *profiles.Profile) {
 				p.ID, p.Name, p.Host, p.User = "paper", "paper", "host1234", "mailuser"
 				p.AuthMethods = []profiles.AuthMethod{profiles.PublicKey, profiles.KeyboardInteractive, profiles.Password}
-				p.HostKeyPolicy = profiles.Strict
+				p.HostKeyPolicy, p.ServerProof = profiles.Strict, profiles.KeyProof
 			})},
 			pool4:    "198.18.0.0/15",
 			warnings: []string{"5:5: warning: proxy: not built yet: read, but without effect"},
@@ -189,24 +200,21 @@ func TestCorpus(t *testing.T) {
 				"gw": gw,
 				"rock": with(func(p *profiles.Profile) {
 					p.ID, p.Name, p.Host, p.Port, p.User, p.Gateway = "rock", "rock", "rock.example.com", 2222, "doctor", gw
-					p.KnownHosts = rockHosts
+					rockGeneral(p)
 					p.Ciphers = []string{"aes128-gcm@openssh.com", "aes256-ctr"}
 					p.MACs = []string{"hmac-sha2-256"}
 					p.RekeyBytes = 1000000000
 					p.AuthMethods = []profiles.AuthMethod{profiles.PublicKey, profiles.Password}
 					p.Identities = []string{"/home/ann/.ssh2/id_rock"}
 					p.IdleTimeout, p.ConnectTimeout, p.KeepaliveInterval = time.Minute, 10*time.Second, 15*time.Second
-					p.HostKeyPolicy = profiles.TOFU
+					p.HostKeyPolicy, p.ServerProof = profiles.TOFU, profiles.KeyProof
 					p.PasswordCmd = "/usr/bin/pass show rock"
 				}),
 			},
-			defaults: with(func(p *profiles.Profile) { p.KnownHosts = rockHosts }),
+			defaults: with(rockGeneral),
 			pool4:    "198.18.0.0/15",
 			pool6:    "fd12:3456:789a::/64",
 			warnings: []string{
-				"5:18: warning: known-hosts: directory: not built yet: read, but without effect",
-				"7:7: warning: key-store: not built yet: read, but without effect",
-				"8:7: warning: user-keys: not built yet: read, but without effect",
 				"16:7: warning: rekey: not built yet: read, but without effect",
 				"25:39: warning: forward: state: read, but not acted on",
 				"26:7: warning: tunnels: not built yet: read, but without effect",
@@ -313,7 +321,7 @@ func TestProfileOverDefaults(t *testing.T) {
  <profile id="other" name="Other" host="10.0.0.1" port="2022" user="u2">
   <password string="p$U%U"/>
   <hostkey file="~/hk.pub"/>
-  <user-identities><identity file="keys/id.pub"/><identity identity-file="/k/id2"/><identity hash="#ab"/></user-identities>
+  <user-identities><identity file="keys/id.pub"/><identity identity-file="/k/id2"/><identity hash="#00112233445566778899aabbccddeeff00112233"/><identity file="keys/id-cert.pub"/></user-identities>
   <ciphers><cipher name="c1"/></ciphers><macs><mac name="m1"/></macs><kexs><kex name="k1"/></kexs>
   <hostkey-algorithms><hostkey-algorithm name="h1"/></hostkey-algorithms>
   <rekey bytes="5000"/>
@@ -331,7 +339,7 @@ func TestProfileOverDefaults(t *testing.T) {
 		p.RekeyBytes = math.MaxInt64
 		p.AuthMethods, p.PasswordFile = []profiles.AuthMethod{profiles.Password}, "/home/ann/.ssh2/pw"
 		p.IdleTimeout, p.ConnectTimeout, p.KeepaliveInterval = 0, 0, time.Second
-		p.HostKeyPolicy = profiles.Advisory
+		p.HostKeyPolicy, p.ServerProof = profiles.Advisory, profiles.KeyProof
 	})
 	equal(t, "defaults", c.Defaults, defaults)
 
@@ -346,9 +354,9 @@ func TestProfileOverDefaults(t *testing.T) {
 	other.AuthMethods = []profiles.AuthMethod{profiles.PublicKey}
 	other.PasswordText = "p$U%U" // taken as it stands
 	other.HostKeyFile = "/home/ann/hk.pub"
-	other.Identities = []string{"/home/ann/.ssh2/keys/id", "/k/id2"}
+	other.Identities = []string{"/home/ann/.ssh2/keys/id", "/k/id2", "#00112233445566778899aabbccddeeff00112233", "/home/ann/.ssh2/keys/id-cert.pub"}
 	other.IdleTimeout, other.ConnectTimeout, other.KeepaliveInterval = 7*time.Second, 8*time.Second, 9*time.Second
-	other.HostKeyPolicy = profiles.Strict
+	other.HostKeyPolicy, other.ServerProof = profiles.Strict, profiles.KeyProof
 	equal(t, "other", c.Profiles["other"], &other)
 
 	through := c.Profiles["through"]

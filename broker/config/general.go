@@ -1,7 +1,6 @@
 package config
 
 import (
-	"os"
 	"path/filepath"
 
 	"sshbroker/broker/config/schema"
@@ -15,8 +14,8 @@ type general struct {
 	userDir    string // user-config-directory; "" where it is not given
 	userDirPos Pos
 
-	knownHosts     []string // OpenSSH files, in order
-	saysKnownHosts bool     // knownHosts, empty or not, replaces the default files
+	keys     keyStores
+	hostKeys []hostKeyPlace // in order
 
 	access *bool // file-access-control; nil where it is not given
 
@@ -37,6 +36,8 @@ func (r *reader) general(n *schema.Node) {
 			g.userDir, g.userDirPos = r.userConfigDirectory(c), c.Pos
 		case "file-access-control":
 			g.access = r.fileAccessControl(c)
+		case "key-stores":
+			r.keyStores(c)
 		case "known-hosts":
 			r.knownHosts(c)
 		case "strict-host-key-checking":
@@ -75,31 +76,6 @@ func (r *reader) deprecated(n *schema.Node) *bool {
 	}
 	on := n.Yes("enable")
 	return &on
-}
-
-// knownHosts reads one known-hosts element: an OpenSSH file by path or file; an empty
-// one turns OpenSSH files off. Directories of keys in the Tectia format are not read
-// yet, which the schema remarks on.
-func (r *reader) knownHosts(n *schema.Node) {
-	g := &r.file.general
-	if _, ok := n.Get("directory"); ok {
-		g.saysKnownHosts = true
-	}
-	if path, ok := n.Get("path"); ok {
-		g.saysKnownHosts = true
-		path = r.path(path)
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			r.Warn(schema.NotBuilt, n.At("path"), n.Name, "name an OpenSSH known_hosts file", "%s is a directory; keys in the Tectia format are not read yet", path)
-		} else if path != "" {
-			g.knownHosts = append(g.knownHosts, path)
-		}
-	}
-	if path, ok := n.Get("file"); ok {
-		g.saysKnownHosts = true
-		if path != "" {
-			g.knownHosts = append(g.knownHosts, r.path(path))
-		}
-	}
 }
 
 // deprecatedPolicy maps the three old switches, given ones only, to a policy.

@@ -111,10 +111,10 @@ func TestMerge(t *testing.T) {
 		{name: "old switches are combined", global: document(general(`<strict-host-key-checking enable="yes"/>`)), user: document(general(`<host-key-always-ask enable="yes"/>`)), look: trust, want: fmt.Sprint(profiles.Ask), warning: "deprecated"},
 		{name: "old switch of the user wins", global: document(general(`<strict-host-key-checking enable="yes"/>`)), user: document(general(`<strict-host-key-checking enable="no"/>`)), look: trust, want: fmt.Sprint(profiles.Ask), warning: "deprecated"},
 
-		{name: "known hosts of the global file", global: document(general(`<known-hosts path="/g"/>`)), user: document(), look: known, want: "/g"},
-		{name: "known hosts of the user win", global: document(general(`<known-hosts path="/g"/>`)), user: document(general(`<known-hosts file="/u"/><known-hosts path="%D/v"/>`)), named: true, look: known, want: "/u /home/ann/v"},
-		{name: "known hosts off", global: "-", user: document(general(`<known-hosts path=""/>`)), look: known, want: ""},
-		{name: "only the format", global: "-", user: document(general(`<known-hosts filename-format="plain"/>`)), named: true, look: known, want: "/home/ann/.ssh/known_hosts /etc/ssh/ssh_known_hosts"},
+		{name: "known hosts of the global file", global: document(general(`<known-hosts path="/g"/>`)), user: document(), look: known, want: "/g HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "known hosts of the user win", global: document(general(`<known-hosts path="/g"/>`)), user: document(general(`<known-hosts file="/u"/><known-hosts path="%D/v"/>`)), named: true, look: known, want: "/u /home/ann/v /home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "known hosts off", global: "-", user: document(general(`<known-hosts path=""/>`)), look: known, want: "HOME/.ssh2/hostkeys/ /etc/ssh2/hostkeys/"},
+		{name: "only the format", global: "-", user: document(general(`<known-hosts filename-format="plain"/>`)), named: true, look: known, want: "/home/ann/.ssh2/hostkeys/ /etc/ssh2/hostkeys/ /home/ann/.ssh/known_hosts /etc/ssh/ssh_known_hosts"},
 
 		{name: "malformed global file", global: broken, user: document(engine(block)), look: rules, want: "1: BLOCK", warning: "the global configuration is ignored as a whole: 1 errors"},
 		{name: "malformed global file, system", global: broken, user: "-", system: true, errors: "attribute action is missing"},
@@ -122,7 +122,7 @@ func TestMerge(t *testing.T) {
 		{name: "system has no user's file", global: document(engine(direct)), user: broken, system: true, look: rules, want: "1: DIRECT"},
 		{name: "system without files", global: "-", user: "-", system: true, look: func(c *Config) string { return fmt.Sprint(c.Filter == nil) }, want: "true"},
 
-		{name: "directory moved by the user", global: "-", user: document(general(`<user-config-directory path="/elsewhere"/>`)), look: func(c *Config) string { return c.Defaults.StoreKnownHost }, want: "HOME/.ssh2/known_hosts", warning: "it counts only in the global file"},
+		{name: "directory moved by the user", global: "-", user: document(general(`<user-config-directory path="/elsewhere"/>`)), look: func(c *Config) string { return c.Defaults.StoreKnownHost }, want: "HOME/.ssh2/hostkeys/", warning: "it counts only in the global file"},
 		{name: "fips of the user", global: document(), user: document(general(`<crypto-lib mode="fips"/>`)), errors: "FIPS mode is asked for"},
 		{name: "fips of the global file is not ignored", global: document(general(`<crypto-lib mode="fips"/>`)), user: document(general(`<crypto-lib mode="standard"/>`)), errors: "FIPS mode is asked for"},
 		{name: "fips for a system", global: document(general(`<crypto-lib mode="FIPS"/>`)), user: document(), system: true, errors: "FIPS mode is asked for"},
@@ -192,7 +192,7 @@ func TestUserConfigDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "files", c.Files, []string{global, user})
-	equal(t, "store", c.Defaults.StoreKnownHost, filepath.Join(moved, "known_hosts"))
+	equal(t, "store", c.Defaults.StoreKnownHost, filepath.Join(moved, "hostkeys")+"/")
 	equal(t, "password file", c.Profiles["p"].PasswordFile, filepath.Join(moved, "pw"))
 }
 
@@ -236,7 +236,7 @@ func TestNoHome(t *testing.T) {
 	if c.Defaults.StoreKnownHost != "" || len(c.Defaults.DefaultKeys) != 0 || c.Defaults.Agent != "" || len(c.Files) != 0 {
 		t.Errorf("%+v", c.Defaults)
 	}
-	equal(t, "known hosts", c.Defaults.KnownHosts, []string{"/etc/ssh/ssh_known_hosts"})
+	equal(t, "known hosts", c.Defaults.KnownHosts, []string{"/etc/ssh2/hostkeys/", "/etc/ssh/ssh_known_hosts"})
 }
 
 // check-config judges a file as the user's: the profiles of the global file count,

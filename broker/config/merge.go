@@ -60,7 +60,7 @@ func merge(env Env, userDir string, global, user *file) *merged {
 	m.checkFIPS()
 	m.checkRules()
 	m.checkGateways()
-	m.defaults = m.buildDefaults(factory(env, userDir))
+	m.defaults = m.buildDefaults(factory(env), userDir)
 	return m
 }
 
@@ -132,7 +132,7 @@ func (m *merged) checkGateways() {
 }
 
 // factory is what holds where no file says anything.
-func factory(env Env, userDir string) profiles.Profile {
+func factory(env Env) profiles.Profile {
 	p := profiles.Profile{
 		Port:            22,
 		User:            env.User,
@@ -152,26 +152,28 @@ func factory(env Env, userDir string) profiles.Profile {
 			p.DefaultKeys = append(p.DefaultKeys, filepath.Join(ssh, name))
 		}
 	}
-	if userDir != "" {
-		// OpenSSH's own files are read and never written, as the manual has it.
-		p.StoreKnownHost = filepath.Join(userDir, "known_hosts")
-	}
 	return p
 }
 
 // buildDefaults merges default-settings over p, the factory defaults, and what general
-// says about host keys.
-func (m *merged) buildDefaults(p profiles.Profile) profiles.Profile {
+// says about keys and host keys. Of known-hosts the user's elements replace the global
+// ones.
+func (m *merged) buildDefaults(p profiles.Profile, userDir string) profiles.Profile {
 	var strict, alwaysAsk, acceptUnknown bool
+	var keys keyStores
+	var hostKeys []hostKeyPlace
 	for _, f := range m.files {
-		if f.general.saysKnownHosts {
-			p.KnownHosts = f.general.knownHosts
+		keys = keys.combine(f.general.keys)
+		if len(f.general.hostKeys) > 0 {
+			hostKeys = f.general.hostKeys
 		}
 		set(&strict, f.general.strict)
 		set(&alwaysAsk, f.general.alwaysAsk)
 		set(&acceptUnknown, f.general.acceptUnknown)
 	}
 	p.CheckKeyModes = m.checkKeys
+	keys.build(&p, userDir)
+	placeHostKeys(&p, hostKeys, userDir)
 	// A policy that any file gives beats the old switches, so those come first.
 	p.HostKeyPolicy = deprecatedPolicy(strict, alwaysAsk, acceptUnknown)
 	for _, f := range m.files {
@@ -198,7 +200,7 @@ func (m *merged) config() (*Config, error) {
 		if f.logging != nil {
 			c.Logging = *f.logging
 		}
-		if f.defaults.user != "" {
+		if f.defaults.user != "" || f.defaults.askUser {
 			c.Logins[""] = f.defaults.user
 		}
 		if f.defaults.proxy != nil {
@@ -208,7 +210,8 @@ func (m *merged) config() (*Config, error) {
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
-		if login := cmp.Or(m.profiles[id].user, c.Logins[""]); login != "" {
+		login := cmp.Or(m.profiles[id].user, c.Logins[""])
+		if login != "" && !m.profiles[id].askUser {
 			c.Logins[id] = login
 		}
 		switch p := m.profiles[id]; {

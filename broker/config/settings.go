@@ -13,7 +13,8 @@ import (
 // settings are what default-settings and profiles have in common. A nil or empty
 // field says nothing and leaves what the level below says.
 type settings struct {
-	user string // "": the level below; the special forms "" and "*" come out as that too
+	user    string // "": the level below, but for askUser
+	askUser bool   // somebody is asked for it
 
 	ciphers, macs, kexs, hostKeyAlgorithms []string
 
@@ -22,12 +23,16 @@ type settings struct {
 	authPassword *password // inside auth-password
 	password     *password // of the profile itself, which wins
 	identities   []string
+	selection    *profiles.KeySelection
+	signWith     []string
 	proxy        *string
 	idle         *time.Duration
 	connect      *time.Duration
 	keepalive    *time.Duration
 	policy       *profiles.HostKeyPolicy
+	proof        *profiles.ServerProof
 	hostKeyFile  string
+	hostKeyText  string
 }
 
 // password is one of three ways to give a password. Its text is never logged.
@@ -36,7 +41,7 @@ type password struct{ text, file, command string }
 // settings reads the children that default-settings and profile share, and user.
 func (r *reader) settings(n *schema.Node) settings {
 	var s settings
-	s.user = r.user(n)
+	s.user, s.askUser = r.user(n)
 	for _, c := range n.Children {
 		switch c.Name {
 		case "ciphers":
@@ -64,32 +69,29 @@ func (r *reader) settings(n *schema.Node) settings {
 		case "keepalive-interval":
 			s.keepalive = seconds64(c)
 		case "server-authentication-methods":
-			s.policy = r.serverAuthentication(c)
+			s.policy, s.proof = r.serverAuthentication(c)
 		case "password":
 			s.password = r.password(c)
 		case "hostkey":
-			s.hostKeyFile = r.hostKey(c)
+			r.hostKey(c, &s)
 		}
 	}
 	return s
 }
 
-// user returns the name to log in with; "" leaves it to the level below. A name that
-// is to be prompted for is that too, as nobody is there to be asked.
-func (r *reader) user(n *schema.Node) string {
+// user returns the name to log in with, "" where it is left to the level below, and
+// whether somebody is to be asked for it.
+func (r *reader) user(n *schema.Node) (name string, ask bool) {
 	user, ok := n.Get("user")
-	if !ok {
-		return ""
-	}
-	if user == "*" || user == "" && n.Name == "default-settings" {
-		r.Warn(schema.NotBuilt, n.At("user"), n.Name, "give the name, or %USERNAME%",
-			"nobody is asked for a user name yet: the default is used")
-		return ""
-	}
-	if user != "" {
+	switch {
+	case !ok:
+		return "", false
+	case user == "*" || user == "" && n.Name == "default-settings":
+		return "", true
+	case user != "":
 		r.checkUser(n, "user", user)
 	}
-	return user
+	return user, false
 }
 
 // checkUser refuses names that cannot be sent to a server.
@@ -139,6 +141,9 @@ func (r *reader) authentication(n *schema.Node, s *settings) {
 		switch name {
 		case "publickey":
 			method = profiles.PublicKey
+			if c.Name == "auth-publickey" {
+				r.publicKey(c, s)
+			}
 		case "password":
 			method = profiles.Password
 			if p := c.Child("password"); p != nil {
@@ -170,10 +175,10 @@ func anyFlawed(list []*schema.Node) bool {
 	return slices.ContainsFunc(list, func(n *schema.Node) bool { return n.Flawed })
 }
 
-// identities returns private key files. A public key stands for the private one
+// identities returns key files and hashes. A public key stands for the private one
 // beside it.
 func (r *reader) identities(n *schema.Node) []string {
-	var files []string
+	var entries []string
 	for _, c := range n.Children {
 		if c.Flawed {
 			continue
@@ -182,22 +187,11 @@ func (r *reader) identities(n *schema.Node) []string {
 			r.Fail(c.Pos, c.Name, `write identity-file="..."`, "an identity has exactly one of identity-file, file, hash, id and data")
 			continue
 		}
-		for _, name := range []string{"hash", "id", "data"} {
-			if _, given := c.Get(name); given {
-				r.Remark(schema.NotBuilt, c.At(name), c.Name, name)
-			}
-		}
-		for _, name := range []string{"identity-file", "file"} {
-			switch file, given := c.Get(name); {
-			case !given:
-			case file == "":
-				r.Fail(c.At(name), c.Name, "", "%s is empty", name)
-			default:
-				files = append(files, r.path(strings.TrimSuffix(file, ".pub")))
-			}
+		if entry, ok := r.identity(c); ok {
+			entries = append(entries, entry)
 		}
 	}
-	return files
+	return entries
 }
 
 func (r *reader) password(n *schema.Node) *password {
@@ -231,77 +225,9 @@ func (r *reader) proxy(n *schema.Node) *string {
 	return &ruleset
 }
 
-// serverAuthentication reads both forms and returns the policy, nil where none is
-// given. A server that must show a certificate cannot be served; a server that may is
-// held to its host key.
-func (r *reader) serverAuthentication(n *schema.Node) *profiles.HostKeyPolicy {
-	var policy *profiles.HostKeyPolicy
-	var byKey bool
-	var byCertificate *schema.Node
-	for _, c := range n.Children {
-		switch c.Name {
-		case "auth-server-publickey":
-			byKey = true
-			policy = hostKeyPolicy(c.Str("policy"))
-		case "auth-server-certificate":
-			byCertificate = c
-		case "authentication-method":
-			switch name := c.Str("name"); name {
-			case "publickey":
-				byKey = true
-			case "certificate":
-				byCertificate = c
-			case "":
-				byKey = true // a bad value, reported already
-			default:
-				r.Fail(c.At("name"), c.Name, "write publickey", "%s is a method of users, not of servers", name)
-				byKey = true
-			}
-		}
-	}
-	switch {
-	case byCertificate != nil && !byKey:
-		r.Fail(byCertificate.Pos, byCertificate.Name, "add <auth-server-publickey/>", "server certificates are not built yet, and nothing else is allowed here")
-	case byCertificate != nil:
-		r.Warn(schema.NotBuilt, byCertificate.Pos, byCertificate.Name, "", "server certificates are not built yet: the host key is checked in any case")
-	}
-	return policy
-}
-
-func hostKeyPolicy(name string) *profiles.HostKeyPolicy {
-	var p profiles.HostKeyPolicy
-	switch name {
-	case "strict":
-		p = profiles.Strict
-	case "ask":
-		p = profiles.Ask
-	case "tofu", "trust-on-first-use":
-		p = profiles.TOFU
-	case "advisory":
-		p = profiles.Advisory
-	default:
-		return nil
-	}
-	return &p
-}
-
-// hostKey returns the file with the one trusted key.
-func (r *reader) hostKey(n *schema.Node) string {
-	file, given := n.Get("file")
-	text, at := n.Text()
-	switch {
-	case n.Flawed:
-	case text != "":
-		r.Fail(at, n.Name, `save it to a file and write file="..."`, "a host key inside the configuration is not built yet")
-	case !given || file == "":
-		r.Fail(n.Pos, n.Name, `write file="..."`, "no host key is named")
-	}
-	return r.path(file)
-}
-
 // apply writes what s says over p.
 func (s *settings) apply(p *profiles.Profile) {
-	if s.user != "" {
+	if s.user != "" || s.askUser {
 		p.User = s.user
 	}
 	override(&p.Ciphers, s.ciphers)
@@ -310,6 +236,8 @@ func (s *settings) apply(p *profiles.Profile) {
 	override(&p.HostKeyAlgorithms, s.hostKeyAlgorithms)
 	override(&p.AuthMethods, s.methods)
 	override(&p.Identities, s.identities)
+	override(&p.SignWith, s.signWith)
+	set(&p.KeySelection, s.selection)
 	for _, secret := range []*password{s.authPassword, s.password} {
 		if secret != nil {
 			p.PasswordText, p.PasswordFile, p.PasswordCmd = secret.text, secret.file, secret.command
@@ -325,8 +253,9 @@ func (s *settings) apply(p *profiles.Profile) {
 	set(&p.ConnectTimeout, s.connect)
 	set(&p.KeepaliveInterval, s.keepalive)
 	set(&p.HostKeyPolicy, s.policy)
-	if s.hostKeyFile != "" {
-		p.HostKeyFile = s.hostKeyFile
+	set(&p.ServerProof, s.proof)
+	if s.hostKeyFile != "" || s.hostKeyText != "" {
+		p.HostKeyFile, p.HostKeyText = s.hostKeyFile, s.hostKeyText
 	}
 }
 

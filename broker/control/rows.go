@@ -15,6 +15,12 @@ const (
 	OpExplain     = "explain"          // ExplainArgs; ExplainRow
 	OpCapture     = "capture"          // CaptureArgs with descriptors; the broker's choice
 	OpDebug       = "debug"            // DebugArgs; none
+	OpListKeys    = "list-keys"        // KeyArgs; KeyRow
+	OpAddKey      = "add-key"          // KeyArgs; one KeyRow
+	OpRemoveKey   = "remove-key"       // KeyArgs; one KeyRow
+	OpPassphrase  = "key-passphrase"   // PassphraseArgs; KeyRow of what was opened
+	OpProbeKey    = "probe-key"        // ProbeKeyArgs; HostKeyRow
+	OpAuthHandler = "auth-handler"     // none; one AuthHandlerRow, and questions until the client leaves
 	OpStay        = "stay"             // none; none: a broker that runs on demand becomes a daemon
 )
 

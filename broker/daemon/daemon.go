@@ -18,6 +18,7 @@ import (
 	"sshbroker/broker/wake"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
+	"sshbroker/profiles/creds"
 )
 
 // linger is how long a broker that was started on demand stays after its last client.
@@ -43,7 +44,8 @@ type Options struct {
 	Audit     *audit.Log // required; the daemon closes it
 	AuditPath string
 	Tunnels   profiles.Connector
-	Events    *eventlog.Log // what the element logging asks for; nil: nothing. The caller closes it after Run
+	Events    *eventlog.Log  // what the element logging asks for; nil: nothing. The caller closes it after Run
+	Keys      *creds.Keyring // what Tunnels remembers of keys; nil: nothing
 	Log       *slog.Logger
 	Level     *slog.LevelVar // what Debug changes; may be nil
 	Failure   func(state string)
@@ -59,6 +61,7 @@ type Daemon struct {
 	pool    *profiles.Pool
 	server  *control.Server
 	account account
+	prompts *prompts // of flows
 
 	captured captured
 	watch    func(ctx context.Context, told func(place))
@@ -91,6 +94,9 @@ func New(o Options) (*Daemon, error) {
 	if !o.System {
 		o.MaxUserFlows = 0 // all are of one
 	}
+	if o.Keys == nil {
+		o.Keys = new(creds.Keyring)
+	}
 	o.Config.System = o.System
 	o.Captured.Program = "ssh-broker " + control.Version()
 	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
@@ -115,9 +121,10 @@ func New(o Options) (*Daemon, error) {
 			return nil, err
 		}
 	}
+	d.prompts = d.newPrompts()
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
 	d.pool.Observe = Observer(o.Events)
-	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
+	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Ask: d.prompts.prompter, Failpoint: o.Failure})
 	d.install(first)
 	d.logPlace()
 	d.server.OnClients = d.countClients

@@ -29,6 +29,12 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpExplain, d.handleExplain)
 	d.server.Handle(control.OpCapture, d.handleCapture)
 	d.server.Handle(control.OpDebug, d.handleDebug)
+	d.server.Handle(control.OpListKeys, d.handleListKeys)
+	d.server.Handle(control.OpAddKey, d.handleAddKey)
+	d.server.Handle(control.OpRemoveKey, d.handleRemoveKey)
+	d.server.Handle(control.OpPassphrase, d.handlePassphrase)
+	d.server.Handle(control.OpProbeKey, d.handleProbeKey)
+	d.server.Handle(control.OpAuthHandler, d.handleAuthHandler)
 	d.server.Handle(control.OpStay, func(context.Context, *control.Call) error { d.Stay(); return nil })
 }
 

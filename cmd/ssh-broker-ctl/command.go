@@ -40,6 +40,7 @@ var charsets = []string{"utf8", "utf-8", "iso-8895-1", "iso-8859-1", "latin1", "
 const (
 	groupBroker = "broker"
 	groupFlows  = "flows"
+	groupKeys   = "keys"
 	groupConfig = "config"
 	groupSystem = "system"
 )
@@ -104,10 +105,13 @@ capture, no ssh-captured) is running.`,
 
 	root.AddGroup(&cobra.Group{ID: groupBroker, Title: "The broker:"},
 		&cobra.Group{ID: groupFlows, Title: "What it carries:"},
+		&cobra.Group{ID: groupKeys, Title: "Keys and questions:"},
 		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
-		a.listConnectionsCommand(), a.listChannelsCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.connectorCommand())
+		a.listConnectionsCommand(), a.listChannelsCommand(),
+		a.listKeysCommand(), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
+		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.connectorCommand())
 	plain(root)
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(usageTemplate)

@@ -12,10 +12,10 @@ import (
 )
 
 const valuesXML = `<secsh-broker>
-  <general><key-stores><key-store type="software"/></key-stores></general>
+  <general></general>
   <default-settings><idle-timeout time="60"/></default-settings>
   <profiles>
-    <profile id="rock" host="rock.example.com"><password string="hunter2"/></profile>
+    <profile id="rock" host="rock.example.com"><compression name="zlib"/><password string="hunter2"/></profile>
   </profiles>
 </secsh-broker>
 `
@@ -29,7 +29,7 @@ func TestConfigValue(t *testing.T) {
 	wants(t, w.done("config-value", "profiles/profile[@id='rock']/@user"), "  root   "+w.global+":2:27")
 	wants(t, w.done("config-value", "default-settings/tcp-connect-timeout/@time"), "  5      factory default\n")
 	wants(t, w.done("config-value", "profiles/profile[@id='rock']/@gateway-profile"), "not set")
-	wants(t, w.done("config-value", "general/key-stores"), "(not built yet)")
+	wants(t, w.done("config-value", "profiles/profile/compression/@name"), "(not built yet)")
 	if out := w.done("config-value", "-q", "filter-engine/rule/@action"); out != "BLOCK\nTUNNEL\n" {
 		t.Errorf("-q: %q", out)
 	}

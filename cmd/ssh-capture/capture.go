@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sshbroker/broker/control"
+	"sshbroker/broker/prompt"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/message"
 	"sshbroker/capture/netns"
@@ -31,7 +32,7 @@ type session struct {
 
 	args   control.CaptureArgs
 	ensure control.EnsureOptions
-	person *person // nil where nobody can be asked
+	person *prompt.Person // nil where nobody can be asked
 	stderr io.Writer
 
 	told   chan struct{} // has a token after each event
@@ -47,7 +48,7 @@ type child interface {
 
 // openCapture makes the capture and waits until a broker serves it, with every
 // question answered that has to be asked first.
-func openCapture(ctx context.Context, o options, path string, started inherit.State, asked *person, stderr io.Writer) (*session, error) {
+func openCapture(ctx context.Context, o options, path string, started inherit.State, asked *prompt.Person, stderr io.Writer) (*session, error) {
 	captured, err := o.chooseBackend(ctx, path, stderr)
 	if err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func openCapture(ctx context.Context, o options, path string, started inherit.St
 
 // newSession has a broker to serve a capture that is yet to be made. It is started
 // before, and by us, so that it is outside.
-func newSession(ctx context.Context, o options, asked *person, stderr io.Writer) (*session, *control.Client, error) {
+func newSession(ctx context.Context, o options, asked *prompt.Person, stderr io.Writer) (*session, *control.Client, error) {
 	ensure, err := brokerToUse(o)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", errNoBroker, err)
@@ -203,7 +204,7 @@ func (s *session) serve(ctx context.Context, client *control.Client) error {
 // lookAfter reports on serving once: nil when the first broker serves, or why it
 // does not.
 func (s *session) lookAfter(ctx context.Context, client *control.Client, serving chan<- error) {
-	err := s.offer(ctx, client, s.person.ask, func() { serving <- nil })
+	err := s.offer(ctx, client, s.person.Ask, func() { serving <- nil })
 	client.Close()
 	// A broker that ends while we come is no reason to fail: the next one will do.
 	for range 3 {
@@ -211,7 +212,7 @@ func (s *session) lookAfter(ctx context.Context, client *control.Client, serving
 			break
 		}
 		if client, err = connect(ctx, s.ensure); err == nil {
-			err = s.offer(ctx, client, s.person.ask, func() { serving <- nil })
+			err = s.offer(ctx, client, s.person.Ask, func() { serving <- nil })
 			client.Close()
 		}
 	}

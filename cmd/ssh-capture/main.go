@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sshbroker/broker/control"
+	"sshbroker/broker/prompt"
 	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
@@ -208,8 +209,8 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	gate := newSignalGate(started, func(s syscall.Signal) { cancel(interrupted(s)) })
-	person := newPerson(ctx)
-	defer person.leave()
+	person := prompt.NewPerson(ctx)
+	defer person.Leave()
 
 	c, err := openCapture(ctx, o, path, started, person, stderr)
 	switch by, byUs := context.Cause(ctx).(interrupted); {
@@ -221,7 +222,7 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	default:
 		return failed(stderr, err)
 	}
-	person.leave()
+	person.Leave()
 	if before := gate.toCommand(c.process); before != 0 {
 		c.abort()
 		return 128 + int(before)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/broker/control"
+	"sshbroker/broker/prompt"
 	"sshbroker/capture/service"
 )
 
@@ -21,8 +22,8 @@ import (
 func captureProcess(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	ctx, cancel := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer cancel()
-	person := newPerson(ctx)
-	defer person.leave()
+	person := prompt.NewPerson(ctx)
+	defer person.Leave()
 	id, err := moveProcess(ctx, o, person, stderr)
 	if id != "" {
 		fmt.Fprintln(stdout, id)
@@ -36,7 +37,7 @@ func captureProcess(ctx context.Context, o options, stdout, stderr io.Writer) in
 
 // moveProcess returns the capture's name once the process is in it, also where an
 // error follows.
-func moveProcess(ctx context.Context, o options, asked *person, stderr io.Writer) (id string, err error) {
+func moveProcess(ctx context.Context, o options, asked *prompt.Person, stderr io.Writer) (id string, err error) {
 	process, err := openProcess(o.pid) // nobody else can get its number unnoticed from here on
 	if err != nil {
 		return "", err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 
@@ -29,9 +28,11 @@ type Session struct {
 	ctx     context.Context
 	profile *profiles.Profile
 	ask     profiles.Prompter
-	log     *slog.Logger
+	ring    *Keyring
+	server  ssh.PublicKey // what it has proved itself with; nil before
 
 	methods  []profiles.AuthMethod
+	turn     int // of methods: whose turn it is
 	keys     []*key
 	loaded   bool
 	agent    *agentConn
@@ -46,10 +47,14 @@ type Session struct {
 }
 
 // NewSession prepares to prove who we are as p says. ask may be nil: then what needs
-// a person is passed over with a reason.
-func NewSession(ctx context.Context, p *profiles.Profile, ask profiles.Prompter, log *slog.Logger) *Session {
+// a person is passed over with a reason. ring may be nil: then no passphrase is
+// remembered.
+func NewSession(ctx context.Context, p *profiles.Profile, ask profiles.Prompter, ring *Keyring) *Session {
+	if ring == nil {
+		ring = new(Keyring)
+	}
 	s := &Session{
-		ctx: ctx, profile: p, ask: ask, log: log,
+		ctx: ctx, profile: p, ask: ask, ring: ring,
 		methods: p.AuthMethods,
 		tries:   make(map[profiles.AuthMethod]int),
 		gaveUp:  make(map[profiles.AuthMethod]bool),
@@ -66,6 +71,9 @@ func (s *Session) Close() {
 		s.agent.Close()
 	}
 }
+
+// Server says by which key or certificate the server has proved who it is.
+func (s *Session) Server(key ssh.PublicKey) { s.server = key }
 
 // Started tells whether the server asked for any proof.
 func (s *Session) Started() bool { return s.started }
@@ -107,20 +115,28 @@ func (s *Session) Next(now *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	if err := s.ctx.Err(); err != nil {
 		return nil, err
 	}
-	for _, m := range s.methods {
-		name := wireName(m)
-		if s.gaveUp[m] || !slices.Contains(now.AllowedMethods, name) {
-			continue
+	// Keys are tried to the end when their turn comes. Methods that ask a person take
+	// turns, one question each, so that a mistyped password does not bar the other.
+	for range len(s.methods) {
+		m := s.methods[s.turn]
+		if !s.gaveUp[m] && slices.Contains(now.AllowedMethods, wireName(m)) {
+			method := s.try(m)
+			if method != nil {
+				if m != profiles.PublicKey {
+					s.next()
+				}
+				return method, nil
+			}
+			s.gaveUp[m] = true
 		}
-		if method := s.try(m); method != nil {
-			return method, nil
-		}
-		s.gaveUp[m] = true
+		s.next()
 	}
 	allowed := strings.Join(now.AllowedMethods, ",")
 	s.note("the server accepts " + profiles.RemoteText(allowed, 200, false))
 	return nil, errExhausted
 }
+
+func (s *Session) next() { s.turn = (s.turn + 1) % len(s.methods) }
 
 func wireName(m profiles.AuthMethod) string {
 	switch m {
@@ -136,6 +152,13 @@ func wireName(m profiles.AuthMethod) string {
 
 // note adds what was not even tried, and why.
 func (s *Session) note(text string) { s.trail = append(s.trail, text) }
+
+// notePlainly is note for what may come up again.
+func (s *Session) notePlainly(text string) {
+	if !slices.Contains(s.trail, text) {
+		s.note(text)
+	}
+}
 
 // try returns the next attempt by one method, nil when it has none left.
 func (s *Session) try(m profiles.AuthMethod) ssh.AuthMethod {
@@ -158,7 +181,7 @@ func (s *Session) tryKey() ssh.AuthMethod {
 	for len(s.keys) > 0 {
 		k := s.keys[0]
 		s.keys = s.keys[1:]
-		signer, err := k.signer(s)
+		signer, err := k.signer()
 		if err != nil {
 			s.note(fmt.Sprintf("publickey %s: %v", k.name, err))
 			s.tell(profiles.IdentityFailed, k.name, "", err)

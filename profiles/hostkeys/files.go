@@ -2,68 +2,102 @@ package hostkeys
 
 import (
 	"bytes"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
+	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 	"golang.org/x/sys/unix"
 )
 
 // maxKnownHosts bounds what is read from one file.
 const maxKnownHosts = 64 << 20
 
-// read loads the files. The library gives up on a whole file for one line that it
+// files are OpenSSH files that count as one.
+type files struct {
+	db    *knownhosts.HostKeyDB
+	names map[string]string // path as read -> path as the profile has it
+}
+
+// readFiles loads them. The library gives up on a whole file for one line that it
 // does not understand, where OpenSSH passes over the line (a key type of the future
 // is enough). So such a file is shown to it with those lines empty, in memory.
-func (c *Checker) read(files []string) error {
-	c.names = make(map[string]string)
+func readFiles(list []string, log *slog.Logger) (*files, error) {
+	known := &files{names: make(map[string]string)}
 	var paths []string
-	for _, file := range files {
-		text, err := readFile(file)
+	for _, file := range list {
+		text, err := readSmall(file, maxKnownHosts)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		memory, err := inMemory(text)
 		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		defer memory.Close()
 		if _, err := knownhosts.New(path(memory)); err != nil {
 			clean, skipped, err := understood(text)
 			if err != nil {
-				return fmt.Errorf("%s:%w", file, err)
+				return nil, fmt.Errorf("%s:%w", file, err)
 			}
 			for _, s := range skipped {
-				c.log.Warn("line of known hosts passed over", "file", file, "line", s.line, "error", s.err)
+				log.Warn("line of known hosts passed over", "file", file, "line", s.line, "error", s.err)
 			}
 			if memory, err = inMemory(clean); err != nil {
-				return fmt.Errorf("%s: %w", file, err)
+				return nil, fmt.Errorf("%s: %w", file, err)
 			}
 			defer memory.Close()
 		}
 		path := path(memory)
-		c.names[path] = file
+		known.names[path] = file
 		paths = append(paths, path)
 	}
-	db, err := knownhosts.NewDB(paths...)
-	if err != nil {
-		return err
-	}
-	c.db = db
-	return nil
+	var err error
+	known.db, err = knownhosts.NewDB(paths...)
+	return known, err
 }
 
-func readFile(name string) ([]byte, error) {
+func (f *files) place(k xknownhosts.KnownKey) string {
+	return fmt.Sprintf("%s:%d", f.file(k.Filename), k.Line)
+}
+
+func (f *files) file(read string) string {
+	if name, ok := f.names[read]; ok {
+		return name
+	}
+	return read
+}
+
+// isAuthority tells whether key is on file as a certification authority of the
+// server and not as a key of its own. The library does not tell them apart when it
+// compares plain keys.
+func (f *files) isAuthority(server string, key ssh.PublicKey) bool {
+	authority := false
+	for _, k := range f.db.HostKeys(server) {
+		if bytes.Equal(k.Marshal(), key.Marshal()) {
+			if !k.Cert {
+				return false
+			}
+			authority = true
+		}
+	}
+	return authority
+}
+
+func isNotDir(err error) bool { return errors.Is(err, syscall.ENOTDIR) }
+
+func readSmall(name string, most int) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
@@ -74,9 +108,9 @@ func readFile(name string) ([]byte, error) {
 	} else if st.IsDir() {
 		return nil, fmt.Errorf("%s: is a directory", name)
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxKnownHosts+1))
-	if err == nil && len(text) > maxKnownHosts {
-		err = fmt.Errorf("%s: larger than %d bytes", name, maxKnownHosts)
+	text, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(text) > most {
+		err = fmt.Errorf("%s: larger than %d bytes", name, most)
 	}
 	return text, err
 }
@@ -185,46 +219,4 @@ func Append(file, line string) error {
 		return err
 	}
 	return f.Close()
-}
-
-// ParseKey reads a public key: one line in OpenSSH's format, or the format of RFC
-// 4716, as Tectia writes it.
-func ParseKey(text []byte) (ssh.PublicKey, error) {
-	if bytes.HasPrefix(bytes.TrimSpace(text), []byte("---- BEGIN SSH2 PUBLIC KEY ----")) {
-		return parseRFC4716(string(text))
-	}
-	key, _, _, _, err := ssh.ParseAuthorizedKey(text)
-	if err != nil {
-		return nil, errors.New("neither an OpenSSH public key nor one of RFC 4716")
-	}
-	return key, nil
-}
-
-func parseRFC4716(text string) (ssh.PublicKey, error) {
-	var body strings.Builder
-	inside, ended, header := false, false, false
-	for line := range strings.Lines(text) {
-		line = strings.TrimRight(line, "\r\n")
-		switch {
-		case strings.HasPrefix(line, "---- BEGIN SSH2 PUBLIC KEY ----"):
-			inside = true
-		case strings.HasPrefix(line, "---- END SSH2 PUBLIC KEY ----"):
-			ended = inside
-		case !inside || ended:
-		case header: // a header value goes on after a backslash
-			header = strings.HasSuffix(line, `\`)
-		case strings.Contains(line, ":"):
-			header = strings.HasSuffix(line, `\`)
-		default:
-			body.WriteString(strings.TrimSpace(line))
-		}
-	}
-	if !ended {
-		return nil, errors.New("public key without its end line (RFC 4716)")
-	}
-	blob, err := base64.StdEncoding.DecodeString(body.String())
-	if err != nil {
-		return nil, fmt.Errorf("public key (RFC 4716): %w", err)
-	}
-	return ssh.ParsePublicKey(blob)
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/keyfile"
 )
 
 // Checker judges the host keys of one server. Safe for concurrent use.
@@ -26,56 +28,115 @@ type Checker struct {
 
 	profile *profiles.Profile
 	log     *slog.Logger
-	name    string // host:port as looked up
+	host    string // as looked up
+	port    uint16
+	name    string // both
 	pinned  ssh.PublicKey
-	db      *knownhosts.HostKeyDB
-	names   map[string]string // path as read -> path as the profile has it
+	stores  []store // in the order in which they are asked
+}
+
+// store is a place with keys: one of the two is set.
+type store struct {
+	files *files
+	dir   *directory
 }
 
 // New reads what is known of p's server. Files that do not exist are empty ones.
 // Its errors are ErrSetup: a file that cannot be read may hold a revocation, so
 // going on without it would trust more than was said.
 func New(p *profiles.Profile, log *slog.Logger) (*Checker, error) {
-	c := &Checker{profile: p, log: log, name: net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))}
+	c := &Checker{profile: p, log: log, host: p.Host, port: p.Port}
 	if p.HostKeyAlias != "" {
-		c.name = net.JoinHostPort(p.HostKeyAlias, "22") // an alias has no port, see ssh_config(5)
+		c.host, c.port = p.HostKeyAlias, 22 // an alias has no port, see ssh_config(5)
 	}
-	if p.HostKeyFile != "" {
-		text, err := os.ReadFile(p.HostKeyFile)
+	c.name = net.JoinHostPort(c.host, strconv.Itoa(int(c.port)))
+	var err error
+	switch {
+	case p.HostKeyText != "":
+		if c.pinned, err = keyfile.ParseInline(p.HostKeyText); err != nil {
+			return nil, fmt.Errorf("%w: host key of the profile: %w", profiles.ErrSetup, err)
+		}
+	case p.HostKeyFile != "":
+		text, err := readSmall(p.HostKeyFile, maxKey)
 		if err != nil {
 			return nil, fmt.Errorf("%w: host key: %w", profiles.ErrSetup, err)
 		}
-		if c.pinned, err = ParseKey(text); err != nil {
+		if c.pinned, _, err = keyfile.ParsePublic(text); err != nil {
 			return nil, fmt.Errorf("%w: host key %s: %w", profiles.ErrSetup, p.HostKeyFile, err)
 		}
-		return c, nil
-	}
-	files := slices.Clone(p.KnownHosts)
-	if p.StoreKnownHost != "" && !slices.Contains(files, p.StoreKnownHost) {
-		files = append(files, p.StoreKnownHost)
-	}
-	if err := c.read(files); err != nil {
-		return nil, fmt.Errorf("%w: known hosts: %w", profiles.ErrSetup, err)
+	default:
+		if err := c.read(); err != nil {
+			return nil, fmt.Errorf("%w: known hosts: %w", profiles.ErrSetup, err)
+		}
 	}
 	return c, nil
+}
+
+// read loads the stores. Where new keys go is looked at too, so that nothing is new
+// twice.
+func (c *Checker) read() error {
+	places := slices.Clone(c.profile.KnownHosts)
+	if own := c.profile.StoreKnownHost; own != "" && !slices.Contains(places, own) {
+		places = append(places, own)
+	}
+	var adjacent []string
+	flush := func() error {
+		if len(adjacent) == 0 {
+			return nil
+		}
+		known, err := readFiles(adjacent, c.log)
+		if err == nil {
+			c.stores = append(c.stores, store{files: known})
+		}
+		adjacent = nil
+		return err
+	}
+	for _, place := range places {
+		if !isDirectory(place) {
+			adjacent = append(adjacent, place)
+			continue
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		dir, err := readDirectory(place, c.host, c.port)
+		if err != nil {
+			return err
+		}
+		if n := dir.unreadable(); n > 0 {
+			c.log.Warn("host keys in Tectia's hashed form cannot be read", "directory", place, "files", n,
+				"hint", "store the keys in the plain format")
+		}
+		c.stores = append(c.stores, store{dir: dir})
+	}
+	return flush()
+}
+
+// isDirectory tells the places apart that Profile.KnownHosts has.
+func isDirectory(place string) bool {
+	if strings.HasSuffix(place, "/") {
+		return true
+	}
+	st, err := os.Stat(place)
+	return err == nil && st.IsDir()
 }
 
 // Algorithms returns the host key algorithms to offer, of those in supported: first
 // those of the keys that are known for the server, as OpenSSH does, so that a server
 // with several keys shows the one we know. Certificates are offered only where a
-// certification authority is known for the server.
+// certification authority is known for the server. The list is empty where nothing that
+// a server could show would do.
 func (c *Checker) Algorithms(supported []string) []string {
 	var known []string
 	authority := false
 	if c.pinned != nil {
 		known = algorithmsOf(c.pinned.Type())
-	} else {
-		for _, k := range c.db.HostKeys(c.name) {
-			if k.Cert {
-				authority = true
-				continue
-			}
-			known = append(known, algorithmsOf(k.Type())...)
+	}
+	for _, s := range c.stores {
+		plain, certified := s.types(c.name)
+		authority = authority || certified || s.certifies(c.portless())
+		if len(known) == 0 { // the first store that knows the server decides
+			known = plain
 		}
 	}
 	var first, certified, rest []string
@@ -89,13 +150,54 @@ func (c *Checker) Algorithms(supported []string) []string {
 			rest = append(rest, a)
 		}
 	}
-	if c.pinned != nil {
+	switch {
+	case c.pinned != nil:
 		return first
-	}
-	if !authority {
+	case c.profile.ServerProof == profiles.CertificateProof && !authority:
+		return nil
+	case c.profile.ServerProof == profiles.CertificateProof:
+		return certified
+	case c.profile.ServerProof == profiles.KeyProof || !authority:
 		certified = nil
 	}
 	return slices.Concat(certified, first, rest)
+}
+
+// Unprovable says what is missing where Algorithms had nothing to offer.
+func (c *Checker) Unprovable() error {
+	if c.pinned == nil && c.profile.ServerProof == profiles.CertificateProof {
+		return fmt.Errorf("%w: the server has to show a certificate, and no authority is known for %s: add a line @cert-authority to a known_hosts file (X.509 certificates are not checked)",
+			profiles.ErrHostKey, c.name)
+	}
+	return fmt.Errorf("%w: no host key algorithm left that fits the key on file", profiles.ErrSetup)
+}
+
+// portless is the server's name at the standard port. For certificates OpenSSH looks at
+// what is on file for that too, where nothing else fits.
+func (c *Checker) portless() string { return net.JoinHostPort(c.host, "22") }
+
+func (s store) certifies(server string) bool {
+	_, authority := s.types(server)
+	return authority
+}
+
+// types are the signature algorithms of the keys that a store has of a server, and
+// whether it has an authority for it.
+func (s store) types(server string) (plain []string, authority bool) {
+	if s.dir != nil {
+		if s.dir.known != nil {
+			plain = algorithmsOf(s.dir.known.Type())
+		}
+		return plain, false
+	}
+	for _, k := range s.files.db.HostKeys(server) {
+		if k.Cert {
+			authority = true
+			continue
+		}
+		plain = append(plain, algorithmsOf(k.Type())...)
+	}
+	return plain, authority
 }
 
 // algorithmsOf returns the signature algorithms of a key type, RFC 8332 section 3.
@@ -106,79 +208,166 @@ func algorithmsOf(keyType string) []string {
 	return []string{keyType}
 }
 
+// known is a key that a store has of the server.
+type known struct {
+	key   ssh.PublicKey
+	place string
+	cure  string // how to take it away
+	own   string // the file that holds it, where we may put another in its place
+}
+
 // Check judges key. Its errors are ErrHostKey and carry the whole story: host, key
 // type, fingerprint, where another key is on file, and what to do. ask may be nil.
 func (c *Checker) Check(ctx context.Context, remote net.Addr, key ssh.PublicKey, ask profiles.Prompter) error {
 	if c.pinned != nil {
 		return c.checkPinned(key)
 	}
-	err := c.db.HostKeyCallback()(c.name, unnamed{remote}, key)
-	var unknown *xknownhosts.KeyError
-	var revoked *xknownhosts.RevokedError
-	switch {
-	case err == nil && c.isAuthority(key):
-		return fmt.Errorf("%w: %s shows the key of its certification authority as its own, %s", profiles.ErrHostKey, c.name, describe(key))
-	case err == nil:
-		return nil
-	case errors.As(err, &revoked):
-		c.tell(profiles.HostKeyRevoked, key, "refused", c.place(revoked.Revoked))
-		return fmt.Errorf("%w: the %s of %s is REVOKED at %s; do not connect to this server",
-			profiles.ErrHostKey, describe(key), c.name, c.place(revoked.Revoked))
-	case !errors.As(err, &unknown):
-		return fmt.Errorf("%w: %s of %s: %s", profiles.ErrHostKey, describe(key), c.name, err)
+	cert, certified := key.(*ssh.Certificate)
+	if certified && c.profile.ServerProof == profiles.KeyProof {
+		return fmt.Errorf("%w: %s has to show a key, it shows a %s", profiles.ErrHostKey, c.name, describe(key))
 	}
-	// The library lists the keys of authorities among the wanted ones; a plain key
-	// beside them is new, not changed.
-	want := slices.DeleteFunc(slices.Clone(unknown.Want), func(k xknownhosts.KnownKey) bool { return c.isAuthority(k.Key) })
-	if len(want) > 0 {
-		return c.changed(key, want)
+	if !certified && c.profile.ServerProof == profiles.CertificateProof {
+		return fmt.Errorf("%w: %s has to show a certificate, it shows %s", profiles.ErrHostKey, c.name, describe(key))
+	}
+	// What anybody has taken back counts wherever else the key may be on file.
+	verdicts := make([]error, len(c.stores))
+	for i, s := range c.stores {
+		if s.files == nil {
+			continue
+		}
+		verdicts[i] = s.files.db.HostKeyCallback()(c.name, unnamed{remote}, key)
+		var revoked *xknownhosts.RevokedError
+		if errors.As(verdicts[i], &revoked) {
+			c.tell(profiles.HostKeyRevoked, key, "refused", s.files.place(revoked.Revoked))
+			return fmt.Errorf("%w: the %s of %s is REVOKED at %s; do not connect to this server",
+				profiles.ErrHostKey, describe(key), c.name, s.files.place(revoked.Revoked))
+		}
+	}
+	if certified {
+		return c.checkCertificate(remote, cert, verdicts)
+	}
+	for i, s := range c.stores {
+		onFile, trusted, err := c.onFile(s, key, verdicts[i])
+		switch {
+		case err != nil || trusted:
+			return err
+		case len(onFile) > 0:
+			return c.changed(ctx, key, onFile, ask)
+		}
 	}
 	return c.unknown(ctx, remote, key, ask)
 }
 
-// isAuthority tells whether key is on file as a certification authority of the
-// server and not as a key of its own. The library does not tell them apart when it
-// compares plain keys.
-func (c *Checker) isAuthority(key ssh.PublicKey) bool {
-	authority := false
-	for _, k := range c.db.HostKeys(c.name) {
-		if bytes.Equal(k.Marshal(), key.Marshal()) {
-			if !k.Cert {
-				return false
-			}
-			authority = true
+// onFile tells what one store has on the server: this key, or others.
+func (c *Checker) onFile(s store, key ssh.PublicKey, verdict error) (other []known, trusted bool, err error) {
+	if s.dir != nil {
+		switch {
+		case s.dir.known == nil:
+			return nil, false, nil
+		case bytes.Equal(s.dir.known.Marshal(), key.Marshal()):
+			return nil, true, nil
+		}
+		k := known{key: s.dir.known, place: s.dir.file, cure: fmt.Sprintf("rm '%s'", s.dir.file)}
+		if filepath.Clean(s.dir.path) == filepath.Clean(c.profile.StoreKnownHost) {
+			k.own = s.dir.file
+		}
+		return []known{k}, false, nil
+	}
+	var unknown *xknownhosts.KeyError
+	switch {
+	case verdict == nil && s.files.isAuthority(c.name, key):
+		return nil, false, fmt.Errorf("%w: %s shows the key of its certification authority as its own, %s", profiles.ErrHostKey, c.name, describe(key))
+	case verdict == nil:
+		return nil, true, nil
+	case !errors.As(verdict, &unknown):
+		return nil, false, fmt.Errorf("%w: %s of %s: %s", profiles.ErrHostKey, describe(key), c.name, verdict)
+	}
+	for _, w := range unknown.Want {
+		// The library lists the keys of authorities among the wanted ones; a plain key
+		// beside them is new, not changed.
+		if !s.files.isAuthority(c.name, w.Key) {
+			other = append(other, known{key: w.Key, place: s.files.place(w),
+				cure: fmt.Sprintf("ssh-keygen -R '%s' -f '%s'", knownhosts.Normalize(c.name), s.files.file(w.Filename))})
 		}
 	}
-	return authority
+	return other, false, nil
+}
+
+// checkCertificate accepts a certificate that an authority of any store has signed for
+// this server. The library has checked its time and its names.
+func (c *Checker) checkCertificate(remote net.Addr, cert *ssh.Certificate, verdicts []error) error {
+	why := errors.New("no authority is known")
+	for i, s := range c.stores {
+		if s.files == nil {
+			continue
+		}
+		if verdicts[i] == nil || s.files.db.HostKeyCallback()(c.portless(), unnamed{remote}, cert) == nil {
+			return nil
+		}
+		if s.certifies(c.name) || s.certifies(c.portless()) {
+			why = verdicts[i]
+		}
+	}
+	return fmt.Errorf("%w: %s of %s: %s", profiles.ErrHostKey, describe(cert), c.name, why)
 }
 
 func (c *Checker) checkPinned(key ssh.PublicKey) error {
 	if bytes.Equal(key.Marshal(), c.pinned.Marshal()) {
 		return nil
 	}
-	c.tell(profiles.HostKeyChanged, key, "refused", c.profile.HostKeyFile)
-	return fmt.Errorf("%w: THE HOST KEY IS NOT THE ONE TRUSTED: %s shows %s, %s has %s; somebody may be in between, or the server has a new key: put it into that file only after checking its fingerprint with the server's owner",
-		profiles.ErrHostKey, c.name, describe(key), c.profile.HostKeyFile, describe(c.pinned))
+	from := c.profile.HostKeyFile
+	if c.profile.HostKeyText != "" {
+		from = "the profile"
+	}
+	c.tell(profiles.HostKeyChanged, key, "refused", from)
+	return fmt.Errorf("%w: THE HOST KEY IS NOT THE ONE TRUSTED: %s shows %s, %s has %s; somebody may be in between, or the server has a new key: put it into that place only after checking its fingerprint with the server's owner",
+		profiles.ErrHostKey, c.name, describe(key), from, describe(c.pinned))
 }
 
 // changed refuses a key that differs from what is on file. A key of another type
 // counts as changed too: we offer the types on file first, so an honest server that
-// still has the old key shows that one.
-func (c *Checker) changed(key ssh.PublicKey, want []xknownhosts.KnownKey) error {
-	onFile := make([]string, len(want))
-	for i, w := range want {
-		onFile[i] = fmt.Sprintf("%s at %s", describe(w.Key), c.place(w))
+// still has the old key shows that one. Under the policy ask a person may let it in
+// where we keep the key on file ourselves, by typing the new fingerprint.
+func (c *Checker) changed(ctx context.Context, key ssh.PublicKey, old []known, ask profiles.Prompter) error {
+	onFile := make([]string, len(old))
+	for i, k := range old {
+		onFile[i] = fmt.Sprintf("%s at %s", describe(k.key), k.place)
 	}
-	if c.profile.HostKeyPolicy == profiles.Advisory {
-		c.tell(profiles.HostKeyChanged, key, "accepted", c.place(want[0]))
+	story := fmt.Sprintf("THE HOST KEY HAS CHANGED: %s shows %s, on file is %s", c.name, describe(key), strings.Join(onFile, ", "))
+	switch {
+	case c.profile.HostKeyPolicy == profiles.Advisory:
+		c.tell(profiles.HostKeyChanged, key, "accepted", old[0].place)
 		c.log.Warn("HOST KEY HAS CHANGED, accepted as the policy is advisory",
 			"host", c.name, "shown", describe(key), "known", strings.Join(onFile, ", "))
 		return nil
+	case c.profile.HostKeyPolicy == profiles.Ask && ask != nil && old[0].own != "":
+		return c.askChanged(ctx, key, story, old[0], ask)
 	}
-	c.tell(profiles.HostKeyChanged, key, "refused", c.place(want[0]))
-	return fmt.Errorf("%w: THE HOST KEY HAS CHANGED: %s shows %s, on file is %s; somebody may be in between, or the server has a new key: check its fingerprint with the server's owner, and only then remove the old key with: ssh-keygen -R '%s' -f '%s'",
-		profiles.ErrHostKey, c.name, describe(key), strings.Join(onFile, ", "),
-		knownhosts.Normalize(c.name), c.file(want[0].Filename))
+	c.tell(profiles.HostKeyChanged, key, "refused", old[0].place)
+	return fmt.Errorf("%w: %s; somebody may be in between, or the server has a new key: check its fingerprint with the server's owner, and only then remove the old key with: %s",
+		profiles.ErrHostKey, story, old[0].cure)
+}
+
+func (c *Checker) askChanged(ctx context.Context, key ssh.PublicKey, story string, old known, ask profiles.Prompter) error {
+	answer, err := ask.Ask(ctx, profiles.Prompt{
+		YesNo: true,
+		Text: fmt.Sprintf("%s\nSomebody may be in between, or the server has a new key: check its fingerprint with the server's owner.\n"+
+			"To put it in place of the old one type the new fingerprint; anything else refuses: ", story),
+	})
+	if err != nil {
+		c.tell(profiles.HostKeyChanged, key, "refused", old.place)
+		return fmt.Errorf("%w: %s, and nobody answered: %w", profiles.ErrHostKey, story, err)
+	}
+	if strings.TrimSpace(answer) != ssh.FingerprintSHA256(key) {
+		c.tell(profiles.HostKeyChanged, key, "refused", old.place)
+		return fmt.Errorf("%w: %s, and it was not accepted", profiles.ErrHostKey, story)
+	}
+	c.tell(profiles.HostKeyChanged, key, "accepted", old.place)
+	c.log.Warn("CHANGED HOST KEY accepted by a person", "host", c.name, "shown", describe(key), "before", describe(old.key))
+	if err := storeIn(c.profile.StoreKnownHost, c.host, c.port, key, c.profile.PlainKeyNames, old.own); err != nil {
+		c.log.Warn("accepted host key could not be stored, it will be asked for again", "host", c.name, "error", err)
+	}
+	return nil
 }
 
 // unknown treats a key of a server that nothing is on file of.
@@ -189,9 +378,10 @@ func (c *Checker) unknown(ctx context.Context, remote net.Addr, key ssh.PublicKe
 		switch {
 		case err == nil:
 			c.tell(profiles.HostKeyNew, key, "stored", c.profile.StoreKnownHost)
-			c.log.Info("new host key accepted and stored", "host", c.name, "key", describe(key), "file", c.profile.StoreKnownHost)
+			c.log.Info("new host key accepted and stored", "host", c.name, "key", describe(key), "place", c.profile.StoreKnownHost)
 			return nil
-		case c.profile.HostKeyPolicy == profiles.Advisory:
+		case c.profile.HostKeyPolicy == profiles.Advisory, errors.Is(err, errOccupied):
+			// The second is ssh-broker-config(5)'s: the connection goes on.
 			c.tell(profiles.HostKeyNew, key, "accepted", "")
 			c.log.Warn("new host key accepted but not stored", "host", c.name, "key", describe(key), "error", err)
 			return nil
@@ -211,18 +401,21 @@ func (c *Checker) unknown(ctx context.Context, remote net.Addr, key ssh.PublicKe
 // cure says how to make the server known.
 func (c *Checker) cure() string {
 	file := c.profile.StoreKnownHost
-	if file == "" && len(c.profile.KnownHosts) > 0 {
-		file = c.profile.KnownHosts[0]
+	if i := slices.IndexFunc(c.profile.KnownHosts, func(place string) bool { return !isDirectory(place) }); i >= 0 && (file == "" || isDirectory(file)) {
+		file = c.profile.KnownHosts[i]
 	}
-	if file == "" {
+	port, keep := "", fmt.Sprintf(">> '%s'", file)
+	switch {
+	case file == "":
 		return " and the profile names no file of known hosts"
+	case isDirectory(file):
+		keep = fmt.Sprintf("| cut -d' ' -f2- > '%s'", filepath.Join(file, plainName(c.host, c.port)))
+		port = "-t ed25519 " // a file has one key
 	}
-	port := ""
 	if c.profile.Port != 22 {
-		port = fmt.Sprintf("-p %d ", c.profile.Port)
+		port += fmt.Sprintf("-p %d ", c.profile.Port)
 	}
-	cure := fmt.Sprintf(" in %s; check the fingerprint with the server's owner, then store it with: ssh-keyscan %s'%s' >> '%s'",
-		file, port, c.profile.Host, file)
+	cure := fmt.Sprintf(" in %s; check the fingerprint with the server's owner, then store it with: ssh-keyscan %s'%s' %s", file, port, c.profile.Host, keep)
 	if c.profile.HostKeyAlias != "" {
 		cure += fmt.Sprintf(" (and put the alias %s in place of the host name there)", c.profile.HostKeyAlias)
 	}
@@ -271,18 +464,10 @@ func (c *Checker) store(key ssh.PublicKey) error {
 	if c.profile.StoreKnownHost == "" {
 		return errors.New("the profile names no file to store it in")
 	}
-	return Append(c.profile.StoreKnownHost, knownhosts.Line([]string{c.name}, key))
-}
-
-func (c *Checker) place(k xknownhosts.KnownKey) string {
-	return fmt.Sprintf("%s:%d", c.file(k.Filename), k.Line)
-}
-
-func (c *Checker) file(read string) string {
-	if name, ok := c.names[read]; ok {
-		return name
+	if isDirectory(c.profile.StoreKnownHost) {
+		return storeIn(c.profile.StoreKnownHost, c.host, c.port, key, c.profile.PlainKeyNames, "")
 	}
-	return read
+	return Append(c.profile.StoreKnownHost, knownhosts.Line([]string{c.name}, key))
 }
 
 // describe names a key as people compare it.

@@ -277,30 +277,7 @@ func startAgent(t *testing.T, keys ...tuntest.KeyPair) string {
 			t.Fatal(err)
 		}
 	}
-	dir, err := os.MkdirTemp("", "agent") // a socket's path may not be long
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tasks sync.WaitGroup
-	tasks.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			tasks.Go(func() {
-				defer c.Close()
-				agent.ServeAgent(ring, c)
-			})
-		}
-	})
-	t.Cleanup(func() { l.Close(); tasks.Wait(); os.RemoveAll(dir) })
-	return path
+	return serveAgent(t, ring)
 }
 
 func TestHostKeyRefused(t *testing.T) {
@@ -361,7 +338,7 @@ func TestConnectFailures(t *testing.T) {
 		{"ends", func(p *profiles.Profile) { p.Port = ends }, profiles.ErrConnect, ""},
 		{"no common cipher", func(p *profiles.Profile) { p.Ciphers = []string{"aes128-cbc"} }, profiles.ErrSetup, "cipher"},
 		{"no known cipher", func(p *profiles.Profile) { p.Ciphers = []string{"rot13"} }, profiles.ErrSetup, "rot13"},
-		{"no user", func(p *profiles.Profile) { p.User = "" }, profiles.ErrSetup, "no user"},
+		{"no user", func(p *profiles.Profile) { p.User = "" }, profiles.ErrAuth, "nobody is there to ask"},
 		{"no host", func(p *profiles.Profile) { p.Host = "" }, profiles.ErrSetup, "no host"},
 		{"hostile host", func(p *profiles.Profile) { p.Host = "-oProxyCommand=x" }, profiles.ErrSetup, "hyphen"},
 		{"hostile host", func(p *profiles.Profile) { p.Host = "a b" }, profiles.ErrSetup, "character"},

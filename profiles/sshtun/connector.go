@@ -30,11 +30,15 @@ type Connector struct {
 	// Dial reaches servers that have no gateway; nil uses a plain net.Dialer. What it
 	// returns belongs to the transport.
 	Dial profiles.DialFunc
+	// Keys remembers passphrases and has the keys that people added; nil remembers
+	// nothing.
+	Keys *creds.Keyring
 	// Version is told to the server after "SSH-2.0-", RFC 4253 section 4.2; it has no
 	// space or hyphen. Empty: "sshbroker".
 	Version string
 
 	sessions atomic.Uint64 // numbers of connections
+	logins   logins
 }
 
 var _ profiles.Connector = (*Connector)(nil)
@@ -42,6 +46,21 @@ var _ profiles.Connector = (*Connector)(nil)
 // Connect reaches p's server, checks its host key and authenticates. Its errors are
 // ErrConnect, ErrHostKey, ErrAuth and ErrSetup.
 func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, ask profiles.Prompter) (profiles.Transport, error) {
+	if p.User != "" {
+		return c.connect(ctx, p, via, ask)
+	}
+	named, err := c.logins.ask(ctx, p, ask)
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.connect(ctx, named, via, ask)
+	if err == nil {
+		c.logins.keep(p.Key(), named.User)
+	}
+	return t, err
+}
+
+func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, ask profiles.Prompter) (profiles.Transport, error) {
 	if err := errors.Join(profiles.CheckHost(p.Host), profiles.CheckUser(p.User)); err != nil {
 		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
 	}
@@ -59,7 +78,7 @@ func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profil
 	session := c.sessions.Add(1)
 	trust.Observe = c.numbered(session)
 	if algos.hostKeys = trust.Algorithms(algos.hostKeys); len(algos.hostKeys) == 0 {
-		return nil, fmt.Errorf("%w: no host key algorithm left that fits the key on file", profiles.ErrSetup)
+		return nil, trust.Unprovable()
 	}
 	ctx, patience := newPatience(ctx, p.ConnectTimeout)
 	defer patience.end()
@@ -152,7 +171,7 @@ type handshake struct {
 }
 
 func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transport, error) {
-	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Log)
+	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Keys)
 	defer proof.Close()
 	proof.Observe = h.observe
 	version := h.connector.Version
@@ -170,7 +189,11 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 		ClientVersion:     "SSH-2.0-" + version,
 		HostKeyAlgorithms: algos.hostKeys,
 		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
-			return h.judge(ctx, remote, key)
+			err := h.judge(ctx, remote, key)
+			if err == nil {
+				proof.Server(key)
+			}
+			return err
 		},
 		BannerCallback: func(text string) error {
 			h.connector.Log.Info("banner of the server", "profile", h.profile.Label(), "text", profiles.RemoteText(text, 2000, true))

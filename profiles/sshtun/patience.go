@@ -67,6 +67,12 @@ type patientPrompter struct {
 	patience *patience
 }
 
+// Pause stops the clock for as long as somebody else is asked what is needed here too.
+func (p patientPrompter) Pause() (resume func()) {
+	p.patience.pause()
+	return p.patience.resume
+}
+
 func (p patientPrompter) Ask(ctx context.Context, q profiles.Prompt) (string, error) {
 	p.patience.pause()
 	defer p.patience.resume()

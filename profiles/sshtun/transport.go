@@ -115,6 +115,7 @@ func (t *Transport) Describe() profiles.Description {
 	d := profiles.Description{
 		Local:         t.wire.LocalAddr().String(),
 		Remote:        t.wire.RemoteAddr().String(),
+		User:          t.conn.User(),
 		ServerVersion: profiles.RemoteText(string(t.conn.ServerVersion()), 200, false),
 		HostKey:       t.hostKey,
 		Sent:          t.wire.sent.Load(),

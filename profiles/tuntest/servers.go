@@ -47,6 +47,54 @@ func (p *Peer) Kill() { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) }
 // the first value counts there.
 func StartOpenSSH(t testing.TB, lines ...string) *Peer {
 	t.Helper()
+	return startOpenSSH(t, "", lines)
+}
+
+// Password is root's at the servers that StartOpenSSHWithPassword and
+// StartDropbearWithPassword start; passwordHash is it in the form of crypt(5).
+const (
+	Password     = "open sesame"
+	passwordHash = "$6$tuntest$cOM0Jvl6UaMitwTm0HtxIGREuyav5iPnSd9aQDmnhwNEOKWfxQRc4ZEII4yxa0bdtYeJixddML7Ck4e8b7IJ20"
+)
+
+// StartOpenSSHWithPassword is StartOpenSSH where root has Password, which the server
+// asks for by the methods that lines turn on, in a mount namespace where /etc/shadow
+// says so. It needs root.
+func StartOpenSSHWithPassword(t testing.TB, lines ...string) *Peer {
+	t.Helper()
+	return startOpenSSH(t, shadowWithPassword(t), lines)
+}
+
+// StartDropbearWithPassword is StartDropbear where root has Password. It needs root.
+func StartDropbearWithPassword(t testing.TB) *Peer {
+	t.Helper()
+	return startDropbear(t, shadowWithPassword(t), nil, nil)
+}
+
+// shadowWithPassword writes a shadow(5) where root has Password.
+func shadowWithPassword(t testing.TB) string {
+	t.Helper()
+	Need(t, os.Geteuid() == 0, "needs root, to give root a password")
+	text, err := os.ReadFile("/etc/shadow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{"root:" + passwordHash + ":20000:0:99999:7:::"}
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "root:") {
+			lines = append(lines, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	file := filepath.Join(t.TempDir(), "shadow")
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// startOpenSSH is StartOpenSSH with a file in place of /etc/shadow, "" for the host's.
+func startOpenSSH(t testing.TB, shadow string, lines []string) *Peer {
+	t.Helper()
 	const sshd = "/usr/sbin/sshd"
 	_, err := os.Stat(sshd)
 	Need(t, err == nil, "needs %s (Debian package openssh-server)", sshd)
@@ -70,10 +118,10 @@ func StartOpenSSH(t testing.TB, lines ...string) *Peer {
 	)
 	p.write(t, "sshd_config", strings.Join(config, "\n")+"\n")
 	args := []string{sshd, "-D", "-e", "-f", p.file("sshd_config")}
-	if _, err := os.Stat("/run/sshd"); os.Geteuid() == 0 && err != nil {
+	if _, err := os.Stat("/run/sshd"); os.Geteuid() == 0 && (err != nil || shadow != "") {
 		// Privilege separation wants its directory; give it one that only it sees.
-		args = append([]string{"unshare", "--mount", "/bin/sh", "-c",
-			`mount -t tmpfs -o mode=755 tmpfs /run && mkdir -m 755 /run/sshd && exec "$@"`, "sh"}, args...)
+		args = append([]string{"unshare", "--mount", "/bin/sh", "-c", bindShadow +
+			`mount -t tmpfs -o mode=755 tmpfs /run && mkdir -m 755 /run/sshd && exec "$@"`, "sh", shadow}, args...)
 	}
 	p.start(t, address, args)
 	return p
@@ -82,6 +130,22 @@ func StartOpenSSH(t testing.TB, lines ...string) *Peer {
 // StartDropbear starts the system's Dropbear on loopback, in a mount namespace where
 // the home directory holds the key of the test, as it has no option for that.
 func StartDropbear(t testing.TB, options ...string) *Peer {
+	t.Helper()
+	return StartDropbearWith(t, nil, options...)
+}
+
+// StartDropbearWith is StartDropbear with further keys that may log in, lines of
+// authorized_keys.
+func StartDropbearWith(t testing.TB, authorized []string, options ...string) *Peer {
+	t.Helper()
+	return startDropbear(t, "", authorized, append([]string{"-s"}, options...))
+}
+
+// bindShadow begins a script in a mount namespace whose first argument is a file in
+// place of /etc/shadow, or empty.
+const bindShadow = `shadow=$1 && shift && { [ -z "$shadow" ] || mount --bind "$shadow" /etc/shadow; } && `
+
+func startDropbear(t testing.TB, shadow string, authorized, options []string) *Peer {
 	t.Helper()
 	dropbear, err := exec.LookPath("dropbear")
 	if err != nil {
@@ -93,6 +157,9 @@ func StartDropbear(t testing.TB, options ...string) *Peer {
 	Need(t, err == nil, "needs dropbearconvert (Debian package dropbear-bin)")
 	p := newPeer(t)
 	address := p.writeKeys(t, "root")
+	if len(authorized) > 0 {
+		p.write(t, "authorized_keys", strings.Join(authorized, ""))
+	}
 	out, err := exec.Command(convert, "openssh", "dropbear", p.file("host_key"), p.file("dropbear_key")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("dropbearconvert: %v\n%s", err, out)
@@ -105,10 +172,10 @@ func StartDropbear(t testing.TB, options ...string) *Peer {
 	out, err = exec.Command(space[0], append(space[1:], "mount", "-t", "tmpfs", "tmpfs", home)...).CombinedOutput()
 	Need(t, err == nil, "needs a mount namespace: %s", bytes.TrimSpace(out))
 	p.Profile.User = "root"
-	args := append(space, "/bin/sh", "-c",
+	args := append(space, "/bin/sh", "-c", bindShadow+
 		`mount -t tmpfs -o mode=700 tmpfs `+home+` && mkdir -m 700 `+home+`/.ssh && cp "$1" `+home+`/.ssh/authorized_keys &&
-		chmod 600 `+home+`/.ssh/authorized_keys && shift && exec "$@"`, "sh", p.file("authorized_keys"),
-		dropbear, "-F", "-E", "-s", "-m", "-p", address, "-r", p.file("dropbear_key"), "-P", p.file("pid"))
+		chmod 600 `+home+`/.ssh/authorized_keys && shift && exec "$@"`, "sh", shadow, p.file("authorized_keys"),
+		dropbear, "-F", "-E", "-m", "-p", address, "-r", p.file("dropbear_key"), "-P", p.file("pid"))
 	p.start(t, address, append(args, options...))
 	return p
 }

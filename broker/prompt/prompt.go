@@ -1,4 +1,4 @@
-package main
+package prompt
 
 import (
 	"bufio"
@@ -16,9 +16,9 @@ import (
 	"sshbroker/broker/control"
 )
 
-// person is whoever sits at the terminal, or the program that SSH_ASKPASS names where
-// there is no terminal. They are asked only before the command starts.
-type person struct {
+// Person is whoever sits at the terminal, or the program that SSH_ASKPASS names where
+// there is no terminal. A nil Person answers nothing. Safe for concurrent use.
+type Person struct {
 	ctx context.Context // its end takes a question back
 
 	mu      sync.Mutex
@@ -26,18 +26,19 @@ type person struct {
 	current sync.WaitGroup
 }
 
-func newPerson(ctx context.Context) *person { return &person{ctx: ctx} }
+// NewPerson returns the person of this process. The end of ctx takes questions back.
+func NewPerson(ctx context.Context) *Person { return &Person{ctx: ctx} }
 
-// leave has nobody asked any more. It returns when the terminal is as it was.
-func (p *person) leave() {
+// Leave has nobody asked any more. It returns when the terminal is as it was.
+func (p *Person) Leave() {
 	p.mu.Lock()
 	p.left = true
 	p.mu.Unlock()
 	p.current.Wait()
 }
 
-// ask is a control.Prompter.
-func (p *person) ask(q control.Prompt) (string, error) {
+// Ask is a control.Prompter.
+func (p *Person) Ask(q control.Prompt) (string, error) {
 	if p == nil {
 		return "", control.ErrNoPrompt
 	}
@@ -56,7 +57,7 @@ func (p *person) ask(q control.Prompt) (string, error) {
 		if err == nil {
 			tty.Close()
 		}
-		return askProgram(p.ctx, program, q)
+		return Program(p.ctx, program, q)
 	}
 	if err != nil {
 		return "", control.ErrNoPrompt
@@ -131,9 +132,9 @@ func hideTyping(tty *os.File) (restore func(), err error) {
 	}, nil
 }
 
-// askProgram runs an askpass program as ssh(1) does: the question is its argument,
+// Program runs an askpass program as ssh(1) does: the question is its argument,
 // the answer its output, and its failure a refusal.
-func askProgram(ctx context.Context, program string, q control.Prompt) (string, error) {
+func Program(ctx context.Context, program string, q control.Prompt) (string, error) {
 	cmd := exec.CommandContext(ctx, program, q.Text)
 	cmd.Env = os.Environ()
 	if q.YesNo {
