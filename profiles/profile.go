@@ -23,6 +23,15 @@ const (
 	KeyboardInteractive
 )
 
+// AddressFamily restricts the addresses that a server or a proxy is reached at.
+type AddressFamily uint8
+
+const (
+	AnyFamily AddressFamily = iota
+	OnlyIPv4
+	OnlyIPv6
+)
+
 // Profile is one way out, complete: factory defaults and default-settings are
 // already merged in. It is immutable once built; copy it to change it.
 type Profile struct {
@@ -34,6 +43,14 @@ type Profile struct {
 	User string
 
 	Gateway *Profile // the transport is opened through this one; nil: straight
+
+	// Proxy is a ruleset of package proxy, for servers without a gateway. HTTPSProxy and
+	// NoProxy are the environment's variables; they count where Proxy is "". All three
+	// may hold passwords.
+	Proxy               string
+	HTTPSProxy, NoProxy string
+
+	AddressFamily AddressFamily // of the connections that this host opens
 
 	AuthMethods  []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
 	Identities   []string     // private key files, tried in order; they restrict the keys of the agent too

@@ -39,11 +39,11 @@ var layers = []struct {
 	{"broker/relay", nil},
 	{"broker/audit", nil},
 	{"broker/control", []string{"broker/audit"}},
-	{"broker/config", []string{"filter/...", "profiles", "broker/config/..."}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/proxy", "broker/config/..."}},
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/proxy", "profiles/sshconf", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

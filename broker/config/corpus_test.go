@@ -111,6 +111,7 @@ func with(change func(*profiles.Profile)) *profiles.Profile {
 }
 
 func TestCorpus(t *testing.T) {
+	const mailProxy = "direct:///10.0.0.0/8,localhost; socks4://socks.example.com:1080/"
 	rockHosts := []string{"/home/ann/.ssh/known_hosts"}
 	gw := with(func(p *profiles.Profile) {
 		p.ID, p.Name, p.Host, p.User, p.KnownHosts = "gw", "gateway", "gw.example.com", "tunnel", rockHosts
@@ -138,9 +139,10 @@ func TestCorpus(t *testing.T) {
 				p.ID, p.Name, p.Host, p.User = "paper", "paper", "host1234", "mailuser"
 				p.AuthMethods = []profiles.AuthMethod{profiles.PublicKey, profiles.KeyboardInteractive, profiles.Password}
 				p.HostKeyPolicy = profiles.Strict
+				p.Proxy = mailProxy
 			})},
+			defaults: with(func(p *profiles.Profile) { p.Proxy = mailProxy }),
 			pool4:    "198.18.0.0/15",
-			warnings: []string{"5:5: warning: proxy: not built yet: read, but without effect"},
 		},
 		{
 			file:     "empty.xml",
@@ -305,6 +307,7 @@ func TestProfileOverDefaults(t *testing.T) {
  <proxy ruleset="socks5://p0/"/>
  <idle-timeout time="0"/><tcp-connect-timeout time="0"/><keepalive-interval time="1"/>
  <server-authentication-methods><auth-server-publickey policy="advisory"/></server-authentication-methods>
+ <address-family type="INET6"/>
 </default-settings>
 <profiles>
  <profile id="same" host="h"/>
@@ -330,6 +333,7 @@ func TestProfileOverDefaults(t *testing.T) {
 		p.AuthMethods, p.PasswordFile = []profiles.AuthMethod{profiles.Password}, "/home/ann/.ssh2/pw"
 		p.IdleTimeout, p.ConnectTimeout, p.KeepaliveInterval = 0, 0, time.Second
 		p.HostKeyPolicy = profiles.Advisory
+		p.Proxy, p.AddressFamily = "socks5://p0/", profiles.OnlyIPv6
 	})
 	equal(t, "defaults", c.Defaults, defaults)
 
@@ -346,14 +350,16 @@ func TestProfileOverDefaults(t *testing.T) {
 	other.HostKeyFile = "/home/ann/hk.pub"
 	other.Identities = []string{"/home/ann/.ssh2/keys/id", "/k/id2"}
 	other.IdleTimeout, other.ConnectTimeout, other.KeepaliveInterval = 7*time.Second, 8*time.Second, 9*time.Second
-	other.HostKeyPolicy = profiles.Strict
+	other.HostKeyPolicy, other.AddressFamily = profiles.Strict, profiles.OnlyIPv6
 	equal(t, "other", c.Profiles["other"], &other)
 
 	through := c.Profiles["through"]
 	if through.Gateway != c.Profiles["same"] || through.User != "defuser" {
 		t.Errorf("through: gateway %+v, user %q", through.Gateway, through.User)
 	}
-	equal(t, "proxies", c.Proxies, map[string]string{"": "socks5://p0/", "same": "socks5://p0/", "other": ""})
+	if through.Proxy != "" {
+		t.Errorf("through: proxy %q beside a gateway", through.Proxy)
+	}
 }
 
 // No secret is in what is printed about a file.

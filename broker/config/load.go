@@ -49,8 +49,6 @@ type Config struct {
 	// Defaults. Where there is none, Profile.User is the name of Env's user.
 	Logins map[string]string
 
-	Proxies map[string]string // rulesets that hold, by profile id, "" for Defaults; checked, not acted on yet
-
 	Files    []string          // the files that were read, in their order
 	Digest   [sha256.Size]byte // of their names and content: equal where nothing has changed
 	Warnings Problems
@@ -72,6 +70,9 @@ func Load(o Options) (*Config, error) {
 		global = nil
 	}
 	m := merge(o.Env, o.userDir(global), global, user)
+	if o.System { // the environment of a service is nobody's choice of a proxy
+		m.defaults.HTTPSProxy, m.defaults.NoProxy = "", ""
+	}
 	var problems Problems
 	for _, f := range m.files {
 		problems = append(problems, f.Sorted()...)

@@ -284,3 +284,39 @@ func TestDeprecatedPolicy(t *testing.T) {
 		}
 	}
 }
+
+// The environment's proxy counts where no ruleset is given, and never for a system broker.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.xml")
+	write := func(settings string) {
+		text := `<secsh-broker>` + settings + `<profiles><profile id="a" host="h"/><profile id="b" host="h"><proxy ruleset=""/></profile>
+			<profile id="c" host="h"><proxy ruleset="socks5://p/"/></profile><profile id="g" host="h" gateway-profile="a"/></profiles></secsh-broker>`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{File: file, Env: Env{Home: dir, User: "ann", Environ: []string{"HTTPS_PROXY=", "https_proxy=http://e:1", "NO_PROXY=n"}}}
+	is := func(want string) {
+		t.Helper()
+		c, err := Load(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := c.Defaults.Proxy + "," + c.Defaults.HTTPSProxy
+		for _, id := range []string{"a", "b", "c", "g"} {
+			p := c.Profiles[id]
+			got += " " + id + ":" + p.Proxy + "," + p.HTTPSProxy + "," + p.NoProxy
+		}
+		if got != want {
+			t.Errorf("\n got %s\nwant %s", got, want)
+		}
+	}
+	write("")
+	is(",http://e:1 a:,http://e:1,n b:,, c:socks5://p/,, g:,,")
+	o.System = true
+	is(", a:,, b:,, c:socks5://p/,, g:,,")
+	o.System = false
+	write(`<default-settings><proxy ruleset="socks://d/"/></default-settings>`)
+	is("socks://d/, a:socks://d/,, b:,, c:socks5://p/,, g:,,")
+}

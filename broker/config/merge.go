@@ -130,6 +130,7 @@ func factory(env Env, userDir string) profiles.Profile {
 		KeepaliveMisses: 3,
 	}
 	p.Agent, _ = env.Lookup("SSH_AUTH_SOCK")
+	p.HTTPSProxy, p.NoProxy = env.either("HTTPS_PROXY", "https_proxy"), env.either("NO_PROXY", "no_proxy")
 	if env.Home != "" {
 		ssh := filepath.Join(env.Home, ".ssh")
 		p.KnownHosts = append([]string{filepath.Join(ssh, "known_hosts")}, p.KnownHosts...)
@@ -173,7 +174,6 @@ func (m *merged) config() (*Config, error) {
 		Pool4:    defaultPool4(),
 		Host:     Host{UserBrokers: true},
 		Logins:   make(map[string]string),
-		Proxies:  make(map[string]string),
 	}
 	sum := sha256.New()
 	for _, f := range m.files {
@@ -182,22 +182,12 @@ func (m *merged) config() (*Config, error) {
 		if f.defaults.user != "" {
 			c.Logins[""] = f.defaults.user
 		}
-		if f.defaults.proxy != nil {
-			c.Proxies[""] = *f.defaults.proxy
-		}
 	}
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
 		if login := cmp.Or(m.profiles[id].user, c.Logins[""]); login != "" {
 			c.Logins[id] = login
-		}
-		switch p := m.profiles[id]; {
-		case p.gateway != "":
-		case p.proxy != nil:
-			c.Proxies[id] = *p.proxy
-		case c.Proxies[""] != "":
-			c.Proxies[id] = c.Proxies[""]
 		}
 	}
 	if m.engine != nil {
@@ -230,6 +220,7 @@ func (m *merged) build(id string) *profiles.Profile {
 	mp.apply(&p)
 	if mp.gateway != "" {
 		p.Gateway = m.build(mp.gateway)
+		p.Proxy, p.HTTPSProxy, p.NoProxy = "", "", "" // the gateway's own count
 	}
 	mp.built = &p
 	return mp.built

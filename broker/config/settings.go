@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"sshbroker/broker/config/schema"
 	"sshbroker/profiles"
+	"sshbroker/profiles/proxy"
 )
 
 // settings are what default-settings and profiles have in common. A nil or empty
@@ -28,6 +30,7 @@ type settings struct {
 	keepalive    *time.Duration
 	policy       *profiles.HostKeyPolicy
 	hostKeyFile  string
+	family       *profiles.AddressFamily
 }
 
 // password is one of three ways to give a password. Its text is never logged.
@@ -69,6 +72,8 @@ func (r *reader) settings(n *schema.Node) settings {
 			s.password = r.password(c)
 		case "hostkey":
 			s.hostKeyFile = r.hostKey(c)
+		case "address-family":
+			s.family = addressFamily(c.Str("type"))
 		}
 	}
 	return s
@@ -221,12 +226,10 @@ func (r *reader) proxy(n *schema.Node) *string {
 	if !ok {
 		return nil
 	}
-	if err := checkRuleset(ruleset); err != nil {
-		r.Fail(n.Inside("ruleset", err.offset), n.Name, `for example "direct:///10.0.0.0/8; socks5://proxy.example.com:1080/"`, "ruleset: %s", err.msg)
+	_, err := proxy.Parse(ruleset)
+	if bad, ok := errors.AsType[*proxy.SyntaxError](err); ok {
+		r.Fail(n.Inside("ruleset", bad.Offset), n.Name, `for example "direct:///10.0.0.0/8; socks5://proxy.example.com:1080/"`, "ruleset: %s", bad.Msg)
 		return nil
-	}
-	if strings.Trim(ruleset, "; ") != "" {
-		r.Remark(schema.NotBuilt, n.Pos, n.Name, "")
 	}
 	return &ruleset
 }
@@ -285,6 +288,20 @@ func hostKeyPolicy(name string) *profiles.HostKeyPolicy {
 	return &p
 }
 
+func addressFamily(name string) *profiles.AddressFamily {
+	var f profiles.AddressFamily
+	switch name {
+	case "any":
+	case "inet":
+		f = profiles.OnlyIPv4
+	case "inet6":
+		f = profiles.OnlyIPv6
+	default:
+		return nil
+	}
+	return &f
+}
+
 // hostKey returns the file with the one trusted key.
 func (r *reader) hostKey(n *schema.Node) string {
 	file, given := n.Get("file")
@@ -321,10 +338,14 @@ func (s *settings) apply(p *profiles.Profile) {
 			p.RekeyBytes = math.MaxInt64 // 0 turns rekeying off here, and means the library's choice there
 		}
 	}
+	if s.proxy != nil { // also one that says that there is none
+		p.Proxy, p.HTTPSProxy, p.NoProxy = *s.proxy, "", ""
+	}
 	set(&p.IdleTimeout, s.idle)
 	set(&p.ConnectTimeout, s.connect)
 	set(&p.KeepaliveInterval, s.keepalive)
 	set(&p.HostKeyPolicy, s.policy)
+	set(&p.AddressFamily, s.family)
 	if s.hostKeyFile != "" {
 		p.HostKeyFile = s.hostKeyFile
 	}

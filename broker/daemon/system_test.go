@@ -432,8 +432,9 @@ func TestAddresses(t *testing.T) {
 	})
 	p := &broker.Policy{Profiles: map[string]*profiles.Profile{
 		"inner": {Host: "inner", Port: 1, Gateway: &profiles.Profile{Host: "outer", Port: 2}},
-		"any":   {Host: "*", Port: 3}, "none": {Port: 4}, "b": {Host: "b", Port: 5}, "c": {Host: "b", Port: 5}}}
-	if got := servers(p); !slices.Equal(got, []server{{"b", 5}, {"outer", 2}}) {
+		"any":   {Host: "*", Port: 3}, "none": {Port: 4}, "b": {Host: "b", Port: 5}, "c": {Host: "b", Port: 5, Proxy: "direct:///x;socks5://p:6/;http-connect://q/y"}},
+		Defaults: &profiles.Profile{Proxy: "socks://r/"}}
+	if got := servers(p); !slices.Equal(got, []server{{"b", 5}, {"outer", 2}, {"p", 6}, {"q", 80}, {"r", 1080}}) {
 		t.Errorf("servers %v", got)
 	}
 }

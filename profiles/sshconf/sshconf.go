@@ -20,7 +20,7 @@ type Options struct {
 	Home   string // required
 	User   string // login name; required
 	UID    int
-	Getenv func(string) string // for SSH_AUTH_SOCK; nil: nothing is set
+	Getenv func(string) string // for SSH_AUTH_SOCK and the proxies; nil: nothing is set
 
 	// Files are read in their order, the first value of a keyword counts. nil:
 	// ~/.ssh/config and /etc/ssh/ssh_config.
@@ -355,6 +355,9 @@ func (l *loader) way(p *profiles.Profile, v values, jumps []string) error {
 	case command != "" && !strings.EqualFold(command, "none"):
 		return fmt.Errorf("ProxyCommand of %s is not supported: use ProxyJump, or name a server that can be reached straight", jumps[len(jumps)-1])
 	default:
+		if jump == "" && command == "" { // "none" is a choice
+			p.HTTPSProxy, p.NoProxy = l.either("HTTPS_PROXY", "https_proxy"), l.either("NO_PROXY", "no_proxy")
+		}
 		return nil
 	}
 	// The last one of the list is the nearest to the destination.
@@ -385,6 +388,14 @@ func (l *loader) expand(path string, p *profiles.Profile, alias string) string {
 	}
 	return strings.NewReplacer("%%", "%", "%d", l.Home, "%h", p.Host, "%n", alias, "%p", strconv.Itoa(int(p.Port)),
 		"%r", p.User, "%u", l.User, "%i", strconv.Itoa(l.UID)).Replace(path)
+}
+
+// either is the first of two variables that is set to something.
+func (l *loader) either(name, other string) string {
+	if v := l.Getenv(name); v != "" {
+		return v
+	}
+	return l.Getenv(other)
 }
 
 func (l *loader) warn(format string, args ...any) {

@@ -58,7 +58,23 @@ func load(t *testing.T, config, name string) (*profiles.Profile, []string, error
 		t.Fatal(err)
 	}
 	return Load(name, Options{Home: "/home/me", User: "me", UID: 1000, Files: []string{path},
-		Getenv: func(n string) string { return map[string]string{"SSH_AUTH_SOCK": "/agent", "OTHER": "/other"}[n] }})
+		Getenv: func(n string) string {
+			return map[string]string{"SSH_AUTH_SOCK": "/agent", "OTHER": "/other", "https_proxy": "http://p:1", "NO_PROXY": "n"}[n]
+		}})
+}
+
+// The environment's proxy is for servers of which the configuration says no other way.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	for config, want := range map[string]string{"": "http://p:1 n", "Host h\n ProxyJump none\n": " ", "Host h\n ProxyCommand none\n": " "} {
+		p, _, err := load(t, config, "h")
+		if got := p.HTTPSProxy + " " + p.NoProxy; err != nil || got != want {
+			t.Errorf("%q: %q, %v", config, got, err)
+		}
+	}
+	p, _, err := load(t, "Host h\n ProxyJump g\n", "h")
+	if err != nil || p.HTTPSProxy != "" || p.Gateway.HTTPSProxy != "http://p:1" {
+		t.Errorf("%+v, %v", p, err)
+	}
 }
 
 func TestDefaults(t *testing.T) {

@@ -249,7 +249,7 @@ var schema = []element{
 	{name: "close-window-on-disconnect", open: true, status: NotActedOn},
 	{name: "quiet-mode", attrs: enable("no", NotActedOn)},
 	{name: "checksum", open: true, status: NotActedOn},
-	{name: "address-family", attrs: []attribute{{name: "type", kind: enum, values: []string{"any", "inet", "inet6"}, def: "any", status: NotBuilt, quiet: []string{"any"}}}},
+	{name: "address-family", attrs: []attribute{{name: "type", kind: enum, values: []string{"any", "inet", "inet6"}, def: "any"}}},
 
 	// profiles
 
