@@ -230,11 +230,7 @@ func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.De
 		f.refuse(tunnelReason(err), err)
 		return
 	}
-	if s, ok := stream.(interface{ Way() uint64 }); ok {
-		f.mu.Lock()
-		f.way = s.Way()
-		f.mu.Unlock()
-	}
+	f.carriedBy(stream, p)
 	f.opened()
 	conn, err := f.a.Admit(ctx)
 	if err != nil {
@@ -251,11 +247,27 @@ func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.De
 func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.rec.Profile, f.rec.Server = p.ID, hostPort(p.Host, p.Port)
-	if p.User != "" {
-		f.rec.Server = p.User + "@" + f.rec.Server
-	}
+	f.rec.Profile, f.rec.Server = p.ID, account(p, profiles.Server{Host: p.Host, Port: p.Port})
 	f.rec.Target = hostPort(dst.Host, dst.Port)
+}
+
+// carriedBy records which of the profile's servers it is, and the transport.
+func (f *flow) carriedBy(s profiles.Stream, p *profiles.Profile) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if pooled, ok := s.(interface {
+		Way() uint64
+		Server() profiles.Server
+	}); ok {
+		f.way, f.rec.Server = pooled.Way(), account(p, pooled.Server())
+	}
+}
+
+func account(p *profiles.Profile, s profiles.Server) string {
+	if p.User == "" {
+		return s.String()
+	}
+	return p.User + "@" + s.String()
 }
 
 // fallBack carries the flow in clear after its tunnel has failed.

@@ -74,11 +74,18 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		}
 	}
 	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
-		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy)
+		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy, p.ProxyCommand)
 	list(p.Identities, p.DefaultKeys, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
 	number(uint64(p.Port), uint64(p.HostKeyPolicy), uint64(p.AddressFamily), p.RekeyBytes, uint64(p.ConnectTimeout),
 		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),
-		uint64(len(p.AuthMethods)))
+		uint64(len(p.More)), uint64(len(p.AuthMethods)))
+	for _, s := range p.More {
+		text(s.Host)
+		number(uint64(s.Port))
+	}
+	if p.Exclusive {
+		number(1)
+	}
 	for _, m := range p.AuthMethods {
 		number(uint64(m))
 	}

@@ -31,7 +31,7 @@ type Pool struct {
 	tasks     sync.WaitGroup // attempts and watchers of transports
 
 	mu        sync.Mutex
-	ways      map[Key]*way
+	ways      map[wayKey]*way
 	streams   map[*pooled]struct{}
 	lastID    uint64
 	draining  bool
@@ -43,18 +43,34 @@ type Pool struct {
 // way is one way out: a transport, an attempt to get one, or the memory of why
 // there is none.
 type way struct {
-	key     Key
+	key     wayKey
 	id      uint64
 	profile *Profile
 	link    *link
 	attempt *attempt
+	server  Server // that was tried last
+	*memory
+}
+
+// wayKey tells ways out apart. Those of an exclusive profile have a number each; the
+// one with 0 then has no transport, and keeps their memory.
+type wayKey struct {
+	Key
+	number uint64
+}
+
+// memory is what is known of the servers of one Key, by the pool's lock.
+type memory struct {
 	backoff backoff
+	down    map[Server]time.Time // when it could not be reached; nil: none is known
+	begins  chan struct{}        // has room for the attempts of an exclusive profile
 }
 
 // link is one live transport. Its fields are guarded by the pool's lock.
 type link struct {
 	Transport
 	way     *way
+	server  Server // of the profile's; not changed
 	since   time.Time
 	streams int  // open or being opened
 	used    bool // had a stream
@@ -79,7 +95,7 @@ func NewPool(c Connector, log *slog.Logger) *Pool {
 		log:       log,
 		life:      life,
 		end:       end,
-		ways:      make(map[Key]*way),
+		ways:      make(map[wayKey]*way),
 		streams:   make(map[*pooled]struct{}),
 		quiet:     make(chan struct{}),
 	}
@@ -155,6 +171,7 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 		if w.attempt == nil {
 			if rest := w.backoff.rest(time.Now()); rest > 0 && !urgent {
 				err := w.backoff.last
+				pl.partLocked(w)
 				pl.mu.Unlock()
 				return nil, fmt.Errorf("profile %q: %w (next attempt in %s)", p.Label(), err, rest.Round(time.Millisecond))
 			}
@@ -188,17 +205,25 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 // wayLocked finds or makes the way out and drops those that have nothing to tell
 // any more, as profiles made for one host each come and go.
 func (pl *Pool) wayLocked(key Key, p *Profile) *way {
-	if w := pl.ways[key]; w != nil {
-		return w
-	}
-	now := time.Now()
-	for k, w := range pl.ways {
-		if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
-			delete(pl.ways, k)
+	w := pl.ways[wayKey{key, 0}]
+	if w == nil {
+		now := time.Now()
+		for k, w := range pl.ways {
+			if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
+				delete(pl.ways, k)
+			}
 		}
+		w = pl.addLocked(wayKey{key, 0}, p, &memory{begins: make(chan struct{}, exclusiveBegins)})
 	}
+	if p.Exclusive {
+		return pl.ownLocked(w)
+	}
+	return w
+}
+
+func (pl *Pool) addLocked(key wayKey, p *Profile, m *memory) *way {
 	pl.lastID++
-	w := &way{key: key, id: pl.lastID, profile: p}
+	w := &way{key: key, id: pl.lastID, profile: p, memory: m, server: Server{p.Host, p.Port}}
 	pl.ways[key] = w
 	return w
 }
@@ -218,7 +243,7 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 	if gw := w.profile.Gateway; gw != nil {
 		via = pl.through(gw, ask)
 	}
-	t, err := pl.connector.Connect(pl.life, w.profile, via, ask)
+	t, err := pl.reach(w, via, ask)
 
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
@@ -228,11 +253,14 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		err = ErrClosed
 	}
 	if err != nil {
-		w.backoff.failed(time.Now(), err, rand.Float64())
-		pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
+		if !errors.Is(err, errResting) {
+			w.backoff.failed(time.Now(), err, rand.Float64())
+			pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
+		}
+		pl.partLocked(w)
 	} else {
-		w.link = &link{Transport: t, way: w, since: time.Now()}
-		pl.log.Info("connected", "profile", w.profile.Label(), "host", w.profile.Host, "user", w.profile.User)
+		w.link = &link{Transport: t, way: w, server: w.server, since: time.Now()}
+		pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
 		l := w.link
 		pl.tasks.Go(func() { pl.watch(l) })
 		pl.restLocked(l)
@@ -287,6 +315,7 @@ func (pl *Pool) lostLocked(l *link) {
 		return
 	}
 	l.way.link = nil
+	pl.partLocked(l.way)
 	if l.idle != nil {
 		l.idle.Stop()
 	}
@@ -318,10 +347,10 @@ func (pl *Pool) restLocked(l *link) {
 	case l.retired || pl.draining:
 		pl.closeLocked(l)
 		return
-	case wait < 0:
-		return
-	case wait == 0 && l.used:
+	case l.used && (wait == 0 || l.way.profile.Exclusive):
 		pl.closeLocked(l)
+		return
+	case wait < 0:
 		return
 	case wait == 0:
 		wait = readyFor
@@ -351,6 +380,7 @@ func (pl *Pool) closeLocked(l *link) {
 	if l.way.link == l {
 		l.way.link = nil
 		l.way.backoff = backoff{}
+		pl.partLocked(l.way)
 	}
 	pl.log.Info("disconnecting", "profile", l.way.profile.Label())
 	pl.tasks.Go(func() {
@@ -382,7 +412,7 @@ func (pl *Pool) Retire(keep func(Key) bool) {
 	defer pl.mu.Unlock()
 	for key, w := range pl.ways {
 		switch {
-		case keep(key):
+		case keep(key.Key):
 			if w.link != nil {
 				w.link.retired = false
 			}

@@ -561,6 +561,10 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.SetString("changed")
 		case []string:
 			f.Set(reflect.ValueOf([]string{"changed"}))
+		case bool:
+			f.SetBool(true)
+		case []Server:
+			f.Set(reflect.ValueOf([]Server{{"changed", 1}}))
 		case []AuthMethod:
 			f.Set(reflect.ValueOf([]AuthMethod{Password}))
 		case *Profile:

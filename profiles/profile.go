@@ -1,6 +1,10 @@
 package profiles
 
-import "time"
+import (
+	"net"
+	"strconv"
+	"time"
+)
 
 // HostKeyPolicy is what happens with a host key that is not known yet. A changed
 // key is refused under every policy but Advisory.
@@ -32,6 +36,15 @@ const (
 	OnlyIPv6
 )
 
+// Server is where one of a profile's servers is.
+type Server struct {
+	Host string
+	Port uint16
+}
+
+// String is host:port.
+func (s Server) String() string { return net.JoinHostPort(s.Host, strconv.Itoa(int(s.Port))) }
+
 // Profile is one way out, complete: factory defaults and default-settings are
 // already merged in. It is immutable once built; copy it to change it.
 type Profile struct {
@@ -42,6 +55,11 @@ type Profile struct {
 	Port uint16
 	User string
 
+	// More are servers that stand in for Host while that cannot be reached, in order.
+	More []Server
+	// Exclusive gives every stream a transport of its own.
+	Exclusive bool
+
 	Gateway *Profile // the transport is opened through this one; nil: straight
 
 	// Proxy is a ruleset of package proxy, for servers without a gateway. HTTPSProxy and
@@ -49,6 +67,10 @@ type Profile struct {
 	// may hold passwords.
 	Proxy               string
 	HTTPSProxy, NoProxy string
+
+	// ProxyCommand is a command line that carries the connection, in place of a proxy;
+	// see proxy.Command. No configuration file of a broker gives one.
+	ProxyCommand string
 
 	AddressFamily AddressFamily // of the connections that this host opens
 
@@ -85,7 +107,7 @@ func (p *Profile) For(host, user string, fromApp bool) *Profile {
 	}
 	q := *p
 	if fromApp || p.Host == "" || p.Host == "*" {
-		q.Host = host
+		q.Host, q.More = host, nil
 	}
 	if user != "" {
 		q.User = user

@@ -40,6 +40,8 @@ type Config struct {
 	Profiles map[string]*profiles.Profile // by id, complete: defaults merged, gateways resolved
 	Defaults *profiles.Profile            // for rules without profile-id
 
+	Startup []string // ids of profiles with connect-on-startup
+
 	Pool4 netip.Prefix // pseudo IPv4 addresses
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 

@@ -186,6 +186,9 @@ func (m *merged) config() (*Config, error) {
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
+		if m.profiles[id].startup {
+			c.Startup = append(c.Startup, id)
+		}
 		if login := cmp.Or(m.profiles[id].user, c.Logins[""]); login != "" {
 			c.Logins[id] = login
 		}
@@ -216,7 +219,7 @@ func (m *merged) build(id string) *profiles.Profile {
 		return mp.built
 	}
 	p := m.defaults
-	p.ID, p.Name, p.Host, p.Port = mp.id, mp.name, mp.host, mp.port
+	p.ID, p.Name, p.Host, p.Port, p.More = mp.id, mp.name, mp.host, mp.port, mp.more
 	mp.apply(&p)
 	if mp.gateway != "" {
 		p.Gateway = m.build(mp.gateway)

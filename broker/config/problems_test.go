@@ -112,7 +112,7 @@ func TestProblems(t *testing.T) {
 		{"no proxy", defaults(`<proxy ruleset=" ; "/>`), nil},
 		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},
 		{"settings without effect", profile(`<compression name="ZLIB"/><exclusive-connection enable="yes"/><forwards><forward type="x11" state="on"/></forwards>`), []string{
-			"2:49: warning: compression: name: not built yet", "2:84: warning: exclusive-connection: enable: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
+			"2:49: warning: compression: name: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
 		{"settings that ask for nothing", profile(`<compression name="none"/><exclusive-connection enable="NO"/><forwards><forward type="x11" state="off"/></forwards><server-banners visible="no"/>`), nil},
 		{"settings of windows", defaults(`<sftpg3-mode anything="x"><inside/></sftpg3-mode><quiet-mode enable="yes"/><address-family type="inet6"/>`), []string{
 			"2:19: warning: sftpg3-mode: read, but not acted on", "2:80: warning: quiet-mode: enable: read"}},
@@ -127,7 +127,12 @@ func TestProblems(t *testing.T) {
 		{"hosts of the program", root(`<profiles><profile id="p" host="*"/><profile id="q" host=""/></profiles>`), nil},
 		{"port 0", root(`<profiles><profile id="p" host="h" port="0"/></profiles>`), []string{`2:42: profile: port: "0"`}},
 		{"other protocol", root(`<profiles><profile id="p" host="h" protocol="telnet"/></profiles>`), []string{`2:46: profile: protocol: "telnet" is not one of secsh2`}},
-		{"connect at start", root(`<profiles><profile id="p" host="h" connect-on-startup="yes"/></profiles>`), []string{"2:36: warning: profile: connect-on-startup: not built yet"}},
+		{"connect at start", root(`<profiles><profile id="p" host="h" connect-on-startup="yes"/><profile id="q" host="*" connect-on-startup="yes"/></profiles>`), []string{
+			"2:107: profile: connect-on-startup: the profile names no host to connect to"}},
+		{"several hosts", root(`<profiles><profile id="p" host="a, b:2222,[fd00::1],[fd00::2]:3,fd00::3"/><profile id="q" host="fd00::1"/></profiles>`), nil},
+		{"several hosts, wrong", root(`<profiles><profile id="p" host="a,"/><profile id="q" host="a,*"/><profile id="r" host="a:0,b"/><profile id="s" host="a,[b]x"/></profiles>`), []string{
+			`2:33: profile: no host [write the servers as "a,b:2222`, "2:60: profile: host \"*\"", `2:88: profile: host "a:0": "0" is not a port`, `2:118: profile: host "[b]x": an address in brackets`}},
+		{"too many hosts", root(`<profiles><profile id="p" host="` + strings.Repeat("a,", 16) + `a"/></profiles>`), []string{"2:33: profile: host: 17 servers, at most 16"}},
 		{"unknown gateway", root(`<profiles><profile id="gate" host="h"/><profile id="p" host="h" gateway-profile="gat"/></profiles>`), []string{`2:82: profile: gateway-profile: there is no profile "gat" [did you mean gate?]`}},
 		{"gateway by name", root(`<profiles><profile id="g1" name="front" host="h"/><profile id="p" host="h" gateway-profile="front"/></profiles>`), []string{`2:93: profile: gateway-profile: there is no profile "front" [profiles are referred to by their id: "g1"]`}},
 		{"gateway without host", root(`<profiles><profile id="g" host="*"/><profile id="p" host="h" gateway-profile="g"/></profiles>`), []string{`2:79: profile: gateway-profile: profile "g" names no host to go through`}},

@@ -31,6 +31,7 @@ type settings struct {
 	policy       *profiles.HostKeyPolicy
 	hostKeyFile  string
 	family       *profiles.AddressFamily
+	exclusive    *bool
 }
 
 // password is one of three ways to give a password. Its text is never logged.
@@ -72,6 +73,11 @@ func (r *reader) settings(n *schema.Node) settings {
 			s.password = r.password(c)
 		case "hostkey":
 			s.hostKeyFile = r.hostKey(c)
+		case "exclusive-connection":
+			if !c.Flawed {
+				on := c.Yes("enable")
+				s.exclusive = &on
+			}
 		case "address-family":
 			s.family = addressFamily(c.Str("type"))
 		}
@@ -346,6 +352,7 @@ func (s *settings) apply(p *profiles.Profile) {
 	set(&p.KeepaliveInterval, s.keepalive)
 	set(&p.HostKeyPolicy, s.policy)
 	set(&p.AddressFamily, s.family)
+	set(&p.Exclusive, s.exclusive)
 	if s.hostKeyFile != "" {
 		p.HostKeyFile = s.hostKeyFile
 	}

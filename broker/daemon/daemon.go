@@ -68,8 +68,9 @@ type Daemon struct {
 	loaded   *loaded
 	captures map[string]*served
 	clients  int
-	leave    *time.Timer    // runs while nobody needs us
-	carrier  capturedSource // of what a system broker hands over; nil while there is none
+	leave    *time.Timer                         // runs while nobody needs us
+	kept     map[profiles.Key]context.CancelFunc // connect-on-startup; ends the keeping
+	carrier  capturedSource                      // of what a system broker hands over; nil while there is none
 	capWG    sync.WaitGroup
 }
 
@@ -86,7 +87,7 @@ func New(o Options) (*Daemon, error) {
 	}
 	o.Config.System = o.System
 	o.Captured.Program = "ssh-broker " + control.Version()
-	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
+	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, kept: map[profiles.Key]context.CancelFunc{}, account: ownAccount(), drainTime: defaultDrain,
 		captured: dialed(o.Captured)}
 	first, err := d.load()
 	if answer := (*control.Error)(nil); errors.As(err, &answer) {

@@ -40,6 +40,9 @@ func servers(p *broker.Policy) []server {
 		}
 		if profile.Host != "" && profile.Host != "*" {
 			list = append(list, server{profile.Host, profile.Port})
+			for _, s := range profile.More {
+				list = append(list, server{s.Host, s.Port})
+			}
 		}
 		list = append(list, proxies(profile)...)
 	}

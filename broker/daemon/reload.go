@@ -23,6 +23,7 @@ type loaded struct {
 	files   []string
 	host    config.Host
 	users   []capture.UIDRange // of a system broker: whose flows
+	startup []string           // profiles that are connected to without a flow
 	digest  [sha256.Size]byte  // of the files
 	warn    []string
 }
@@ -46,6 +47,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	l := &loaded{
 		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
 		host:    c.Host,
+		startup: c.Startup,
 		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest,
 	}
 	for _, w := range c.Warnings.OfKind(config.General) {
@@ -92,6 +94,7 @@ func (d *Daemon) put(l *loaded) {
 		l.policy.Rules = directOnly()
 	}
 	d.broker.SetPolicy(l.policy)
+	d.keepOpen(l)
 }
 
 // Reload reads the configuration again: the new one comes into force whole, or the

@@ -145,7 +145,7 @@ type values map[string]string
 
 func (l *loader) values(alias string) (values, error) {
 	v := values{}
-	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "IdentitiesOnly", "IdentityAgent",
+	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "ProxyUseFdpass", "IdentitiesOnly", "IdentityAgent",
 		"UserKnownHostsFile", "GlobalKnownHostsFile", "StrictHostKeyChecking", "HostKeyAlias", "ConnectTimeout",
 		"ServerAliveInterval", "ServerAliveCountMax", "Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"} {
 		s, err := l.get(alias, key)
@@ -346,14 +346,18 @@ func (l *loader) algorithms(p *profiles.Profile, v values) {
 	}
 }
 
-// way fills in the gateways. A ProxyCommand is an error: to ignore it would go
-// another way than ssh does.
+// way fills in the gateways, or what stands in for one.
 func (l *loader) way(p *profiles.Profile, v values, jumps []string) error {
 	jump := v["ProxyJump"]
 	switch command := v["ProxyCommand"]; {
 	case jump != "" && !strings.EqualFold(jump, "none"):
 	case command != "" && !strings.EqualFold(command, "none"):
-		return fmt.Errorf("ProxyCommand of %s is not supported: use ProxyJump, or name a server that can be reached straight", jumps[len(jumps)-1])
+		alias := jumps[len(jumps)-1]
+		if isYes(v["ProxyUseFdpass"]) {
+			return fmt.Errorf("ProxyUseFdpass of %s is not supported: leave it out, and have the ProxyCommand carry the connection", alias)
+		}
+		p.ProxyCommand = strings.NewReplacer("%%", "%", "%h", p.Host, "%n", alias, "%p", strconv.Itoa(int(p.Port)), "%r", p.User).Replace(command)
+		return nil
 	default:
 		if jump == "" && command == "" { // "none" is a choice
 			p.HTTPSProxy, p.NoProxy = l.either("HTTPS_PROXY", "https_proxy"), l.either("NO_PROXY", "no_proxy")

@@ -155,7 +155,7 @@ func TestJumpList(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for _, c := range []struct{ config, err string }{
-		{"Host h\n ProxyCommand nc %h %p\n", "ProxyCommand"},
+		{"Host h\n ProxyCommand nc %h %p\n ProxyUseFdpass yes\n", "ProxyUseFdpass"},
 		{"Host h\n ProxyJump h\n", "back to itself"},
 		{"Host h\n ProxyJump g\nHost g\n ProxyJump h\n", "back to itself"},
 		{"Host h\n HostName -x\n", "hyphen"},
@@ -181,4 +181,15 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("profile %v with error %v", p, err)
 		}
 	})
+}
+
+// The command is ssh's own, its tokens filled in; ProxyJump comes before it.
+func TestProxyCommand(t *testing.T) {
+	p, _, err := load(t, "Host h\n HostName real\n User u\n Port 24\n ProxyCommand nc -x \"a b\" %h %p %r %n 100%%h\n", "h")
+	if want := `nc -x "a b" real 24 u h 100%h`; err != nil || p.ProxyCommand != want || p.Gateway != nil || p.HTTPSProxy != "" {
+		t.Errorf("%q, %v, want %q", p.ProxyCommand, err, want)
+	}
+	if p, _, err = load(t, "Host h\n ProxyJump g\n ProxyCommand nc\nHost g\n ProxyCommand gc\n", "h"); err != nil || p.ProxyCommand != "" || p.Gateway.ProxyCommand != "gc" {
+		t.Errorf("%+v, %v", p, err)
+	}
 }

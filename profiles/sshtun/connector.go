@@ -71,11 +71,14 @@ func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profil
 	return h.run(ctx, algos)
 }
 
-// dial reaches a server: through its gateway, which takes its proxy's place, else as
-// its ruleset says.
+// dial reaches a server: through its gateway, which takes its proxy's place, else as its
+// command or its ruleset says.
 func (c *Connector) dial(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, address string) (net.Conn, error) {
-	if via != nil {
+	switch {
+	case via != nil:
 		return via(ctx, "tcp", address)
+	case p.ProxyCommand != "":
+		return proxy.Command(ctx, p.ProxyCommand)
 	}
 	dial := c.Dial
 	if dial == nil {

@@ -1,12 +1,18 @@
 package sshtun_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,5 +104,114 @@ func TestAddressFamily(t *testing.T) {
 	p.AddressFamily = profiles.OnlyIPv6
 	if _, err := connect(t, p, nil); !errors.Is(err, profiles.ErrConnect) {
 		t.Errorf("an IPv4 address with IPv6 only: %v", err)
+	}
+}
+
+// A chain of servers, each with a key of its own: errors say which of them it was.
+func TestChain(t *testing.T) {
+	far := tuntest.StartOpenSSH(t).Profile
+	_, middle := tuntest.StartServer(t, nil)
+	_, near := tuntest.StartServer(t, nil)
+	target := listenRaw(t, func(c net.Conn) { io.Copy(c, c) })
+	chain := func(change func(near, middle, far *profiles.Profile)) *profiles.Profile {
+		a, b, c := *near, *middle, *far
+		a.ID, b.ID, c.ID = "near", "middle", "far"
+		if change != nil {
+			change(&a, &b, &c)
+		}
+		b.Gateway, c.Gateway = &a, &b
+		return &c
+	}
+	open := func(p *profiles.Profile) (profiles.Stream, error) {
+		pool := profiles.NewPool(connector(t), connector(t).Log)
+		t.Cleanup(func() { pool.Close() })
+		return pool.Open(t.Context(), p, profiles.Destination{Host: "127.0.0.1", Port: target}, nil)
+	}
+	s, err := open(chain(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	fmt.Fprint(s, "hello")
+	if got, err := io.ReadAll(io.LimitReader(s, 5)); string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(near, middle, far *profiles.Profile)
+		class  error
+		want   string
+	}{
+		{"wrong key of the first", func(near, _, _ *profiles.Profile) { near.KnownHosts = far.KnownHosts }, profiles.ErrHostKey, `profile "near": host key`},
+		{"wrong key of the second", func(_, middle, _ *profiles.Profile) { middle.KnownHosts = far.KnownHosts }, profiles.ErrHostKey, `profile "middle": host key`},
+		{"wrong key of the last", func(_, _, far *profiles.Profile) { far.KnownHosts = near.KnownHosts }, profiles.ErrHostKey, `profile "far": host key`},
+		{"login at the second", func(_, middle, _ *profiles.Profile) { middle.Identities = far.Identities }, profiles.ErrAuth, `profile "middle": authentication`},
+		{"second is down", func(_, middle, _ *profiles.Profile) { middle.Port = 1 }, profiles.ErrConnect, `profile "near": open 127.0.0.1:1: refused`},
+		{"first is down", func(near, _, _ *profiles.Profile) { near.Port = 1 }, profiles.ErrConnect, `profile "near": dial`},
+		{"a proxy beside a gateway is not used", func(near, middle, far *profiles.Profile) {
+			middle.Proxy, far.Proxy = "socks5://192.0.2.1/", "socks5://192.0.2.1/"
+		}, nil, ""},
+	} {
+		s, err := open(chain(tt.change))
+		switch {
+		case err == nil:
+			s.Close()
+			if tt.class != nil {
+				t.Errorf("%s: opened", tt.name)
+			}
+		case !errors.Is(err, tt.class) || !strings.Contains(err.Error(), tt.want):
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// A ProxyCommand carries the connection, and ends with it.
+func TestProxyCommand(t *testing.T) {
+	nc, err := exec.LookPath("socat")
+	tuntest.Need(t, err == nil, "needs socat (Debian package socat)")
+	p := tuntest.StartOpenSSH(t).Profile
+	target := listenRaw(t, func(c net.Conn) { io.Copy(c, c) })
+	pid := filepath.Join(t.TempDir(), "pid")
+	p.ProxyCommand = fmt.Sprintf("sh -c 'echo $$ >%s; exec %s - TCP:%s:%d'", pid, nc, p.Host, p.Port)
+	tr, err := connect(t, p, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := tr.Open(t.Context(), profiles.Destination{Host: "127.0.0.1", Port: target})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat([]byte("data"), 1<<20)
+	go func() { s.Write(data); s.CloseWrite() }()
+	if got, err := io.ReadAll(s); !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+	s.Close()
+	tr.Close()
+	text, err := os.ReadFile(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	eventually(t, "the end of the command", func() bool { return syscall.Kill(number, 0) == syscall.ESRCH })
+}
+
+// A command that fails says why; one that does not end is ended.
+func TestProxyCommandFails(t *testing.T) {
+	p := tuntest.ProfileFor("192.0.2.1:22", "tester", "/none", "/none")
+	for line, want := range map[string]string{
+		"sh -c 'echo no way >&2; exit 3'":              `ProxyCommand ended: exit status 3: "no way"`,
+		"/no/such/program":                             "not found",
+		"sh -c 'echo x >&2; yes y | head -c 2000 >&2'": "ProxyCommand ended",
+		"sleep 1000":                        "no connection within",
+		"sh -c 'trap \"\" HUP; sleep 1000'": "no connection within",
+	} {
+		p.ProxyCommand, p.ConnectTimeout = line, 10*time.Second
+		if strings.HasPrefix(want, "no connection") {
+			p.ConnectTimeout = 50 * time.Millisecond
+		}
+		if _, err := connect(t, p, nil); !errors.Is(err, profiles.ErrConnect) || !strings.Contains(err.Error(), want) || len(err.Error()) > 2000 {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
 	}
 }
