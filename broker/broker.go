@@ -55,6 +55,10 @@ type Config struct {
 	// Dial opens a connection in clear; nil: the net package's dialer.
 	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
 
+	// Resolve looks up the names that programs say to listeners; nil: the system's
+	// resolver does.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+
 	// Failpoint is called at the named states of every flow; tests kill the broker
 	// there. nil: nothing happens.
 	Failpoint func(state string)
@@ -151,6 +155,9 @@ func New(c Config) *Broker {
 	if b.Dial == nil {
 		b.Dial = dialTCP
 	}
+	if b.Resolve == nil {
+		b.Resolve = resolve
+	}
 	if b.Failpoint == nil {
 		b.Failpoint = func(string) {}
 	}
@@ -189,6 +196,14 @@ func (b *Broker) Run(ctx context.Context, c *Capture) error {
 		}
 		pause = min(2*pause, longest)
 	}
+}
+
+// Serve serves one attempt of a capture that has no source, and returns when its flow
+// has ended and is recorded.
+func (b *Broker) Serve(c *Capture, a capture.Attempt) {
+	b.wg.Add(1)
+	defer b.wg.Done()
+	b.serve(b.life, c, a)
 }
 
 // Drain waits until every flow has ended. When ctx ends first, the flows that are

@@ -32,6 +32,9 @@ type flow struct {
 	groups []string
 	count  relay.Counters
 
+	requested *Request // nil: it was caught
+	lookErr   error    // of its name
+
 	release func()        // of the made-up address
 	turned  func()        // ends its turn
 	origin  chan struct{} // closed when the process behind it was looked for
@@ -70,6 +73,9 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	case f.order() != nil:
 		f.obey(ctx)
 		return
+	case f.requested != nil:
+		f.comply(ctx, f.requested)
+		return
 	case f.at.Local && !c.Localhost:
 		f.mu.Lock()
 		f.rec.Action = filter.Direct.String()
@@ -78,6 +84,11 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 		return
 	}
 
+	f.judge(ctx)
+}
+
+// judge has the rules decide, and does what they say.
+func (f *flow) judge(ctx context.Context) {
 	d, err := f.decide()
 	if err != nil {
 		f.refuse(tunnelReason(err), err)
@@ -112,6 +123,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	if f.names == nil {
 		f.names = nameless{}
 	}
+	f.requests()
 	if c.Account != nil {
 		f.user, f.groups = c.Account(f.at.UID)
 	}
@@ -321,6 +333,12 @@ func (f *flow) direct(ctx context.Context, reason audit.Reason) {
 		f.finish(reason, nil)
 		return
 	}
+	if f.requested != nil {
+		if why, err := f.plainly(); err != nil {
+			f.refuse(why, err)
+			return
+		}
+	}
 	wanted, done := f.whileWanted(ctx)
 	far, err := f.Dial(wanted, f.plainAddress())
 	unwanted := context.Cause(wanted) == capture.ErrAbandoned
@@ -355,7 +373,7 @@ func (f *flow) plainAddress() string {
 		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	case f.at.Local && !addr.IsLoopback():
 		addr = netip.IPv6Loopback()
-	case f.names.IsPool(addr) && len(f.rec.Names) > 0:
+	case (f.names.IsPool(addr) || f.requested != nil && addr == unknownAddress) && len(f.rec.Names) > 0:
 		return hostPort(f.rec.Names[0], port)
 	}
 	return netip.AddrPortFrom(addr, port).String()

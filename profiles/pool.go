@@ -36,6 +36,7 @@ type Pool struct {
 	lastID    uint64
 	draining  bool
 	closed    bool
+	changes   chan struct{} // has room for one
 	quiet     chan struct{} // closed when draining and nothing is live
 	quietOnce sync.Once
 }
@@ -97,6 +98,7 @@ func NewPool(c Connector, log *slog.Logger) *Pool {
 		end:       end,
 		ways:      make(map[wayKey]*way),
 		streams:   make(map[*pooled]struct{}),
+		changes:   make(chan struct{}, 1),
 		quiet:     make(chan struct{}),
 	}
 }
@@ -128,6 +130,17 @@ func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Promp
 			pl.forget(l)
 		case <-ctx.Done():
 		}
+	}
+}
+
+// Changes says, some time after it has happened, that a transport has come or gone.
+// Whoever reads it looks at List; there may be one reader.
+func (pl *Pool) Changes() <-chan struct{} { return pl.changes }
+
+func (pl *Pool) changedLocked() {
+	select {
+	case pl.changes <- struct{}{}:
+	default: // it will be read yet
 	}
 }
 
@@ -262,6 +275,7 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		w.link = &link{Transport: t, way: w, server: w.server, since: time.Now()}
 		pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
 		l := w.link
+		pl.changedLocked()
 		pl.tasks.Go(func() { pl.watch(l) })
 		pl.restLocked(l)
 	}
@@ -315,6 +329,7 @@ func (pl *Pool) lostLocked(l *link) {
 		return
 	}
 	l.way.link = nil
+	pl.changedLocked()
 	pl.partLocked(l.way)
 	if l.idle != nil {
 		l.idle.Stop()
@@ -379,6 +394,7 @@ func (pl *Pool) closeLocked(l *link) {
 	}
 	if l.way.link == l {
 		l.way.link = nil
+		pl.changedLocked()
 		l.way.backoff = backoff{}
 		pl.partLocked(l.way)
 	}

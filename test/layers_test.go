@@ -41,6 +41,7 @@ var layers = []struct {
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/proxy", "broker/config/..."}},
 	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/proxy", "profiles/sshconf", "broker/..."}},

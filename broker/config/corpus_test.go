@@ -161,7 +161,6 @@ func TestCorpus(t *testing.T) {
 			}),
 			pool4: "198.18.0.0/15",
 			warnings: []string{
-				"12:3: warning: static-tunnels: not built yet: read, but without effect",
 				"16:46: warning: rule: FTP-TUNNEL is not built yet: flows decided by this rule are refused",
 				"18:3: warning: logging: read, but not acted on",
 			},
@@ -209,9 +208,7 @@ func TestCorpus(t *testing.T) {
 				"8:7: warning: user-keys: not built yet: read, but without effect",
 				"16:7: warning: rekey: not built yet: read, but without effect",
 				"25:39: warning: forward: state: read, but not acted on",
-				"26:7: warning: tunnels: not built yet: read, but without effect",
 				"29:27: warning: environment: read, but not acted on",
-				"34:3: warning: static-tunnels: not built yet: read, but without effect",
 			},
 		},
 	}

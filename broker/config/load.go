@@ -42,6 +42,9 @@ type Config struct {
 
 	Startup []string // ids of profiles with connect-on-startup
 
+	StaticTunnels []Tunnel // open while the broker runs
+	LocalTunnels  []Tunnel // each while its profile has a connection
+
 	Pool4 netip.Prefix // pseudo IPv4 addresses
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -339,4 +340,30 @@ func TestWays(t *testing.T) {
 	equal(t, "a", []any{a.Host, a.Port, a.More, a.Exclusive}, []any{"h1", uint16(22), []profiles.Server{{Host: "h2", Port: 2222}, {Host: "fd00::1", Port: 22}}, true})
 	equal(t, "b", []any{b.Host, b.Port, b.More, b.Exclusive}, []any{"h3", uint16(24), []profiles.Server{{Host: "h4", Port: 23}}, false})
 	equal(t, "startup", c.Startup, []string{"a"})
+}
+
+// Tunnels of both files count; at one port the user's takes the place of the global one.
+func TestTunnels(t *testing.T) {
+	dir := t.TempDir()
+	global, user := filepath.Join(dir, "g.xml"), filepath.Join(dir, "u.xml")
+	for name, text := range map[string]string{
+		global: `<secsh-broker><profiles><profile id="g" host="h"/></profiles><static-tunnels><tunnel listen-port="1" dst-host="a" dst-port="10" profile="g"/>
+<tunnel type="socks-proxy" listen-port="2"/></static-tunnels></secsh-broker>`,
+		user: `<secsh-broker><profiles><profile id="u" host="h"><tunnels><local-tunnel listen-port="9" dst-host="c" dst-port="30"/></tunnels></profile></profiles>
+<static-tunnels><tunnel listen-port="1" dst-host="b" dst-port="20" profile="g"/><tunnel type="socks" listen-port="3" allow-relay="yes" profile="u"/></static-tunnels></secsh-broker>`,
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Load(Options{GlobalFile: global, File: user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort
+	equal(t, "static", c.StaticTunnels, []Tunnel{
+		{Type: "tcp", Listen: at("127.0.0.1:1"), Host: "b", Port: 20, Profile: "g", Source: user + ":2"},
+		{Type: "socks-proxy", Listen: at("127.0.0.1:2"), Source: global + ":2"},
+		{Type: "socks", Listen: at("[::]:3"), Profile: "u", AllowRelay: true, Source: user + ":2"}})
+	equal(t, "local", c.LocalTunnels, []Tunnel{{Type: "tcp", Listen: at("127.0.0.1:9"), Host: "c", Port: 30, Profile: "u", Source: user + ":1"}})
 }

@@ -56,6 +56,7 @@ func merge(env Env, userDir string, global, user *file) *merged {
 	}
 	m.checkRules()
 	m.checkGateways()
+	m.checkTunnels()
 	m.defaults = m.buildDefaults(factory(env, userDir))
 	return m
 }
@@ -193,6 +194,7 @@ func (m *merged) config() (*Config, error) {
 			c.Logins[id] = login
 		}
 	}
+	c.StaticTunnels, c.LocalTunnels = m.tunnels(), m.localTunnels()
 	if m.engine != nil {
 		rules := make([]filter.Rule, len(m.engine.rules))
 		for i := range m.engine.rules {

@@ -193,7 +193,33 @@ func TestProblems(t *testing.T) {
 		// logging, static tunnels
 		{"logging", root(`<logging><log-events facility="local8"/></logging>`), []string{"2:1: warning: logging: read, but not acted on", `2:32: log-events: facility: "local8"`}},
 		{"log file", root(`<logging><log-events>x<log-target type="syslog" file="/x"/></log-events></logging>`), []string{"2:1: warning: logging", "2:55: log-target: file goes with type file, not with syslog"}},
-		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{"2:1: warning: static-tunnels: not built yet", `2:49: tunnel: listen-port: "0"`}},
+		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{`2:49: tunnel: listen-port: "0"`}},
+		{"good tunnels", root(`<profiles><profile id="p" host="h"><tunnels><local-tunnel listen-port="1" dst-host="d" dst-port="2"/><local-tunnel type="socks" listen-port="3"/></tunnels></profile></profiles>` +
+			`<static-tunnels><tunnel listen-port="1" dst-host="d" dst-port="2" profile="p"/><tunnel type="local" listen-port="3" listen-address="::1" dst-host="d" dst-port="2" profile="p"/>` +
+			`<tunnel type="SOCKS-PROXY" listen-port="5" dst-port="0" profile=""/><tunnel type="http-connect" listen-port="6" listen-address="*"/><tunnel type="socks" listen-port="7" allow-relay="yes" profile="p"/></static-tunnels>`), nil},
+		{"tunnels that lead nowhere", root(`<static-tunnels><tunnel listen-port="1" dst-host="d" profile="p"/>
+<tunnel listen-port="2" dst-host="d" dst-port="1"/>
+<tunnel type="socks" listen-port="3"/>
+<tunnel type="socks" listen-port="4" dst-host="d" profile="p"/>
+<tunnel type="socks-proxy" listen-port="5" profile="p"/>
+<tunnel type="socks-proxy" listen-port="6" listen-address="eth0"/>
+<tunnel type="socks-proxy" listen-port="7"/><tunnel type="http-connect" listen-port="7"/>
+<tunnel listen-port="8" dst-host="-d" dst-port="1" profile="p"/></static-tunnels>`), []string{
+			"2:17: tunnel: a tcp tunnel has no destination [add dst-host and dst-port]",
+			`3:1: tunnel: a tcp tunnel has no profile to go through [add profile=`,
+			`4:1: tunnel: a socks tunnel has no profile`,
+			"5:1: tunnel: the program says where a socks tunnel leads [take dst-host",
+			`6:53: tunnel: profile: the filter rules decide where a socks-proxy tunnel goes [take it out, or write type="socks"]`,
+			`7:60: tunnel: listen-address: "eth0" is not an address`,
+			"8:45: tunnel: there is a second tunnel at 127.0.0.1:7, the first is at 8:1",
+			`9:35: tunnel: dst-host: host "-d" begins with a hyphen`}},
+		{"tunnel through nothing", root(`<static-tunnels><tunnel listen-port="1" dst-host="d" dst-port="1" profile="p"/></static-tunnels>`), []string{
+			`2:76: tunnel: profile: there is no profile "p"`}},
+		{"tunnels that are not built", root(`<profiles><profile id="p" host="h"><tunnels><remote-tunnel listen-port="1" dst-host="d" dst-port="2"/></tunnels></profile></profiles>` +
+			`<static-tunnels><tunnel type="ftp" listen-port="1" dst-host="d" dst-port="2" profile="p"/></static-tunnels>`), []string{
+			"2:45: warning: remote-tunnel: not built yet", "2:164: warning: tunnel: type ftp is not built yet: the port is not opened"}},
+		{"tunnels of a profile that are judged", root(`<profiles><profile id="p" host="h"><tunnels><local-tunnel type="socks-proxy" listen-port="1"/></tunnels></profile></profiles>`), []string{
+			"2:65: local-tunnel: a socks-proxy tunnel belongs to no profile"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -17,7 +17,8 @@ type profile struct {
 	port       uint16
 	more       []profiles.Server // that stand in for host
 	gateway    string            // id; "" for none
-	startup    bool              // connected to when the broker starts
+	tunnels    []tunnel
+	startup    bool // connected to when the broker starts
 	pos        Pos
 	gatewayPos Pos
 }
@@ -63,6 +64,9 @@ func (r *reader) profile(n *schema.Node) profile {
 		r.Fail(n.At("id"), n.Name, "", "id is empty")
 	}
 	r.hosts(n, &p)
+	if t := n.Child("tunnels"); t != nil {
+		p.tunnels = r.localTunnels(t)
+	}
 	if p.startup && (p.host == "" || p.host == "*") {
 		r.Fail(n.At("connect-on-startup"), n.Name, "name the host, or take connect-on-startup out", "connect-on-startup: the profile names no host to connect to")
 	}

@@ -56,6 +56,7 @@ type Daemon struct {
 	account account
 
 	captured captured
+	ports    *ports
 	system   *system // nil without Options.System
 
 	ctx       context.Context // Run's: ends when the daemon is to stop
@@ -110,6 +111,12 @@ func New(o Options) (*Daemon, error) {
 	}
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
 	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Failpoint: o.Failure})
+	if d.ports, err = newPorts(d); err != nil {
+		if d.system != nil {
+			d.system.close()
+		}
+		return nil, err
+	}
 	d.install(first)
 	d.server.OnClients = d.countClients
 	d.handle()
@@ -142,6 +149,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	} else {
 		d.capWG.Go(func() { d.carry(d.ctx) })
 	}
+	d.capWG.Go(d.followPool)
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
@@ -152,6 +160,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	limit, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
+	d.ports.close()
 	d.broker.Drain(limit)
 	d.capWG.Wait()
 	return errors.Join(err, d.pool.Close(), d.Audit.Close())
@@ -180,8 +189,8 @@ func (d *Daemon) reconsider() {
 	}
 }
 
-// leaveIfIdle ends a broker that nobody needs. What it carries for a system broker
-// needs it as well.
+// leaveIfIdle ends a broker that nobody needs. What it carries for a system broker or
+// from a listener needs it as well, and so does a listener that somebody has opened.
 func (d *Daemon) leaveIfIdle() {
 	carries := d.carries()
 	d.mu.Lock()

@@ -23,6 +23,10 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpChannels, d.handleChannels)
 	d.server.Handle(control.OpExplain, d.handleExplain)
 	d.server.Handle(control.OpCapture, d.handleCapture)
+	d.server.Handle(control.OpConnect, d.handleConnect)
+	d.server.Handle(control.OpListeners, d.handleListeners)
+	d.server.Handle(control.OpOpenListener, d.handleOpenListener)
+	d.server.Handle(control.OpCloseListener, d.handleCloseListener)
 	d.server.Handle(control.OpDebug, d.handleDebug)
 	d.server.Handle(control.OpStay, func(context.Context, *control.Call) error { d.Stay(); return nil })
 }
@@ -49,7 +53,9 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	totals, written := d.broker.Totals(), d.Audit.Stats()
-	return call.Send(control.StatusRow{
+	open, shut := d.ports.status()
+	return call.Send(control.StatusRow{Listeners: open, ListenerErrors: shut,
+
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
 		Captures: captures, Strangers: strangers, FlowsLive: totals.Live, FlowsTotal: totals.All, HeldSYN: held,

@@ -23,8 +23,10 @@ type loaded struct {
 	files   []string
 	host    config.Host
 	users   []capture.UIDRange // of a system broker: whose flows
-	startup []string           // profiles that are connected to without a flow
-	digest  [sha256.Size]byte  // of the files
+	static  []config.Tunnel
+	local   []config.Tunnel   // of profiles
+	startup []string          // profiles that are connected to without a flow
+	digest  [sha256.Size]byte // of the files
 	warn    []string
 }
 
@@ -48,6 +50,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 		policy:  &broker.Policy{Rules: c.Filter, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
 		host:    c.Host,
 		startup: c.Startup,
+		static:  c.StaticTunnels, local: c.LocalTunnels,
 		present: c.FilterPresent, pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest,
 	}
 	for _, w := range c.Warnings.OfKind(config.General) {
@@ -95,6 +98,7 @@ func (d *Daemon) put(l *loaded) {
 	}
 	d.broker.SetPolicy(l.policy)
 	d.keepOpen(l)
+	d.ports.bring(l)
 }
 
 // Reload reads the configuration again: the new one comes into force whole, or the

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,7 +28,7 @@ func httpConnect(r *Rule, conn net.Conn, address string) error {
 	if err := request.Write(conn); err != nil {
 		return err
 	}
-	header, err := readHeader(conn)
+	header, err := ReadHeader(conn)
 	if err != nil {
 		return err
 	}
@@ -48,13 +49,13 @@ func httpConnect(r *Rule, conn net.Conn, address string) error {
 	return fmt.Errorf("it said %q", said)
 }
 
-// readHeader takes a header and nothing behind it: the server's first words may come
-// with it, and they are not for us.
-func readHeader(conn net.Conn) ([]byte, error) {
+// ReadHeader takes the header of an HTTP message, of 16 KiB at most, and nothing behind
+// it: that belongs to whoever speaks next.
+func ReadHeader(conn io.Reader) ([]byte, error) {
 	var header []byte
 	one := make([]byte, 1)
 	for len(header) < maxHeader {
-		if _, err := conn.Read(one); err != nil {
+		if _, err := io.ReadFull(conn, one); err != nil {
 			return nil, unanswered(err)
 		}
 		header = append(header, one[0])
@@ -62,5 +63,5 @@ func readHeader(conn net.Conn) ([]byte, error) {
 			return header, nil
 		}
 	}
-	return nil, fmt.Errorf("its answer has more than %d bytes of header", maxHeader)
+	return nil, fmt.Errorf("more than %d bytes of header", maxHeader)
 }

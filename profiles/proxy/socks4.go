@@ -76,7 +76,7 @@ func (d Dialer) socks4(ctx context.Context, r *Rule, conn net.Conn, host string,
 // unanswered says what the end of a connection means in the middle of an answer.
 func unanswered(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("it closed the connection without an answer")
+		return errors.New("the connection was closed without an answer")
 	}
 	return err
 }

@@ -273,13 +273,13 @@ var schema = []element{
 	{name: "user-identities", children: many("identity")},
 	{name: "identity", attrs: []attribute{{name: "identity-file"}, {name: "file"}, {name: "hash"}, {name: "id"}, {name: "data", kind: literal}}},
 	{name: "password", attrs: []attribute{{name: "string", kind: literal}, {name: "file"}, {name: "command"}}},
-	{name: "tunnels", status: NotBuilt, children: many("local-tunnel remote-tunnel")},
+	{name: "tunnels", children: many("local-tunnel remote-tunnel")},
 	{name: "local-tunnel", attrs: tunnelAttrs},
-	{name: "remote-tunnel", attrs: tunnelAttrs},
+	{name: "remote-tunnel", status: NotBuilt, attrs: tunnelAttrs},
 
 	// static-tunnels, gui
 
-	{name: "static-tunnels", status: NotBuilt, children: many("tunnel")},
+	{name: "static-tunnels", children: many("tunnel")},
 	{name: "tunnel", attrs: append(tunnelAttrs[:len(tunnelAttrs):len(tunnelAttrs)], attribute{name: "profile"})},
 	{name: "gui", open: true, status: NotActedOn},
 
@@ -350,7 +350,7 @@ var schema = []element{
 var actions = []string{"DIRECT", "BLOCK", "TUNNEL", "FTP-TUNNEL", "FTP-PROXY"}
 
 var tunnelAttrs = []attribute{
-	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "local"}, def: "tcp"},
+	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "http-connect", "local"}, def: "tcp"},
 	{name: "listen-port", kind: number, min: 1, max: MaxPort, required: true},
 	{name: "listen-address"},
 	{name: "dst-host"},
