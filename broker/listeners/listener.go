@@ -32,8 +32,8 @@ type Listener struct {
 	id       uint64
 	byHand   bool
 	attempts chan capture.Attempt
-	closed   chan struct{}
-	once     sync.Once
+	life     context.Context // ends with the listener
+	end      context.CancelFunc
 	places   chan struct{}
 
 	accepted, refused atomic.Uint64
@@ -67,7 +67,7 @@ func (l *Listener) Next(ctx context.Context) (capture.Attempt, error) {
 	select {
 	case a := <-l.attempts:
 		return a, nil
-	case <-l.closed:
+	case <-l.life.Done():
 		return nil, capture.ErrClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -92,7 +92,7 @@ func (l *Listener) open() error {
 	l.l, l.err, l.since = bound.(*net.TCPListener), nil, time.Now()
 	l.at = bound.Addr().(*net.TCPAddr).AddrPort()
 	select {
-	case <-l.closed: // meanwhile
+	case <-l.life.Done(): // meanwhile
 		bound.Close()
 		l.l = nil
 		return ErrClosed
@@ -102,7 +102,7 @@ func (l *Listener) open() error {
 }
 
 func (l *Listener) close() {
-	l.once.Do(func() { close(l.closed) })
+	l.end()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.l != nil {
@@ -125,7 +125,7 @@ func (l *Listener) keepOpen() {
 		}
 		l.set.Log.Warn("cannot listen", "for", l.Source, "error", err, "again in", pause)
 		select {
-		case <-l.closed:
+		case <-l.life.Done():
 			return
 		case <-time.After(pause):
 		}
@@ -147,7 +147,7 @@ func (l *Listener) accept() {
 		c, err := bound.AcceptTCP()
 		if err != nil {
 			select {
-			case <-l.closed:
+			case <-l.life.Done():
 				tasks.Wait()
 				<-served
 				return
@@ -188,17 +188,13 @@ func (l *Listener) admit(c *net.TCPConn) {
 	}
 	// As with all programs' connections, see capture.Conn: should we die, it is a reset.
 	_ = c.SetLinger(0)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-l.closed:
-			c.SetDeadline(time.Unix(1, 0))
-		case <-stop:
-		}
-	}()
 	c.SetDeadline(time.Now().Add(requestTime))
+	// The end of the listener is the end of what it waits for, and of nothing else.
+	stop := context.AfterFunc(l.life, func() { c.SetDeadline(time.Unix(1, 0)) })
 	a, err := l.attempt(c, peer)
+	if !stop() {
+		err = ErrClosed
+	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})
 	}
@@ -208,7 +204,7 @@ func (l *Listener) admit(c *net.TCPConn) {
 	}
 	select {
 	case l.attempts <- a:
-	case <-l.closed:
+	case <-l.life.Done():
 		c.Close()
 	}
 }

@@ -2,6 +2,7 @@ package listeners
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -105,7 +106,7 @@ func (s *Set) Open(spec Spec) (Info, error) {
 	l := s.addLocked(spec)
 	l.byHand = true
 	if err := l.open(); err != nil {
-		delete(s.list, l.id)
+		s.closeLocked(l)
 		return Info{}, err
 	}
 	s.tasks.Go(func() { l.accept() })
@@ -114,7 +115,8 @@ func (s *Set) Open(spec Spec) (Info, error) {
 
 func (s *Set) addLocked(spec Spec) *Listener {
 	s.lastID++
-	l := &Listener{Spec: spec, set: s, id: s.lastID, attempts: make(chan capture.Attempt), closed: make(chan struct{}),
+	life, end := context.WithCancel(context.Background())
+	l := &Listener{Spec: spec, set: s, id: s.lastID, attempts: make(chan capture.Attempt), life: life, end: end,
 		places: make(chan struct{}, maxUndecided)}
 	s.list[l.id] = l
 	return l
