@@ -352,12 +352,13 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		said[e.tag] = e.text
 	}
 	for command, rows := range map[string][]any{
-		"status":           {control.StatusRow{}, control.AuditStatus{}, control.CapturedStatus{}},
-		"reload":           {control.ReloadResult{}},
-		"list-connections": {control.ConnectionRow{}},
-		"list-channels":    {control.ChannelRow{}},
-		"connector":        {service.Status{}, service.Capture{}, service.Hit{}},
-		"explain":          {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
+		"status":                {control.StatusRow{}, control.AuditStatus{}, control.CapturedStatus{}},
+		"reload":                {control.ReloadResult{}},
+		"list-connections":      {control.ConnectionRow{}},
+		"list-channels":         {control.ChannelRow{}},
+		"list-tunnel-listeners": {control.ListenerRow{}},
+		"connector":             {service.Status{}, service.Capture{}, service.Hit{}},
+		"explain":               {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
 	} {
 		for _, row := range rows {
 			for i := range reflect.TypeOf(row).NumField() {
