@@ -3,6 +3,8 @@ package interop
 import (
 	"crypto/rand"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -82,4 +84,55 @@ func TestStaticTunnels(t *testing.T) {
 	}
 	w.requireNoneTo(t, wire, 80)
 	w.finish(t, before)
+}
+
+// TestCorpusEmailGatewaySOCKS is the mail example where it says that the site reaches the
+// world through a SOCKS4 server: the gateway is outside, and only that server gets there.
+func TestCorpusEmailGatewaySOCKS(t *testing.T) {
+	netns.RequireProgram(t, "curl", "curl")
+	danted := netns.RequireProgram(t, "danted", "dante-server")
+	w := newBastionWorld(t, netns.SSHDOptions{Port: 2200})
+	gateway := w.Server.StartSSHD(t, netns.SSHDOptions{Users: w.account(t, w.Server, "mailuser")})
+	const outside = "192.0.2.34" // not of 10.0.0.0/8, which is reached directly
+	root(t, w.Server, "ip addr add "+outside+"/32 dev lo")
+	conf := filepath.Join(t.TempDir(), "danted.conf")
+	if err := os.WriteFile(conf, []byte(`logoutput: stdout
+internal: 10.99.1.2 port = 1080
+external: lo
+clientmethod: none
+socksmethod: none
+user.privileged: root
+user.unprivileged: nobody
+client pass {
+  from: 10.0.0.0/8 to: 0.0.0.0/0
+}
+socks pass {
+  from: 10.0.0.0/8 to: 192.0.2.0/24
+  protocol: tcp
+  log: connect
+}
+`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	socks := w.Server.Start(t, netns.Cmd{Args: []string{danted, "-f", conf, "-p", filepath.Join(filepath.Dir(conf), "pid")}, Limit: -1})
+	socks.WaitFor(t, "running")
+	w.Server.AllowOnly(t, netns.Reset, 1080)
+	hosts(t, w.Client, outside+" host1234", "10.99.1.2 socks.example.com", "10.99.2.2 mail.example.com")
+	hosts(t, w.Server, "10.99.2.2 mail.example.com")
+	w.Alice.Write(t, ".ssh/known_hosts", "host1234 "+gateway.HostKey+"\n", 0o600)
+	lineServer(t, w.Inner, 143, "* OK", "*CAPABILITY*", "* CAPABILITY IMAP4rev1\n'\"$tag\"' OK", "*LOGIN*", "'\"$tag\"' OK", "*LIST*", "* LIST () \"/\" IMAP-MARKER\n'\"$tag\"' OK", "*LOGOUT*", "'\"$tag\"' OK")
+	w.corpusFile(t, "email-gateway.xml")
+	near := w.Client.Capture(t, "to-server")
+
+	requireText(t, w.Client.Run(t, w.capture("curl", "-sS", "--max-time", "20", "imap://u:secret@mail.example.com/")), "IMAP-MARKER")
+	if rec := w.awaitRecords(t, 1)[0]; rec.Reason != "carried" || rec.Server != "mailuser@host1234:22" || rec.Target != "mail.example.com:143" {
+		t.Errorf("recorded %+v", rec)
+	}
+	socks.WaitFor(t, outside+".22")
+	if near.Contains(t, []byte("IMAP-MARKER")) {
+		t.Error("the mail went in clear")
+	}
+	w.requireNoneTo(t, near, 22) // but through the SOCKS server
+	w.requireNoneTo(t, near, 143)
+	w.stopBroker(t, w.Alice)
 }
