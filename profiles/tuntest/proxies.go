@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // StartMicrosocks runs a SOCKS5 server on loopback until the test ends and returns its
@@ -49,6 +51,15 @@ socks pass {
 }
 `, host, port))
 	p.start(t, address, []string{program, "-f", p.file("danted.conf"), "-p", p.file("pid")}, accepts)
+	t.Cleanup(func() { // told to end it waits for its many children; killed it leaves them behind
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		for range 300 {
+			if syscall.Kill(p.cmd.Process.Pid, 0) != nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 	return address
 }
 
