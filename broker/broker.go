@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -78,6 +79,13 @@ var States = []string{StateArrived, StateDecided, StateOpened, StateAdmitted, St
 
 // ErrStopped is the cause by which flows end that outlive the broker's drain.
 var ErrStopped = errors.New("the broker stops")
+
+// ErrCut is the cause by which a flow ends that Cut has ended, ErrNoFlow says that there
+// is none to be cut.
+var (
+	ErrCut    = errors.New("closed by command")
+	ErrNoFlow = errors.New("no such flow is carried")
+)
 
 // Policy is one generation of rules and profiles. It is immutable.
 type Policy struct {
@@ -236,6 +244,24 @@ func (b *Broker) Flows() []FlowInfo {
 	b.mu.Unlock()
 	sort.Slice(list, func(i, j int) bool { return list[i].ID < list[j].ID })
 	return list
+}
+
+// Cut resets a flow that is being carried, at both ends.
+func (b *Broker) Cut(id uint64) error {
+	b.mu.Lock()
+	f := b.flows[id]
+	b.mu.Unlock()
+	var end context.CancelCauseFunc
+	if f != nil {
+		f.mu.Lock()
+		end = f.end
+		f.mu.Unlock()
+	}
+	if end == nil {
+		return fmt.Errorf("channel %d: %w", id, ErrNoFlow)
+	}
+	end(ErrCut)
+	return nil
 }
 
 // Totals counts flows.

@@ -43,6 +43,7 @@ type flow struct {
 	rec   audit.Record
 	state string
 	way   uint64
+	end   context.CancelCauseFunc // while it is carried
 }
 
 // originPatience is how long a refusal waits for the process to be found, while no more
@@ -383,12 +384,19 @@ func (f *flow) plainAddress() string {
 func (f *flow) carry(ctx context.Context, conn *capture.Conn, far relay.Stream, reason audit.Reason) {
 	f.event("open")
 	f.turned()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	f.mu.Lock()
+	f.end = end
+	f.mu.Unlock()
 	res := f.relay.Pipe(ctx, conn.TCPConn, far, &f.count)
 	f.enter(StateCarried)
 	var err error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrStopped):
 		reason, err = audit.Shutdown, ErrStopped
+	case errors.Is(context.Cause(ctx), ErrCut):
+		err = ErrCut
 	case errors.Is(res.Down.Err, profiles.ErrLost):
 		err = res.Down.Err
 	}

@@ -420,6 +420,23 @@ func (pl *Pool) settleLocked() {
 	pl.quietOnce.Do(func() { close(pl.quiet) })
 }
 
+// ErrUnknown says that there is no transport to be cut.
+var ErrUnknown = errors.New("no such connection")
+
+// Cut closes a transport by its ID in List, and so resets its streams. Who needs one
+// again opens it again.
+func (pl *Pool) Cut(id uint64) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	for _, w := range pl.ways {
+		if w.id == id && w.link != nil {
+			pl.closeLocked(w.link)
+			return nil
+		}
+	}
+	return fmt.Errorf("connection %d: %w", id, ErrUnknown)
+}
+
 // Retire closes every transport that keep does not want, each after its last
 // stream. keep is called with the pool locked. Give it the keys of gateways too
 // (Chain) where they shall live on without streams.

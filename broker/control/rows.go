@@ -17,6 +17,12 @@ const (
 	OpDebug       = "debug"            // DebugArgs; none
 	OpConnect     = "connect"          // ConnectArgs with a TCP socket; one ConnectRow once it is connected; done when it has ended
 
+	OpProfiles        = "list-profiles"     // none; ProfileRow
+	OpClients         = "list-clients"      // none; ClientRow
+	OpCloseConnection = "close-connection"  // IDArgs; none
+	OpCloseChannel    = "close-channel"     // IDArgs; none
+	OpDisconnect      = "disconnect-client" // IDArgs; none
+
 	OpListeners     = "list-tunnel-listeners" // none; ListenerRow
 	OpOpenListener  = "open-tunnel-listener"  // OpenListenerArgs; one ListenerRow
 	OpCloseListener = "close-tunnel-listener" // CloseListenerArgs; none
@@ -252,4 +258,32 @@ type OpenListenerArgs struct {
 type CloseListenerArgs struct {
 	ID     uint64 `json:"id,omitempty"`
 	Listen string `json:"listen,omitempty"` // address:port; without an address it is 127.0.0.1
+}
+
+// IDArgs names one connection, channel or client.
+type IDArgs struct {
+	ID uint64 `json:"id"`
+}
+
+// ProfileRow is one profile as it is in force.
+type ProfileRow struct {
+	ID        string   `json:"id"`
+	Name      string   `json:"name,omitempty"`
+	Servers   []string `json:"servers"` // host:port; more than one: those after the first stand in. None: as programs ask
+	User      string   `json:"user"`
+	Gateway   string   `json:"gateway,omitempty"` // id
+	Proxy     bool     `json:"proxy"`             // a ruleset or the environment may name one
+	Exclusive bool     `json:"exclusive"`         // a connection for each channel
+	Startup   bool     `json:"startup"`           // connected without a channel
+	Connected int      `json:"connected"`         // live connections
+}
+
+// ClientRow is one program that is connected to the broker's control socket.
+type ClientRow struct {
+	ID        uint64    `json:"id"`
+	PID       int       `json:"pid"`
+	UID       int       `json:"uid"`
+	Program   string    `json:"program,omitempty"`
+	Operation string    `json:"operation,omitempty"` // under way
+	Since     time.Time `json:"since"`
 }
