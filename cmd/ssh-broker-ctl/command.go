@@ -106,7 +106,8 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
 		a.listConnectionsCommand(), a.listChannelsCommand(),
-		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.connectorCommand())
+		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
+		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.listClientsCommand(), a.disconnectClientCommand(), a.listProfilesCommand(), a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.connectorCommand())
 	for _, cmd := range append(root.Commands(), root) {
 		cmd.DisableFlagsInUseLine = true
 		cmd.Flags().SortFlags = false

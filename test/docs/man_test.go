@@ -357,6 +357,8 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		"list-connections":      {control.ConnectionRow{}},
 		"list-channels":         {control.ChannelRow{}},
 		"list-tunnel-listeners": {control.ListenerRow{}},
+		"list-clients":          {control.ClientRow{}},
+		"list-profiles":         {control.ProfileRow{}},
 		"connector":             {service.Status{}, service.Capture{}, service.Hit{}},
 		"explain":               {control.ExplainRow{}, control.ExplainStep{}, control.ExplainResult{}},
 	} {
