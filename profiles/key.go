@@ -74,7 +74,7 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		}
 	}
 	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
-		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy, p.ProxyCommand)
+		p.HostKeyFile, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy, p.ProxyCommand, p.ControlPath)
 	list(p.Identities, p.DefaultKeys, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
 	number(uint64(p.Port), uint64(p.HostKeyPolicy), uint64(p.AddressFamily), p.RekeyBytes, uint64(p.ConnectTimeout),
 		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),

@@ -71,6 +71,9 @@ type Profile struct {
 	// ProxyCommand is a command line that carries the connection, in place of a proxy;
 	// see proxy.Command. No configuration file of a broker gives one.
 	ProxyCommand string
+	// ControlPath is the socket of an ssh that may be connected already; see ssh_config(5).
+	// Where it is, its connection is used, and nothing else of this counts. Likewise.
+	ControlPath string
 
 	AddressFamily AddressFamily // of the connections that this host opens
 

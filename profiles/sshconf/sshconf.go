@@ -1,6 +1,8 @@
 package sshconf
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +27,8 @@ type Options struct {
 	// Files are read in their order, the first value of a keyword counts. nil:
 	// ~/.ssh/config and /etc/ssh/ssh_config.
 	Files []string
+
+	Hostname string // of this host, for ControlPath; "": as the system says
 }
 
 // defaults of ssh_config(5), and ours where ssh has none that suits a tunnel.
@@ -145,7 +149,7 @@ type values map[string]string
 
 func (l *loader) values(alias string) (values, error) {
 	v := values{}
-	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "ProxyUseFdpass", "IdentitiesOnly", "IdentityAgent",
+	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "ProxyUseFdpass", "ControlPath", "IdentitiesOnly", "IdentityAgent",
 		"UserKnownHostsFile", "GlobalKnownHostsFile", "StrictHostKeyChecking", "HostKeyAlias", "ConnectTimeout",
 		"ServerAliveInterval", "ServerAliveCountMax", "Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"} {
 		s, err := l.get(alias, key)
@@ -194,6 +198,9 @@ func (l *loader) profile(s spec, jumps []string) (*profiles.Profile, error) {
 		return nil, err
 	}
 	l.timing(p, v)
+	if path := v["ControlPath"]; path != "" && !strings.EqualFold(path, "none") {
+		p.ControlPath = l.controlPath(path, p, v, alias)
+	}
 	l.algorithms(p, v)
 	return p, l.way(p, v, append(jumps, alias))
 }
@@ -383,6 +390,27 @@ func (l *loader) way(p *profiles.Profile, v values, jumps []string) error {
 	}
 	p.Gateway = gateway
 	return nil
+}
+
+// controlPath replaces the tokens of ControlPath, which has more than others.
+func (l *loader) controlPath(path string, p *profiles.Profile, v values, alias string) string {
+	host := l.Hostname
+	if host == "" {
+		host, _ = os.Hostname()
+	}
+	short, _, _ := strings.Cut(host, ".")
+	key := v["HostKeyAlias"]
+	if key == "" {
+		key = alias
+	}
+	jump := v["ProxyJump"]
+	if strings.EqualFold(jump, "none") {
+		jump = ""
+	}
+	// %C of OpenSSH 9.6 and newer; older ones leave the jump out.
+	sum := sha1.Sum([]byte(host + p.Host + strconv.Itoa(int(p.Port)) + p.User + jump))
+	path = strings.NewReplacer("%%", "%%", "%C", hex.EncodeToString(sum[:]), "%l", host, "%L", short, "%k", key, "%j", jump).Replace(path)
+	return l.expand(path, p, alias)
 }
 
 // expand replaces ~ and the tokens of ssh_config(5) that paths may hold.

@@ -1,6 +1,8 @@
 package sshconf
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"slices"
@@ -191,5 +193,23 @@ func TestProxyCommand(t *testing.T) {
 	}
 	if p, _, err = load(t, "Host h\n ProxyJump g\n ProxyCommand nc\nHost g\n ProxyCommand gc\n", "h"); err != nil || p.ProxyCommand != "" || p.Gateway.ProxyCommand != "gc" {
 		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// ControlPath has the tokens of ssh_config(5). The sum is what ssh -G of OpenSSH 9.2 says.
+func TestControlPath(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	if err := os.WriteFile(config, []byte("Host h\n HostName real\n User u\n Port 24\n ControlPath ~/%l-%L-%k-%h-%n-%p-%r-%u-%i-%%C-%C\nHost none\n ControlPath none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Home: "/home/me", User: "me", UID: 1000, Files: []string{config}, Hostname: "a.b"}
+	p, _, err := Load("h", o)
+	sum := sha1.Sum([]byte("a.breal24u"))
+	if want := "/home/me/a.b-a-h-real-h-24-u-me-1000-%C-" + hex.EncodeToString(sum[:]); err != nil || p.ControlPath != want {
+		t.Errorf("%q, %v\nwant %q", p.ControlPath, err, want)
+	}
+	if p, _, err = Load("none", o); err != nil || p.ControlPath != "" {
+		t.Errorf("%q, %v", p.ControlPath, err)
 	}
 }

@@ -44,6 +44,11 @@ func (c *Connector) Connect(ctx context.Context, p *profiles.Profile, via profil
 	if p.Port == 0 {
 		return nil, fmt.Errorf("%w: no port", profiles.ErrSetup)
 	}
+	if p.ControlPath != "" {
+		if t := c.reuse(ctx, p); t != nil {
+			return t, nil
+		}
+	}
 	algos, err := choose(p, c.Log)
 	if err != nil {
 		return nil, err

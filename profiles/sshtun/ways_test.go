@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -213,5 +214,87 @@ func TestProxyCommandFails(t *testing.T) {
 		if _, err := connect(t, p, nil); !errors.Is(err, profiles.ErrConnect) || !strings.Contains(err.Error(), want) || len(err.Error()) > 2000 {
 			t.Errorf("%s: %v, want %q", line, err, want)
 		}
+	}
+}
+
+// startMaster runs the system's ssh as a ControlMaster to a server, until the test ends.
+func startMaster(t *testing.T, sshd *profiles.Profile) (socket string, end func()) {
+	t.Helper()
+	program, err := exec.LookPath("ssh")
+	tuntest.Need(t, err == nil, "needs ssh (Debian package openssh-client)")
+	dir, err := os.MkdirTemp("", "mux") // t.TempDir can be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket = filepath.Join(dir, "s")
+	cmd := exec.Command(program, "-N", "-M", "-S", socket, "-F", "none", "-p", fmt.Sprint(sshd.Port), "-i", sshd.Identities[0],
+		"-o", "IdentitiesOnly=yes", "-o", "UserKnownHostsFile="+sshd.KnownHosts[0], "-l", sshd.User, sshd.Host)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	end = func() { once.Do(func() { cmd.Process.Kill(); cmd.Wait() }) }
+	t.Cleanup(end)
+	eventually(t, "the control socket", func() bool { _, err := os.Stat(socket); return err == nil })
+	return socket, end
+}
+
+// The connection of a running ssh is used: no login of ours, the same streams.
+func TestControlMaster(t *testing.T) {
+	server := tuntest.StartOpenSSH(t)
+	socket, end := startMaster(t, server.Profile)
+	target := listenRaw(t, func(c net.Conn) { io.Copy(c, c); c.(*net.TCPConn).CloseWrite() })
+	p := *server.Profile
+	p.ControlPath, p.Identities, p.KnownHosts = socket, []string{"/none"}, []string{"/none"}
+	p.KeepaliveInterval = 20 * time.Millisecond
+	tr, err := connect(t, &p, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s, err := tr.Open(t.Context(), profiles.Destination{Host: "127.0.0.1", Port: target})
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+		go func() { s.Write(data); s.CloseWrite() }()
+		if got, err := io.ReadAll(s); !bytes.Equal(got, data) {
+			t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+		}
+		s.Close()
+	}
+	if _, err := tr.Open(t.Context(), profiles.Destination{Host: "127.0.0.1", Port: 1}); !errors.Is(err, profiles.ErrRefused) {
+		t.Errorf("a closed port: %v", err)
+	}
+	if n := strings.Count(server.Log(), "Accepted publickey"); n != 1 {
+		t.Errorf("%d logins, want ssh's alone", n)
+	}
+	end()
+	<-tr.Done()
+	if _, err := connect(t, &p, nil); !errors.Is(err, profiles.ErrHostKey) {
+		t.Errorf("without ssh we connect ourselves, with our own ideas of trust: %v", err)
+	}
+	for _, path := range []string{"/none", filepath.Dir(socket)} {
+		p = *server.Profile
+		p.ControlPath = path
+		if _, err := connect(t, &p, nil); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	p.ControlPath = filepath.Join(filepath.Dir(socket), "silent")
+	l, err := net.Listen("unix", p.ControlPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			c.Close()
+		}
+	}()
+	defer l.Close()
+	if _, err := connect(t, &p, nil); err != nil {
+		t.Errorf("a socket that is no ssh's: %v", err)
 	}
 }
