@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -63,6 +64,10 @@ type Config struct {
 	// Dial opens a connection in clear; nil: the net package's dialer.
 	Dial func(ctx context.Context, address string) (*net.TCPConn, error)
 
+	// Resolve looks up the names that programs say to listeners; nil: the system's
+	// resolver does.
+	Resolve func(ctx context.Context, name string) ([]netip.Addr, error)
+
 	// Failpoint is called at the named states of every flow; tests kill the broker
 	// there. nil: nothing happens.
 	Failpoint func(state string)
@@ -82,6 +87,13 @@ var States = []string{StateArrived, StateDecided, StateOpened, StateAdmitted, St
 
 // ErrStopped is the cause by which flows end that outlive the broker's drain.
 var ErrStopped = errors.New("the broker stops")
+
+// ErrCut is the cause by which a flow ends that Cut has ended, ErrNoFlow says that there
+// is none to be cut.
+var (
+	ErrCut    = errors.New("closed by command")
+	ErrNoFlow = errors.New("no such flow is carried")
+)
 
 // Policy is one generation of rules and profiles. It is immutable.
 type Policy struct {
@@ -162,6 +174,9 @@ func New(c Config) *Broker {
 	if b.Dial == nil {
 		b.Dial = dialTCP
 	}
+	if b.Resolve == nil {
+		b.Resolve = resolve
+	}
 	if b.Failpoint == nil {
 		b.Failpoint = func(string) {}
 	}
@@ -200,6 +215,14 @@ func (b *Broker) Run(ctx context.Context, c *Capture) error {
 		}
 		pause = min(2*pause, longest)
 	}
+}
+
+// Serve serves one attempt of a capture that has no source, and returns when its flow
+// has ended and is recorded.
+func (b *Broker) Serve(c *Capture, a capture.Attempt) {
+	b.wg.Add(1)
+	defer b.wg.Done()
+	b.serve(b.life, c, a)
 }
 
 // Drain waits until every flow has ended. When ctx ends first, the flows that are
@@ -267,6 +290,24 @@ func (b *Broker) use(p *Policy, n int) {
 	if g.Flows += n; g.Flows == 0 {
 		delete(b.inUse, p.Generation)
 	}
+}
+
+// Cut resets a flow that is being carried, at both ends.
+func (b *Broker) Cut(id uint64) error {
+	b.mu.Lock()
+	f := b.flows[id]
+	b.mu.Unlock()
+	var end context.CancelCauseFunc
+	if f != nil {
+		f.mu.Lock()
+		end = f.end
+		f.mu.Unlock()
+	}
+	if end == nil {
+		return fmt.Errorf("channel %d: %w", id, ErrNoFlow)
+	}
+	end(ErrCut)
+	return nil
 }
 
 // Totals counts flows.

@@ -33,6 +33,9 @@ type flow struct {
 	groups []string
 	count  relay.Counters
 
+	requested *Request // nil: it was caught
+	lookErr   error    // of its name
+
 	release func()        // of the made-up address
 	turned  func()        // ends its turn
 	origin  chan struct{} // closed when the process behind it was looked for
@@ -41,6 +44,7 @@ type flow struct {
 	rec   audit.Record
 	state string
 	way   uint64
+	end   context.CancelCauseFunc // while it is carried
 }
 
 // originPatience is how long a refusal waits for the process to be found, while no more
@@ -71,6 +75,9 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 	case f.order() != nil:
 		f.obey(ctx)
 		return
+	case f.requested != nil:
+		f.comply(ctx, f.requested)
+		return
 	case f.at.Local && !c.Localhost:
 		f.mu.Lock()
 		f.rec.Action = filter.Direct.String()
@@ -79,6 +86,11 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 		return
 	}
 
+	f.judge(ctx)
+}
+
+// judge has the rules decide, and does what they say.
+func (f *flow) judge(ctx context.Context) {
 	d, err := f.decide()
 	if err != nil {
 		f.refuse(tunnelReason(err), err)
@@ -114,6 +126,7 @@ func (b *Broker) arrive(c *Capture, a capture.Attempt) *flow {
 	if f.names == nil {
 		f.names = nameless{}
 	}
+	f.requests()
 	if c.Account != nil {
 		f.user, f.groups = c.Account(f.at.UID)
 	}
@@ -238,11 +251,7 @@ func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.De
 		f.refuse(tunnelReason(err), err)
 		return
 	}
-	if s, ok := stream.(interface{ Way() uint64 }); ok {
-		f.mu.Lock()
-		f.way = s.Way()
-		f.mu.Unlock()
-	}
+	f.carriedBy(stream, p)
 	f.opened()
 	f.tell(eventlog.TunnelOpened)
 	conn, err := f.a.Admit(ctx)
@@ -260,11 +269,27 @@ func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.De
 func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.rec.Profile, f.rec.Server = p.ID, hostPort(p.Host, p.Port)
-	if p.User != "" {
-		f.rec.Server = p.User + "@" + f.rec.Server
-	}
+	f.rec.Profile, f.rec.Server = p.ID, account(p, profiles.Server{Host: p.Host, Port: p.Port})
 	f.rec.Target = hostPort(dst.Host, dst.Port)
+}
+
+// carriedBy records which of the profile's servers it is, and the transport.
+func (f *flow) carriedBy(s profiles.Stream, p *profiles.Profile) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if pooled, ok := s.(interface {
+		Way() uint64
+		Server() profiles.Server
+	}); ok {
+		f.way, f.rec.Server = pooled.Way(), account(p, pooled.Server())
+	}
+}
+
+func account(p *profiles.Profile, s profiles.Server) string {
+	if p.User == "" {
+		return s.String()
+	}
+	return p.User + "@" + s.String()
 }
 
 // fallBack carries the flow in clear after its tunnel has failed.
@@ -323,6 +348,12 @@ func (f *flow) direct(ctx context.Context, reason audit.Reason) {
 		f.finish(reason, nil)
 		return
 	}
+	if f.requested != nil {
+		if why, err := f.plainly(); err != nil {
+			f.refuse(why, err)
+			return
+		}
+	}
 	wanted, done := f.whileWanted(ctx)
 	far, err := f.Dial(wanted, f.plainAddress())
 	unwanted := context.Cause(wanted) == capture.ErrAbandoned
@@ -357,7 +388,7 @@ func (f *flow) plainAddress() string {
 		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	case f.at.Local && !addr.IsLoopback():
 		addr = netip.IPv6Loopback()
-	case f.names.IsPool(addr) && len(f.rec.Names) > 0:
+	case (f.names.IsPool(addr) || f.requested != nil && addr == unknownAddress) && len(f.rec.Names) > 0:
 		return hostPort(f.rec.Names[0], port)
 	}
 	return netip.AddrPortFrom(addr, port).String()
@@ -367,12 +398,19 @@ func (f *flow) plainAddress() string {
 func (f *flow) carry(ctx context.Context, conn *capture.Conn, far relay.Stream, reason audit.Reason) {
 	f.event("open")
 	f.turned()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	f.mu.Lock()
+	f.end = end
+	f.mu.Unlock()
 	res := f.relay.Pipe(ctx, conn.TCPConn, far, &f.count)
 	f.enter(StateCarried)
 	var err error
 	switch {
 	case errors.Is(context.Cause(ctx), ErrStopped):
 		reason, err = audit.Shutdown, ErrStopped
+	case errors.Is(context.Cause(ctx), ErrCut):
+		err = ErrCut
 	case errors.Is(res.Down.Err, profiles.ErrLost):
 		err = res.Down.Err
 	}

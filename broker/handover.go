@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sshbroker/broker/audit"
@@ -56,7 +57,18 @@ type OrderServer struct {
 	Port    uint16       `json:"port"`
 	User    string       `json:"user,omitempty"`    // "": nobody has chosen one
 	Gateway *OrderServer `json:"gateway,omitempty"` // through which it is reached
+
+	More []OrderSpare `json:"more,omitempty"` // stand in while it cannot be reached
 }
+
+// OrderSpare is another server of the same profile.
+type OrderSpare struct {
+	Host string `json:"host"`
+	Port uint16 `json:"port"`
+}
+
+// maxSpares bounds OrderServer.More.
+const maxSpares = 32
 
 // Reply is the text of a carrier's refusal.
 type Reply struct {
@@ -88,6 +100,14 @@ func ParseOrder(payload []byte) (*Order, error) {
 		}
 		if err := checkServer(s.Host, s.Port, s.User); err != nil {
 			return nil, fmt.Errorf("order of the system broker: server: %w", err)
+		}
+		if len(s.More) > maxSpares {
+			return nil, fmt.Errorf("order of the system broker: more than %d servers", maxSpares)
+		}
+		for _, spare := range s.More {
+			if err := checkServer(spare.Host, spare.Port, ""); err != nil {
+				return nil, fmt.Errorf("order of the system broker: server: %w", err)
+			}
 		}
 	}
 	return &o, nil
@@ -209,7 +229,7 @@ func (p *Policy) pins(id string) bool {
 // orderOf is what a carrier has to know of a flow.
 func (p *Policy) orderOf(id uint64, d filter.Decision, way *profiles.Profile, dst profiles.Destination) *Order {
 	o := &Order{V: orderVersion, Flow: id, Name: d.Name}
-	o.Profile = OrderServer{ID: way.ID, Host: way.Host, Port: way.Port, User: p.Logins[way.ID]}
+	o.Profile = p.orderServer(way)
 	if d.Rule != nil {
 		o.Rule, o.RuleSource = d.Rule.Number, d.Rule.Source
 		if d.Rule.Username != "" || d.Rule.UsernameFile != "" {
@@ -219,10 +239,19 @@ func (p *Policy) orderOf(id uint64, d filter.Decision, way *profiles.Profile, ds
 	o.Destination.Host, o.Destination.Port = dst.Host, dst.Port
 	last := &o.Profile
 	for gw, hops := way.Gateway, 0; gw != nil && hops < profiles.MaxGateways; gw, hops = gw.Gateway, hops+1 {
-		last.Gateway = &OrderServer{ID: gw.ID, Host: gw.Host, Port: gw.Port, User: p.Logins[gw.ID]}
+		through := p.orderServer(gw)
+		last.Gateway = &through
 		last = last.Gateway
 	}
 	return o
+}
+
+func (p *Policy) orderServer(profile *profiles.Profile) OrderServer {
+	s := OrderServer{ID: profile.ID, Host: profile.Host, Port: profile.Port, User: p.Logins[profile.ID]}
+	for _, more := range profile.More {
+		s.More = append(s.More, OrderSpare(more))
+	}
+	return s
 }
 
 // order is what a system broker says of the flow, nil where it is our own to decide.
@@ -271,8 +300,12 @@ func (p *Policy) ordered(s *OrderServer) (*profiles.Profile, error) {
 	}
 	q := *own
 	q.ID, q.Host, q.Port, q.HostKeyAlias, q.Gateway = s.ID, s.Host, s.Port, "", nil
+	q.More = nil
+	for _, spare := range s.More {
+		q.More = append(q.More, profiles.Server(spare))
+	}
 	q.User = cmp.Or(login, s.User, own.User)
-	if named := own.Host != "" && own.Host != "*"; named && (own.Host != s.Host || own.Port != s.Port) {
+	if named := own.Host != "" && own.Host != "*"; named && !serves(own, s) {
 		q.PasswordText, q.PasswordFile, q.PasswordCmd = "", "", "" // another server's
 	}
 	if s.Gateway != nil {
@@ -283,6 +316,17 @@ func (p *Policy) ordered(s *OrderServer) (*profiles.Profile, error) {
 		q.Gateway = gateway
 	}
 	return &q, nil
+}
+
+// serves tells whether all that an order names are servers of the profile.
+func serves(own *profiles.Profile, s *OrderServer) bool {
+	known := append([]profiles.Server{{Host: own.Host, Port: own.Port}}, own.More...)
+	for _, spare := range s.More {
+		if !slices.Contains(known, profiles.Server(spare)) {
+			return false
+		}
+	}
+	return slices.Contains(known, profiles.Server{Host: s.Host, Port: s.Port})
 }
 
 // answer refuses the attempt, and tells a system broker why.

@@ -83,7 +83,7 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		}
 	}
 	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
-		p.HostKeyFile, p.HostKeyText, p.StoreKnownHost, p.HostKeyAlias)
+		p.HostKeyFile, p.HostKeyText, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy, p.ProxyCommand, p.ControlPath)
 	list(p.Identities, p.DefaultKeys, p.SignWith, p.KeySelection.Issuers, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
 	flags(p.KeySelection.Shy, p.KeySelection.IssuerOfServer, p.PlainKeyNames)
 	number(uint64(p.ServerProof), uint64(p.Remember.For), uint64(p.Remember.Idle), uint64(len(p.KeySelection.Types)), uint64(len(p.KeyStores)))
@@ -94,9 +94,16 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		text(k.File, k.Public, k.Index, k.Base, k.Dir, k.Unless)
 		number(uint64(k.For), uint64(k.Idle))
 	}
-	number(uint64(p.Port), uint64(p.HostKeyPolicy), p.RekeyBytes, uint64(p.ConnectTimeout),
+	number(uint64(p.Port), uint64(p.HostKeyPolicy), uint64(p.AddressFamily), p.RekeyBytes, uint64(p.ConnectTimeout),
 		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),
-		uint64(len(p.AuthMethods)))
+		uint64(len(p.More)), uint64(len(p.AuthMethods)))
+	for _, s := range p.More {
+		text(s.Host)
+		number(uint64(s.Port))
+	}
+	if p.Exclusive {
+		number(1)
+	}
 	for _, m := range p.AuthMethods {
 		number(uint64(m))
 	}

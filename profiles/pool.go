@@ -34,11 +34,12 @@ type Pool struct {
 	tasks     sync.WaitGroup // attempts and watchers of transports
 
 	mu        sync.Mutex
-	ways      map[Key]*way
+	ways      map[wayKey]*way
 	streams   map[*pooled]struct{}
 	lastID    uint64
 	draining  bool
 	closed    bool
+	changes   chan struct{} // has room for one
 	quiet     chan struct{} // closed when draining and nothing is live
 	quietOnce sync.Once
 }
@@ -46,18 +47,34 @@ type Pool struct {
 // way is one way out: a transport, an attempt to get one, or the memory of why
 // there is none.
 type way struct {
-	key     Key
+	key     wayKey
 	id      uint64
 	profile *Profile
 	link    *link
 	attempt *attempt
+	server  Server // that was tried last
+	*memory
+}
+
+// wayKey tells ways out apart. Those of an exclusive profile have a number each; the
+// one with 0 then has no transport, and keeps their memory.
+type wayKey struct {
+	Key
+	number uint64
+}
+
+// memory is what is known of the servers of one Key, by the pool's lock.
+type memory struct {
 	backoff backoff
+	down    map[Server]time.Time // when it could not be reached; nil: none is known
+	begins  chan struct{}        // has room for the attempts of an exclusive profile
 }
 
 // link is one live transport. Its fields are guarded by the pool's lock.
 type link struct {
 	Transport
 	way     *way
+	server  Server // of the profile's; not changed
 	since   time.Time
 	streams int  // open or being opened
 	used    bool // had a stream
@@ -92,8 +109,9 @@ func NewPool(c Connector, log *slog.Logger) *Pool {
 		log:       log,
 		life:      life,
 		end:       end,
-		ways:      make(map[Key]*way),
+		ways:      make(map[wayKey]*way),
 		streams:   make(map[*pooled]struct{}),
+		changes:   make(chan struct{}, 1),
 		quiet:     make(chan struct{}),
 	}
 }
@@ -125,6 +143,17 @@ func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Promp
 			pl.forget(l)
 		case <-ctx.Done():
 		}
+	}
+}
+
+// Changes says, some time after it has happened, that a transport has come or gone.
+// Whoever reads it looks at List; there may be one reader.
+func (pl *Pool) Changes() <-chan struct{} { return pl.changes }
+
+func (pl *Pool) changedLocked() {
+	select {
+	case pl.changes <- struct{}{}:
+	default: // it will be read yet
 	}
 }
 
@@ -168,6 +197,7 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 		if w.attempt == nil {
 			if rest := w.backoff.rest(time.Now()); rest > 0 && !urgent {
 				err := w.backoff.last
+				pl.partLocked(w)
 				pl.mu.Unlock()
 				return nil, fmt.Errorf("profile %q: %w (next attempt in %s)", p.Label(), err, rest.Round(time.Millisecond))
 			}
@@ -201,17 +231,25 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 // wayLocked finds or makes the way out and drops those that have nothing to tell
 // any more, as profiles made for one host each come and go.
 func (pl *Pool) wayLocked(key Key, p *Profile) *way {
-	if w := pl.ways[key]; w != nil {
-		return w
-	}
-	now := time.Now()
-	for k, w := range pl.ways {
-		if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
-			delete(pl.ways, k)
+	w := pl.ways[wayKey{key, 0}]
+	if w == nil {
+		now := time.Now()
+		for k, w := range pl.ways {
+			if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
+				delete(pl.ways, k)
+			}
 		}
+		w = pl.addLocked(wayKey{key, 0}, p, &memory{begins: make(chan struct{}, exclusiveBegins)})
 	}
+	if p.Exclusive {
+		return pl.ownLocked(w)
+	}
+	return w
+}
+
+func (pl *Pool) addLocked(key wayKey, p *Profile, m *memory) *way {
 	pl.lastID++
-	w := &way{key: key, id: pl.lastID, profile: p}
+	w := &way{key: key, id: pl.lastID, profile: p, memory: m, server: Server{p.Host, p.Port}}
 	pl.ways[key] = w
 	return w
 }
@@ -231,7 +269,7 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 	if gw := w.profile.Gateway; gw != nil {
 		via = pl.through(gw, ask)
 	}
-	t, err := pl.connector.Connect(pl.life, w.profile, via, ask)
+	t, err := pl.reach(w, via, ask)
 
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
@@ -241,14 +279,18 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		err = ErrClosed
 	}
 	if err != nil {
-		w.backoff.failed(time.Now(), err, rand.Float64())
-		pl.Observe.Tell(Event{Kind: ConnectFailed, Profile: w.profile, Err: err})
-		pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
+		if !errors.Is(err, errResting) {
+			w.backoff.failed(time.Now(), err, rand.Float64())
+			pl.Observe.Tell(Event{Kind: ConnectFailed, Profile: w.profile, Err: err})
+			pl.log.Warn("connect failed", "profile", w.profile.Label(), "failures", w.backoff.failures, "error", err)
+		}
+		pl.partLocked(w)
 	} else {
-		w.link = &link{Transport: t, way: w, since: time.Now()}
-		pl.log.Info("connected", "profile", w.profile.Label(), "host", w.profile.Host, "user", w.profile.User)
+		w.link = &link{Transport: t, way: w, server: w.server, since: time.Now()}
+		pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
 		l := w.link
 		pl.Observe.Tell(l.event(Connected))
+		pl.changedLocked()
 		pl.tasks.Go(func() { pl.watch(l) })
 		pl.restLocked(l)
 	}
@@ -302,6 +344,8 @@ func (pl *Pool) lostLocked(l *link) {
 		return
 	}
 	l.way.link = nil
+	pl.changedLocked()
+	pl.partLocked(l.way)
 	if l.idle != nil {
 		l.idle.Stop()
 	}
@@ -336,10 +380,10 @@ func (pl *Pool) restLocked(l *link) {
 	case l.retired || pl.draining:
 		pl.closeLocked(l)
 		return
-	case wait < 0:
-		return
-	case wait == 0 && l.used:
+	case l.used && (wait == 0 || l.way.profile.Exclusive):
 		pl.closeLocked(l)
+		return
+	case wait < 0:
 		return
 	case wait == 0:
 		wait = readyFor
@@ -368,7 +412,9 @@ func (pl *Pool) closeLocked(l *link) {
 	}
 	if l.way.link == l {
 		l.way.link = nil
+		pl.changedLocked()
 		l.way.backoff = backoff{}
+		pl.partLocked(l.way)
 	}
 	pl.Observe.Tell(l.event(Disconnected))
 	pl.log.Info("disconnecting", "profile", l.way.profile.Label())
@@ -393,6 +439,23 @@ func (pl *Pool) settleLocked() {
 	pl.quietOnce.Do(func() { close(pl.quiet) })
 }
 
+// ErrUnknown says that there is no transport to be cut.
+var ErrUnknown = errors.New("no such connection")
+
+// Cut closes a transport by its ID in List, and so resets its streams. Who needs one
+// again opens it again.
+func (pl *Pool) Cut(id uint64) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	for _, w := range pl.ways {
+		if w.id == id && w.link != nil {
+			pl.closeLocked(w.link)
+			return nil
+		}
+	}
+	return fmt.Errorf("connection %d: %w", id, ErrUnknown)
+}
+
 // Retire closes every transport that keep does not want, each after its last
 // stream. keep is called with the pool locked. Give it the keys of gateways too
 // (Chain) where they shall live on without streams.
@@ -401,7 +464,7 @@ func (pl *Pool) Retire(keep func(Key) bool) {
 	defer pl.mu.Unlock()
 	for key, w := range pl.ways {
 		switch {
-		case keep(key):
+		case keep(key.Key):
 			if w.link != nil {
 				w.link.retired = false
 			}

@@ -570,10 +570,12 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.SetString("changed")
 		case []string:
 			f.Set(reflect.ValueOf([]string{"changed"}))
-		case []AuthMethod:
-			f.Set(reflect.ValueOf([]AuthMethod{Password}))
 		case bool:
 			f.SetBool(true)
+		case []Server:
+			f.Set(reflect.ValueOf([]Server{{"changed", 1}}))
+		case []AuthMethod:
+			f.Set(reflect.ValueOf([]AuthMethod{Password}))
 		case *Profile:
 			f.Set(reflect.ValueOf(testProfile()))
 		case []KeyStore:

@@ -3,9 +3,7 @@ package profiles
 import (
 	"cmp"
 	"io"
-	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -114,6 +112,9 @@ func (p *pooled) Closed() <-chan struct{} {
 // Way is the ID, in List, of the way out that carries the stream.
 func (p *pooled) Way() uint64 { return p.link.way.id }
 
+// Server is the one of the profile's servers that carries the stream.
+func (p *pooled) Server() Server { return p.link.server }
+
 func (p *pooled) Counts() (sent, received uint64) {
 	if c, ok := p.Stream.(Counter); ok {
 		return c.Counts()
@@ -149,9 +150,12 @@ func (pl *Pool) List() []Info {
 	live := make(map[uint64]Transport)
 	for _, w := range pl.ways {
 		p := w.profile
+		if p.Exclusive && w.key.number == 0 && w.backoff.last == nil {
+			continue // it has nothing to tell
+		}
 		in := Info{
-			ID: w.id, Key: w.key, ProfileID: p.ID, User: p.User,
-			Server:     net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))),
+			ID: w.id, Key: w.key.Key, ProfileID: p.ID, User: p.User,
+			Server:     w.server.String(),
 			Connecting: w.attempt != nil,
 			Failures:   w.backoff.failures,
 			RetryAt:    w.backoff.until,

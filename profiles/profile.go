@@ -1,6 +1,10 @@
 package profiles
 
-import "time"
+import (
+	"net"
+	"strconv"
+	"time"
+)
 
 // HostKeyPolicy is what happens with a host key that is not known yet. A changed
 // key is refused under every policy but Advisory.
@@ -66,6 +70,24 @@ const (
 	CertificateProof                    // a certificate of an authority on file; keys do not count
 )
 
+// AddressFamily restricts the addresses that a server or a proxy is reached at.
+type AddressFamily uint8
+
+const (
+	AnyFamily AddressFamily = iota
+	OnlyIPv4
+	OnlyIPv6
+)
+
+// Server is where one of a profile's servers is.
+type Server struct {
+	Host string
+	Port uint16
+}
+
+// String is host:port.
+func (s Server) String() string { return net.JoinHostPort(s.Host, strconv.Itoa(int(s.Port))) }
+
 // Profile is one way out, complete: factory defaults and default-settings are
 // already merged in. It is immutable once built; copy it to change it.
 type Profile struct {
@@ -76,7 +98,27 @@ type Profile struct {
 	Port uint16
 	User string // "": somebody is asked
 
+	// More are servers that stand in for Host while that cannot be reached, in order.
+	More []Server
+	// Exclusive gives every stream a transport of its own.
+	Exclusive bool
+
 	Gateway *Profile // the transport is opened through this one; nil: straight
+
+	// Proxy is a ruleset of package proxy, for servers without a gateway. HTTPSProxy and
+	// NoProxy are the environment's variables; they count where Proxy is "". All three
+	// may hold passwords.
+	Proxy               string
+	HTTPSProxy, NoProxy string
+
+	// ProxyCommand is a command line that carries the connection, in place of a proxy;
+	// see proxy.Command. No configuration file of a broker gives one.
+	ProxyCommand string
+	// ControlPath is the socket of an ssh that may be connected already; see ssh_config(5).
+	// Where it is, its connection is used, and nothing else of this counts. Likewise.
+	ControlPath string
+
+	AddressFamily AddressFamily // of the connections that this host opens
 
 	AuthMethods  []AuthMethod // empty: PublicKey, KeyboardInteractive, Password
 	Identities   []string     // key files, or "#" and a key's hash (see keyfile.Matches); tried in order, they restrict the keys of the agent too
@@ -125,7 +167,7 @@ func (p *Profile) For(host, user string, fromApp bool) *Profile {
 	}
 	q := *p
 	if fromApp || p.Host == "" || p.Host == "*" {
-		q.Host = host
+		q.Host, q.More = host, nil
 	}
 	if user != "" {
 		q.User = user

@@ -42,11 +42,12 @@ var layers = []struct {
 	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/prompt", []string{"broker/control"}},
-	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "broker/config/...", "broker/eventlog"}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog"}},
 	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

@@ -127,6 +127,7 @@ func TestCorpus(t *testing.T) {
 		p.KeyStores = []profiles.KeyStore{{Dir: "/home/ann/.ssh2", Remember: p.Remember}, {Dir: "/home/ann/.ssh", Remember: p.Remember},
 			{Index: "/home/ann/.ssh2/identification", Base: "/home/ann/.ssh2"}}
 	}
+	const mailProxy = "direct:///10.0.0.0/8,localhost; socks4://socks.example.com:1080/"
 	gw := with(func(p *profiles.Profile) {
 		rockGeneral(p)
 		p.ID, p.Name, p.Host, p.User = "gw", "gateway", "gw.example.com", "tunnel"
@@ -154,9 +155,10 @@ func TestCorpus(t *testing.T) {
 				p.ID, p.Name, p.Host, p.User = "paper", "paper", "host1234", "mailuser"
 				p.AuthMethods = []profiles.AuthMethod{profiles.PublicKey, profiles.KeyboardInteractive, profiles.Password}
 				p.HostKeyPolicy, p.ServerProof = profiles.Strict, profiles.KeyProof
+				p.Proxy = mailProxy
 			})},
+			defaults: with(func(p *profiles.Profile) { p.Proxy = mailProxy }),
 			pool4:    "198.18.0.0/15",
-			warnings: []string{"5:5: warning: proxy: not built yet: read, but without effect"},
 		},
 		{
 			file:     "empty.xml",
@@ -175,7 +177,6 @@ func TestCorpus(t *testing.T) {
 			}),
 			pool4: "198.18.0.0/15",
 			warnings: []string{
-				"12:3: warning: static-tunnels: not built yet: read, but without effect",
 				"16:46: warning: rule: FTP-TUNNEL is not built yet: flows decided by this rule are refused",
 			},
 		},
@@ -217,9 +218,7 @@ func TestCorpus(t *testing.T) {
 			warnings: []string{
 				"16:7: warning: rekey: not built yet: read, but without effect",
 				"25:39: warning: forward: state: read, but not acted on",
-				"26:7: warning: tunnels: not built yet: read, but without effect",
 				"29:27: warning: environment: read, but not acted on",
-				"34:3: warning: static-tunnels: not built yet: read, but without effect",
 			},
 		},
 	}
@@ -315,6 +314,7 @@ func TestProfileOverDefaults(t *testing.T) {
  <proxy ruleset="socks5://p0/"/>
  <idle-timeout time="0"/><tcp-connect-timeout time="0"/><keepalive-interval time="1"/>
  <server-authentication-methods><auth-server-publickey policy="advisory"/></server-authentication-methods>
+ <address-family type="INET6"/>
 </default-settings>
 <profiles>
  <profile id="same" host="h"/>
@@ -340,6 +340,7 @@ func TestProfileOverDefaults(t *testing.T) {
 		p.AuthMethods, p.PasswordFile = []profiles.AuthMethod{profiles.Password}, "/home/ann/.ssh2/pw"
 		p.IdleTimeout, p.ConnectTimeout, p.KeepaliveInterval = 0, 0, time.Second
 		p.HostKeyPolicy, p.ServerProof = profiles.Advisory, profiles.KeyProof
+		p.Proxy, p.AddressFamily = "socks5://p0/", profiles.OnlyIPv6
 	})
 	equal(t, "defaults", c.Defaults, defaults)
 
@@ -357,13 +358,16 @@ func TestProfileOverDefaults(t *testing.T) {
 	other.Identities = []string{"/home/ann/.ssh2/keys/id", "/k/id2", "#00112233445566778899aabbccddeeff00112233", "/home/ann/.ssh2/keys/id-cert.pub"}
 	other.IdleTimeout, other.ConnectTimeout, other.KeepaliveInterval = 7*time.Second, 8*time.Second, 9*time.Second
 	other.HostKeyPolicy, other.ServerProof = profiles.Strict, profiles.KeyProof
+	other.AddressFamily = profiles.OnlyIPv6
 	equal(t, "other", c.Profiles["other"], &other)
 
 	through := c.Profiles["through"]
 	if through.Gateway != c.Profiles["same"] || through.User != "defuser" {
 		t.Errorf("through: gateway %+v, user %q", through.Gateway, through.User)
 	}
-	equal(t, "proxies", c.Proxies, map[string]string{"": "socks5://p0/", "same": "socks5://p0/", "other": ""})
+	if through.Proxy != "" {
+		t.Errorf("through: proxy %q beside a gateway", through.Proxy)
+	}
 }
 
 // No secret is in what is printed about a file.

@@ -62,7 +62,7 @@ func TestSayingTheDefaultChangesNothing(t *testing.T) {
 		if err != nil {
 			return "error: " + strings.Join(short(err.(Problems)), "; ")
 		}
-		return fmt.Sprintf("%v %v %v %+v %v %v %v %+v", lines(c.Filter), c.Pool4, c.Pool6, *c.Defaults, c.Host, c.Proxies, c.FilterPresent, values(c))
+		return fmt.Sprintf("%v %v %v %+v %v %v %+v", lines(c.Filter), c.Pool4, c.Pool6, *c.Defaults, c.Host, c.FilterPresent, values(c))
 	}
 	loaded, defaults := 0, dtdDefault.FindAllStringSubmatch(DTD(), -1)
 	for _, m := range defaults {

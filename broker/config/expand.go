@@ -194,3 +194,12 @@ func variableName(s string) string {
 	}
 	return s
 }
+
+// either returns the first of two variables that is set to something.
+func (e Env) either(name, other string) string {
+	if v, _ := e.Lookup(name); v != "" {
+		return v
+	}
+	v, _ := e.Lookup(other)
+	return v
+}

@@ -24,6 +24,7 @@ type file struct {
 	general  general
 	defaults settings
 	profiles []profile
+	tunnels  []tunnel      // of static-tunnels
 	filter   *filterEngine // nil without the element
 	logging  *eventlog.Routing
 }
@@ -66,6 +67,8 @@ func readFile(name string, data []byte, env Env, userDir string) *file {
 			f.defaults = r.settings(n)
 		case "profiles":
 			r.profiles(n)
+		case "static-tunnels":
+			r.staticTunnels(n)
 		case "filter-engine":
 			f.filter = r.filterEngine(n)
 		case "logging":

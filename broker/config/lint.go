@@ -201,3 +201,7 @@ func (l *lint) secret(n *schema.Node) {
 
 // forOthers tells whether group or others may read a file.
 func forOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o044 != 0 }
+
+func isHostRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
+}

@@ -90,7 +90,7 @@ func TestLints(t *testing.T) {
 
 // A profile may be used by the other file, and by what is no rule.
 func TestUnusedProfilesOfTwoFiles(t *testing.T) {
-	tunnel := `<static-tunnels><tunnel listen-port="1" profile="%s"/></static-tunnels>`
+	tunnel := `<static-tunnels><tunnel type="socks" listen-port="1" profile="%s"/></static-tunnels>`
 	global := write(t, "global.xml", document("<profiles>"+profileElement("g", "h")+profileElement("g2", "h")+"</profiles>", engine(`<rule action="TUNNEL" profile-id="g"/><rule action="BLOCK" ports="1" profile-id="g"/>`)))
 	user := write(t, "user.xml", document("<profiles>"+profileElement("g", "h")+profileElement("t", "h")+profileElement("u", "h")+
 		`<profile id="s" host="h" user="x" connect-on-startup="yes"/></profiles>`, fmt.Sprintf(tunnel, "t")))

@@ -41,6 +41,11 @@ type Config struct {
 	Profiles map[string]*profiles.Profile // by id, complete: defaults merged, gateways resolved
 	Defaults *profiles.Profile            // for rules without profile-id
 
+	Startup []string // ids of profiles with connect-on-startup
+
+	StaticTunnels []Tunnel // open while the broker runs
+	LocalTunnels  []Tunnel // each while its profile has a connection
+
 	Pool4 netip.Prefix // pseudo IPv4 addresses
 	Pool6 netip.Prefix // pseudo IPv6 addresses; zero: none are given out
 
@@ -55,8 +60,6 @@ type Config struct {
 	// Logins are the names to log in with that a file gives, by profile id, "" for
 	// Defaults. Where there is none, Profile.User is the name of Env's user.
 	Logins map[string]string
-
-	Proxies map[string]string // rulesets that hold, by profile id, "" for Defaults; checked, not acted on yet
 
 	Files    []string          // the files that were read, in their order
 	Digest   [sha256.Size]byte // of their names and content: equal where nothing has changed
@@ -79,6 +82,9 @@ func Load(o Options) (*Config, error) {
 		global = nil
 	}
 	m := merge(o.Env, o.userDir(global), global, user)
+	if o.System { // the environment of a service is nobody's choice of a proxy
+		m.defaults.HTTPSProxy, m.defaults.NoProxy = "", ""
+	}
 	var problems Problems
 	for _, f := range m.files {
 		problems = append(problems, f.Sorted()...)

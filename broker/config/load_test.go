@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -348,4 +349,86 @@ func TestUsernamePath(t *testing.T) {
 	if _, err := Load(Options{File: file}); err == nil || !strings.Contains(err.Error(), "there is no home directory for ~/x") {
 		t.Errorf("without a home: %v", err)
 	}
+}
+
+// The environment's proxy counts where no ruleset is given, and never for a system broker.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.xml")
+	write := func(settings string) {
+		text := `<secsh-broker>` + settings + `<profiles><profile id="a" host="h"/><profile id="b" host="h"><proxy ruleset=""/></profile>
+			<profile id="c" host="h"><proxy ruleset="socks5://p/"/></profile><profile id="g" host="h" gateway-profile="a"/></profiles></secsh-broker>`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{File: file, Env: Env{Home: dir, User: "ann", Environ: []string{"HTTPS_PROXY=", "https_proxy=http://e:1", "NO_PROXY=n"}}}
+	is := func(want string) {
+		t.Helper()
+		c, err := Load(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := c.Defaults.Proxy + "," + c.Defaults.HTTPSProxy
+		for _, id := range []string{"a", "b", "c", "g"} {
+			p := c.Profiles[id]
+			got += " " + id + ":" + p.Proxy + "," + p.HTTPSProxy + "," + p.NoProxy
+		}
+		if got != want {
+			t.Errorf("\n got %s\nwant %s", got, want)
+		}
+	}
+	write("")
+	is(",http://e:1 a:,http://e:1,n b:,, c:socks5://p/,, g:,,")
+	o.System = true
+	is(", a:,, b:,, c:socks5://p/,, g:,,")
+	o.System = false
+	write(`<default-settings><proxy ruleset="socks://d/"/></default-settings>`)
+	is("socks://d/, a:socks://d/,, b:,, c:socks5://p/,, g:,,")
+}
+
+// The servers of a profile, what is opened when the broker starts, and connections that
+// are shared with nobody.
+func TestWays(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.xml")
+	text := `<secsh-broker><default-settings><exclusive-connection enable="yes"/></default-settings><profiles>
+		<profile id="a" host="h1,h2:2222, [fd00::1]" port="22" connect-on-startup="yes"/>
+		<profile id="b" host="h3:24,h4" port="23"><exclusive-connection enable="no"/></profile></profiles></secsh-broker>`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(Options{File: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := c.Profiles["a"], c.Profiles["b"]
+	equal(t, "a", []any{a.Host, a.Port, a.More, a.Exclusive}, []any{"h1", uint16(22), []profiles.Server{{Host: "h2", Port: 2222}, {Host: "fd00::1", Port: 22}}, true})
+	equal(t, "b", []any{b.Host, b.Port, b.More, b.Exclusive}, []any{"h3", uint16(24), []profiles.Server{{Host: "h4", Port: 23}}, false})
+	equal(t, "startup", c.Startup, []string{"a"})
+}
+
+// Tunnels of both files count; at one port the user's takes the place of the global one.
+func TestTunnels(t *testing.T) {
+	dir := t.TempDir()
+	global, user := filepath.Join(dir, "g.xml"), filepath.Join(dir, "u.xml")
+	for name, text := range map[string]string{
+		global: `<secsh-broker><profiles><profile id="g" host="h"/></profiles><static-tunnels><tunnel listen-port="1" dst-host="a" dst-port="10" profile="g"/>
+<tunnel type="socks-proxy" listen-port="2"/></static-tunnels></secsh-broker>`,
+		user: `<secsh-broker><profiles><profile id="u" host="h"><tunnels><local-tunnel listen-port="9" dst-host="c" dst-port="30"/></tunnels></profile></profiles>
+<static-tunnels><tunnel listen-port="1" dst-host="b" dst-port="20" profile="g"/><tunnel type="socks" listen-port="3" allow-relay="yes" profile="u"/></static-tunnels></secsh-broker>`,
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Load(Options{GlobalFile: global, File: user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort
+	equal(t, "static", c.StaticTunnels, []Tunnel{
+		{Type: "tcp", Listen: at("127.0.0.1:1"), Host: "b", Port: 20, Profile: "g", Source: user + ":2"},
+		{Type: "socks-proxy", Listen: at("127.0.0.1:2"), Source: global + ":2"},
+		{Type: "socks", Listen: at("[::]:3"), Profile: "u", AllowRelay: true, Source: user + ":2"}})
+	equal(t, "local", c.LocalTunnels, []Tunnel{{Type: "tcp", Listen: at("127.0.0.1:9"), Host: "c", Port: 30, Profile: "u", Source: user + ":1"}})
 }

@@ -60,6 +60,7 @@ func merge(env Env, userDir string, global, user *file) *merged {
 	m.checkFIPS()
 	m.checkRules()
 	m.checkGateways()
+	m.checkTunnels()
 	m.defaults = m.buildDefaults(factory(env), userDir)
 	return m
 }
@@ -145,6 +146,7 @@ func factory(env Env) profiles.Profile {
 		KeepaliveMisses: 3,
 	}
 	p.Agent, _ = env.Lookup("SSH_AUTH_SOCK")
+	p.HTTPSProxy, p.NoProxy = env.either("HTTPS_PROXY", "https_proxy"), env.either("NO_PROXY", "no_proxy")
 	if env.Home != "" {
 		ssh := filepath.Join(env.Home, ".ssh")
 		p.KnownHosts = append([]string{filepath.Join(ssh, "known_hosts")}, p.KnownHosts...)
@@ -191,7 +193,6 @@ func (m *merged) config() (*Config, error) {
 		Pool4:    defaultPool4(),
 		Host:     Host{UserBrokers: true},
 		Logins:   make(map[string]string),
-		Proxies:  make(map[string]string),
 	}
 	sum := sha256.New()
 	for _, f := range m.files {
@@ -203,25 +204,19 @@ func (m *merged) config() (*Config, error) {
 		if f.defaults.user != "" || f.defaults.askUser {
 			c.Logins[""] = f.defaults.user
 		}
-		if f.defaults.proxy != nil {
-			c.Proxies[""] = *f.defaults.proxy
-		}
 	}
 	sum.Sum(c.Digest[:0])
 	for _, id := range m.order {
 		c.Profiles[id] = m.build(id)
+		if m.profiles[id].startup {
+			c.Startup = append(c.Startup, id)
+		}
 		login := cmp.Or(m.profiles[id].user, c.Logins[""])
 		if login != "" && !m.profiles[id].askUser {
 			c.Logins[id] = login
 		}
-		switch p := m.profiles[id]; {
-		case p.gateway != "":
-		case p.proxy != nil:
-			c.Proxies[id] = *p.proxy
-		case c.Proxies[""] != "":
-			c.Proxies[id] = c.Proxies[""]
-		}
 	}
+	c.StaticTunnels, c.LocalTunnels = m.tunnels(), m.localTunnels()
 	if m.engine != nil {
 		rules := make([]filter.Rule, len(m.engine.rules))
 		for i := range m.engine.rules {
@@ -266,10 +261,11 @@ func (m *merged) build(id string) *profiles.Profile {
 		return mp.built
 	}
 	p := m.defaults
-	p.ID, p.Name, p.Host, p.Port = mp.id, mp.name, mp.host, mp.port
+	p.ID, p.Name, p.Host, p.Port, p.More = mp.id, mp.name, mp.host, mp.port, mp.more
 	mp.apply(&p)
 	if mp.gateway != "" {
 		p.Gateway = m.build(mp.gateway)
+		p.Proxy, p.HTTPSProxy, p.NoProxy = "", "", "" // the gateway's own count
 	}
 	mp.built = &p
 	return mp.built

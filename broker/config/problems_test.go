@@ -128,12 +128,12 @@ func TestProblems(t *testing.T) {
 		{"no host key", profile(`<hostkey/>`), []string{"2:36: hostkey: no host key is named"}},
 		{"proxy", defaults(`<proxy ruleset="direct:///; &lt;x"/>`), []string{`2:47: proxy: ruleset: "<x" has no ://`}},
 		{"no proxy", defaults(`<proxy ruleset=" ; "/>`), nil},
-		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: not built yet", "2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},
+		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},
 		{"settings without effect", profile(`<compression name="ZLIB"/><exclusive-connection enable="yes"/><forwards><forward type="x11" state="on"/></forwards>`), []string{
-			"2:49: warning: compression: name: not built yet", "2:84: warning: exclusive-connection: enable: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
+			"2:49: warning: compression: name: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
 		{"settings that ask for nothing", profile(`<compression name="none"/><exclusive-connection enable="NO"/><forwards><forward type="x11" state="off"/></forwards><server-banners visible="no"/>`), nil},
 		{"settings of windows", defaults(`<sftpg3-mode anything="x"><inside/></sftpg3-mode><quiet-mode enable="yes"/><address-family type="inet6"/>`), []string{
-			"2:19: warning: sftpg3-mode: read, but not acted on", "2:80: warning: quiet-mode: enable: read", "2:110: warning: address-family: type: not built yet"}},
+			"2:19: warning: sftpg3-mode: read, but not acted on", "2:80: warning: quiet-mode: enable: read"}},
 		{"gui", root(`<gui hide="yes"/>`), []string{"2:1: warning: gui: read, but not acted on"}},
 
 		// profiles
@@ -145,7 +145,12 @@ func TestProblems(t *testing.T) {
 		{"hosts of the program", root(`<profiles><profile id="p" host="*"/><profile id="q" host=""/></profiles>`), nil},
 		{"port 0", root(`<profiles><profile id="p" host="h" port="0"/></profiles>`), []string{`2:42: profile: port: "0"`}},
 		{"other protocol", root(`<profiles><profile id="p" host="h" protocol="telnet"/></profiles>`), []string{`2:46: profile: protocol: "telnet" is not one of secsh2`}},
-		{"connect at start", root(`<profiles><profile id="p" host="h" connect-on-startup="yes"/></profiles>`), []string{"2:36: warning: profile: connect-on-startup: not built yet"}},
+		{"connect at start", root(`<profiles><profile id="p" host="h" connect-on-startup="yes"/><profile id="q" host="*" connect-on-startup="yes"/></profiles>`), []string{
+			"2:107: profile: connect-on-startup: the profile names no host to connect to"}},
+		{"several hosts", root(`<profiles><profile id="p" host="a, b:2222,[fd00::1],[fd00::2]:3,fd00::3"/><profile id="q" host="fd00::1"/></profiles>`), nil},
+		{"several hosts, wrong", root(`<profiles><profile id="p" host="a,"/><profile id="q" host="a,*"/><profile id="r" host="a:0,b"/><profile id="s" host="a,[b]x"/></profiles>`), []string{
+			`2:33: profile: no host [write the servers as "a,b:2222`, "2:60: profile: host \"*\"", `2:88: profile: host "a:0": "0" is not a port`, `2:118: profile: host "[b]x": an address in brackets`}},
+		{"too many hosts", root(`<profiles><profile id="p" host="` + strings.Repeat("a,", 16) + `a"/></profiles>`), []string{"2:33: profile: host: 17 servers, at most 16"}},
 		{"unknown gateway", root(`<profiles><profile id="gate" host="h"/><profile id="p" host="h" gateway-profile="gat"/></profiles>`), []string{`2:82: profile: gateway-profile: there is no profile "gat" [did you mean gate?]`}},
 		{"gateway by name", root(`<profiles><profile id="g1" name="front" host="h"/><profile id="p" host="h" gateway-profile="front"/></profiles>`), []string{`2:93: profile: gateway-profile: there is no profile "front" [profiles are referred to by their id: "g1"]`}},
 		{"gateway without host", root(`<profiles><profile id="g" host="*"/><profile id="p" host="h" gateway-profile="g"/></profiles>`), []string{`2:79: profile: gateway-profile: profile "g" names no host to go through`}},
@@ -230,7 +235,33 @@ func TestProblems(t *testing.T) {
 			"2:41: warning: log-events: it never counts: the one at 2:10 takes every event that is left [put the one without names last]",
 			"2:77: warning: log-events: it never counts"}},
 		{"very many events", root("<logging><log-events>" + strings.Repeat("* ", 201) + "</log-events></logging>"), []string{"2:10: log-events: it names more than 200 events"}},
-		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{"2:1: warning: static-tunnels: not built yet", `2:49: tunnel: listen-port: "0"`}},
+		{"tunnels", root(`<static-tunnels><tunnel type="TCP" listen-port="0"/></static-tunnels>`), []string{`2:49: tunnel: listen-port: "0"`}},
+		{"good tunnels", root(`<profiles><profile id="p" host="h"><tunnels><local-tunnel listen-port="1" dst-host="d" dst-port="2"/><local-tunnel type="socks" listen-port="3"/></tunnels></profile></profiles>` +
+			`<static-tunnels><tunnel listen-port="1" dst-host="d" dst-port="2" profile="p"/><tunnel type="local" listen-port="3" listen-address="::1" dst-host="d" dst-port="2" profile="p"/>` +
+			`<tunnel type="SOCKS-PROXY" listen-port="5" dst-port="0" profile=""/><tunnel type="http-connect" listen-port="6" listen-address="*"/><tunnel type="socks" listen-port="7" allow-relay="yes" profile="p"/></static-tunnels>`), nil},
+		{"tunnels that lead nowhere", root(`<static-tunnels><tunnel listen-port="1" dst-host="d" profile="p"/>
+<tunnel listen-port="2" dst-host="d" dst-port="1"/>
+<tunnel type="socks" listen-port="3"/>
+<tunnel type="socks" listen-port="4" dst-host="d" profile="p"/>
+<tunnel type="socks-proxy" listen-port="5" profile="p"/>
+<tunnel type="socks-proxy" listen-port="6" listen-address="eth0"/>
+<tunnel type="socks-proxy" listen-port="7"/><tunnel type="http-connect" listen-port="7"/>
+<tunnel listen-port="8" dst-host="-d" dst-port="1" profile="p"/></static-tunnels>`), []string{
+			"2:17: tunnel: a tcp tunnel has no destination [add dst-host and dst-port]",
+			`3:1: tunnel: a tcp tunnel has no profile to go through [add profile=`,
+			`4:1: tunnel: a socks tunnel has no profile`,
+			"5:1: tunnel: the program says where a socks tunnel leads [take dst-host",
+			`6:53: tunnel: profile: the filter rules decide where a socks-proxy tunnel goes [take it out, or write type="socks"]`,
+			`7:60: tunnel: listen-address: "eth0" is not an address`,
+			"8:45: tunnel: there is a second tunnel at 127.0.0.1:7, the first is at 8:1",
+			`9:35: tunnel: dst-host: host "-d" begins with a hyphen`}},
+		{"tunnel through nothing", root(`<static-tunnels><tunnel listen-port="1" dst-host="d" dst-port="1" profile="p"/></static-tunnels>`), []string{
+			`2:76: tunnel: profile: there is no profile "p"`}},
+		{"tunnels that are not built", root(`<profiles><profile id="p" host="h"><tunnels><remote-tunnel listen-port="1" dst-host="d" dst-port="2"/></tunnels></profile></profiles>` +
+			`<static-tunnels><tunnel type="ftp" listen-port="1" dst-host="d" dst-port="2" profile="p"/></static-tunnels>`), []string{
+			"2:45: warning: remote-tunnel: not built yet", "2:164: warning: tunnel: type ftp is not built yet: the port is not opened"}},
+		{"tunnels of a profile that are judged", root(`<profiles><profile id="p" host="h"><tunnels><local-tunnel type="socks-proxy" listen-port="1"/></tunnels></profile></profiles>`), []string{
+			"2:65: local-tunnel: a socks-proxy tunnel belongs to no profile"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -341,7 +372,7 @@ func understand(t *testing.T, data []byte) (config, findings string) {
 		t.Fatalf("nothing was found wrong, but: %v", err)
 	}
 	var b strings.Builder
-	fmt.Fprintln(&b, lines(c.Filter), c.Pool4, c.Pool6, c.Proxies, *c.Defaults, c.Logging)
+	fmt.Fprintln(&b, lines(c.Filter), c.Pool4, c.Pool6, *c.Defaults, c.Logging)
 	for _, id := range m.order {
 		for p := c.Profiles[id]; p != nil; p = p.Gateway {
 			q := *p

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"sshbroker/broker/config/schema"
 	"sshbroker/profiles"
+	"sshbroker/profiles/proxy"
 )
 
 // settings are what default-settings and profiles have in common. A nil or empty
@@ -33,6 +35,8 @@ type settings struct {
 	proof        *profiles.ServerProof
 	hostKeyFile  string
 	hostKeyText  string
+	family       *profiles.AddressFamily
+	exclusive    *bool
 }
 
 // password is one of three ways to give a password. Its text is never logged.
@@ -74,6 +78,13 @@ func (r *reader) settings(n *schema.Node) settings {
 			s.password = r.password(c)
 		case "hostkey":
 			r.hostKey(c, &s)
+		case "exclusive-connection":
+			if !c.Flawed {
+				on := c.Yes("enable")
+				s.exclusive = &on
+			}
+		case "address-family":
+			s.family = addressFamily(c.Str("type"))
 		}
 	}
 	return s
@@ -215,14 +226,26 @@ func (r *reader) proxy(n *schema.Node) *string {
 	if !ok {
 		return nil
 	}
-	if err := checkRuleset(ruleset); err != nil {
-		r.Fail(n.Inside("ruleset", err.offset), n.Name, `for example "direct:///10.0.0.0/8; socks5://proxy.example.com:1080/"`, "ruleset: %s", err.msg)
+	_, err := proxy.Parse(ruleset)
+	if bad, ok := errors.AsType[*proxy.SyntaxError](err); ok {
+		r.Fail(n.Inside("ruleset", bad.Offset), n.Name, `for example "direct:///10.0.0.0/8; socks5://proxy.example.com:1080/"`, "ruleset: %s", bad.Msg)
 		return nil
 	}
-	if strings.Trim(ruleset, "; ") != "" {
-		r.Remark(schema.NotBuilt, n.Pos, n.Name, "")
-	}
 	return &ruleset
+}
+
+func addressFamily(name string) *profiles.AddressFamily {
+	var f profiles.AddressFamily
+	switch name {
+	case "any":
+	case "inet":
+		f = profiles.OnlyIPv4
+	case "inet6":
+		f = profiles.OnlyIPv6
+	default:
+		return nil
+	}
+	return &f
 }
 
 // apply writes what s says over p.
@@ -249,10 +272,15 @@ func (s *settings) apply(p *profiles.Profile) {
 			p.RekeyBytes = math.MaxInt64 // 0 turns rekeying off here, and means the library's choice there
 		}
 	}
+	if s.proxy != nil { // also one that says that there is none
+		p.Proxy, p.HTTPSProxy, p.NoProxy = *s.proxy, "", ""
+	}
 	set(&p.IdleTimeout, s.idle)
 	set(&p.ConnectTimeout, s.connect)
 	set(&p.KeepaliveInterval, s.keepalive)
 	set(&p.HostKeyPolicy, s.policy)
+	set(&p.AddressFamily, s.family)
+	set(&p.Exclusive, s.exclusive)
 	set(&p.ServerProof, s.proof)
 	if s.hostKeyFile != "" || s.hostKeyText != "" {
 		p.HostKeyFile, p.HostKeyText = s.hostKeyFile, s.hostKeyText

@@ -34,6 +34,7 @@ const (
 	CodeBusy       Code = "busy"         // too many clients
 	CodeStopping   Code = "stopping"     // the broker is about to end
 	CodeConfig     Code = "config-error" // the configuration cannot be used
+	CodeRefused    Code = "refused"      // a connection was, by a rule or by the far side
 )
 
 // Error is an answer that says no. A handler returns one to choose code and hint;

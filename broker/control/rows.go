@@ -15,13 +15,25 @@ const (
 	OpExplain     = "explain"          // ExplainArgs; ExplainRow
 	OpCapture     = "capture"          // CaptureArgs with descriptors; the broker's choice
 	OpDebug       = "debug"            // DebugArgs; none
-	OpListKeys    = "list-keys"        // KeyArgs; KeyRow
-	OpAddKey      = "add-key"          // KeyArgs; one KeyRow
-	OpRemoveKey   = "remove-key"       // KeyArgs; one KeyRow
-	OpPassphrase  = "key-passphrase"   // PassphraseArgs; KeyRow of what was opened
-	OpProbeKey    = "probe-key"        // ProbeKeyArgs; HostKeyRow
-	OpAuthHandler = "auth-handler"     // none; one AuthHandlerRow, and questions until the client leaves
-	OpStay        = "stay"             // none; none: a broker that runs on demand becomes a daemon
+	OpConnect     = "connect"          // ConnectArgs with a TCP socket; one ConnectRow once it is connected; done when it has ended
+
+	OpProfiles        = "list-profiles"     // none; ProfileRow
+	OpClients         = "list-clients"      // none; ClientRow
+	OpCloseConnection = "close-connection"  // IDArgs; none
+	OpCloseChannel    = "close-channel"     // IDArgs; none
+	OpDisconnect      = "disconnect-client" // IDArgs; none
+
+	OpListeners     = "list-tunnel-listeners" // none; ListenerRow
+	OpOpenListener  = "open-tunnel-listener"  // OpenListenerArgs; one ListenerRow
+	OpCloseListener = "close-tunnel-listener" // CloseListenerArgs; none
+	OpListKeys      = "list-keys"             // KeyArgs; KeyRow
+	OpAddKey        = "add-key"               // KeyArgs; one KeyRow
+	OpRemoveKey     = "remove-key"            // KeyArgs; one KeyRow
+	OpPassphrase    = "key-passphrase"        // PassphraseArgs; KeyRow of what was opened
+	OpProbeKey      = "probe-key"             // ProbeKeyArgs; HostKeyRow
+	OpAuthHandler   = "auth-handler"          // none; one AuthHandlerRow, and questions until the client leaves
+
+	OpStay = "stay" // none; none: a broker that runs on demand becomes a daemon
 )
 
 // Mode is how a broker came to run, and so when it ends.
@@ -58,6 +70,9 @@ type StatusRow struct {
 	Memory     uint64      `json:"memory"`   // bytes obtained from the system
 	Goroutines int         `json:"goroutines"`
 	FDs        int         `json:"fds"`
+
+	Listeners      int      `json:"listeners"`                 // open ports of tunnels
+	ListenerErrors []string `json:"listener_errors,omitempty"` // why others are not
 
 	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
 
@@ -289,4 +304,79 @@ type StopArgs struct {
 // DebugArgs sets the debug level of a running broker.
 type DebugArgs struct {
 	Level string `json:"level"` // as ssh-broker -D takes it
+}
+
+// ConnectArgs is where a flow is to lead. The socket that comes with it is one end of it.
+type ConnectArgs struct {
+	Host string `json:"host"` // name or address
+	Port uint16 `json:"port"`
+}
+
+// ConnectRow says that the far end is connected.
+type ConnectRow struct {
+	Connected bool `json:"connected"`
+}
+
+// ListenerRow is one port through which programs reach the broker by themselves.
+type ListenerRow struct {
+	ID          uint64    `json:"id"`
+	Type        string    `json:"type"`                  // tcp, socks, socks-proxy, http-connect
+	Listen      string    `json:"listen"`                // address:port
+	Destination string    `json:"destination,omitempty"` // host:port; of tcp
+	Profile     string    `json:"profile,omitempty"`     // id; "" where the rules decide, or with Server
+	Server      string    `json:"server,omitempty"`      // user@host:port, where no profile is behind it
+	Relay       bool      `json:"relay"`                 // other users and hosts may use it
+	Source      string    `json:"source"`                // file:line, or the command
+	Open        bool      `json:"open"`
+	Error       string    `json:"error,omitempty"` // why it is not
+	Since       time.Time `json:"since,omitzero"`
+	Accepted    uint64    `json:"accepted"` // connections
+	Refused     uint64    `json:"refused"`  // of them, before any rule was asked
+	Live        int       `json:"live"`     // flows
+}
+
+// OpenListenerArgs is a tunnel to open.
+type OpenListenerArgs struct {
+	Type       string `json:"type"`
+	Listen     string `json:"listen"`                // address, "" or "*", then ":port"
+	Host       string `json:"host,omitempty"`        // destination of tcp
+	Port       uint16 `json:"port,omitempty"`        //
+	Server     string `json:"server,omitempty"`      // id or name of a profile, or a host
+	User       string `json:"user,omitempty"`        // to log in as; "": the profile's
+	ServerPort uint16 `json:"server_port,omitempty"` // 0: the profile's
+	Relay      bool   `json:"relay,omitempty"`
+}
+
+// CloseListenerArgs names one listener in either way.
+type CloseListenerArgs struct {
+	ID     uint64 `json:"id,omitempty"`
+	Listen string `json:"listen,omitempty"` // address:port; without an address it is 127.0.0.1
+}
+
+// IDArgs names one connection, channel or client.
+type IDArgs struct {
+	ID uint64 `json:"id"`
+}
+
+// ProfileRow is one profile as it is in force.
+type ProfileRow struct {
+	ID        string   `json:"id"`
+	Name      string   `json:"name,omitempty"`
+	Servers   []string `json:"servers"` // host:port; more than one: those after the first stand in. None: as programs ask
+	User      string   `json:"user"`
+	Gateway   string   `json:"gateway,omitempty"` // id
+	Proxy     bool     `json:"proxy"`             // a ruleset or the environment may name one
+	Exclusive bool     `json:"exclusive"`         // a connection for each channel
+	Startup   bool     `json:"startup"`           // connected without a channel
+	Connected int      `json:"connected"`         // live connections
+}
+
+// ClientRow is one program that is connected to the broker's control socket.
+type ClientRow struct {
+	ID        uint64    `json:"id"`
+	PID       int       `json:"pid"`
+	UID       int       `json:"uid"`
+	Program   string    `json:"program,omitempty"`
+	Operation string    `json:"operation,omitempty"` // under way
+	Since     time.Time `json:"since"`
 }

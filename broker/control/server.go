@@ -43,14 +43,16 @@ type Server struct {
 
 	handlers map[string]Handler
 
-	mu      sync.Mutex // held while OnClients runs
-	clients int
-	wg      sync.WaitGroup
+	mu       sync.Mutex // held while OnClients runs
+	clients  int
+	lastID   uint64
+	sessions map[uint64]*session // past their hello
+	wg       sync.WaitGroup
 }
 
 // NewServer returns a server without operations.
 func NewServer(log *slog.Logger) *Server {
-	return &Server{Log: log, handlers: make(map[string]Handler)}
+	return &Server{Log: log, handlers: make(map[string]Handler), sessions: make(map[uint64]*session)}
 }
 
 // Handle serves op with h.
@@ -141,6 +143,7 @@ type session struct {
 	*conn
 	server   *Server
 	pid, uid int
+	since    time.Time
 	calls    chan *Call // from the reader, one at a time
 
 	mu      sync.Mutex
@@ -154,6 +157,7 @@ func (c *session) serve(ctx context.Context) {
 		_ = c.write(done(err))
 		return
 	}
+	defer c.server.enlist(c)()
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.calls = make(chan *Call)
 	readerDone := make(chan struct{})

@@ -51,10 +51,16 @@ func (d *Daemon) setCarrier(s capturedSource) {
 	d.carrier = s
 }
 
-// carries reports whether flows live that a system broker has handed over.
+// carries reports whether flows live that a system broker has handed over or that came to
+// a listener, or may come to one that was opened by hand.
 func (d *Daemon) carries() bool {
 	for _, f := range d.broker.Flows() {
-		if f.Capture == service.System {
+		if f.Capture == service.System || f.Record.Backend == backendListener {
+			return true
+		}
+	}
+	for _, in := range d.ports.set.List() {
+		if in.ByHand {
 			return true
 		}
 	}

@@ -65,6 +65,7 @@ type Daemon struct {
 
 	captured captured
 	watch    func(ctx context.Context, told func(place))
+	ports    *ports
 	system   *system // nil without Options.System
 
 	ctx       context.Context // Run's: ends when the daemon is to stop
@@ -78,8 +79,9 @@ type Daemon struct {
 	loaded   *loaded
 	captures map[string]*served
 	clients  int
-	leave    *time.Timer    // runs while nobody needs us
-	carrier  capturedSource // of what a system broker hands over; nil while there is none
+	leave    *time.Timer                         // runs while nobody needs us
+	kept     map[profiles.Key]context.CancelFunc // connect-on-startup; ends the keeping
+	carrier  capturedSource                      // of what a system broker hands over; nil while there is none
 	capWG    sync.WaitGroup
 }
 
@@ -99,7 +101,7 @@ func New(o Options) (*Daemon, error) {
 	}
 	o.Config.System = o.System
 	o.Captured.Program = "ssh-broker " + control.Version()
-	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, account: ownAccount(), drainTime: defaultDrain,
+	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, kept: map[profiles.Key]context.CancelFunc{}, account: ownAccount(), drainTime: defaultDrain,
 		captured: dialed(o.Captured), place: location.Look(hostFiles)}
 	d.watch = d.watchPlace
 	first, err := d.load()
@@ -125,6 +127,12 @@ func New(o Options) (*Daemon, error) {
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
 	d.pool.Observe = Observer(o.Events)
 	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Ask: d.prompts.prompter, Failpoint: o.Failure})
+	if d.ports, err = newPorts(d); err != nil {
+		if d.system != nil {
+			d.system.close()
+		}
+		return nil, err
+	}
 	d.install(first)
 	d.logPlace()
 	d.server.OnClients = d.countClients
@@ -161,6 +169,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.capWG.Go(func() { d.watchClock(d.ctx) })
 	d.capWG.Go(func() { d.watch(d.ctx, d.moved) })
+	d.capWG.Go(d.followPool)
 
 	err := d.server.Serve(d.ctx, d.Listener)
 	d.stop(err)
@@ -172,6 +181,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	limit, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
+	d.ports.close()
 	d.broker.Drain(limit)
 	d.capWG.Wait()
 	err = errors.Join(err, d.pool.Close(), d.Audit.Close())
@@ -218,8 +228,8 @@ func (d *Daemon) reconsider() {
 	}
 }
 
-// leaveIfIdle ends a broker that nobody needs. What it carries for a system broker
-// needs it as well.
+// leaveIfIdle ends a broker that nobody needs. What it carries for a system broker or
+// from a listener needs it as well, and so does a listener that somebody has opened.
 func (d *Daemon) leaveIfIdle() {
 	carries := d.carries()
 	d.mu.Lock()

@@ -12,6 +12,7 @@ import (
 
 	"sshbroker/broker"
 	"sshbroker/profiles"
+	"sshbroker/profiles/proxy"
 )
 
 const (
@@ -29,7 +30,8 @@ type server struct {
 	port uint16
 }
 
-// servers are those that transports connect to themselves, not through a gateway.
+// servers are those that transports connect to themselves, not through a gateway, and
+// the proxies that the configuration names for them.
 func servers(p *broker.Policy) []server {
 	var list []server
 	for _, profile := range p.Profiles {
@@ -38,10 +40,31 @@ func servers(p *broker.Policy) []server {
 		}
 		if profile.Host != "" && profile.Host != "*" {
 			list = append(list, server{profile.Host, profile.Port})
+			for _, s := range profile.More {
+				list = append(list, server{s.Host, s.Port})
+			}
 		}
+		list = append(list, proxies(profile)...)
+	}
+	if p.Defaults != nil {
+		list = append(list, proxies(p.Defaults)...)
 	}
 	slices.SortFunc(list, func(a, b server) int { return cmp.Or(cmp.Compare(a.host, b.host), cmp.Compare(a.port, b.port)) })
 	return slices.Compact(list)
+}
+
+func proxies(p *profiles.Profile) []server {
+	rules, err := proxy.Parse(p.Proxy)
+	if err != nil {
+		return nil // no connection is made then
+	}
+	var list []server
+	for _, r := range rules {
+		if r.Kind != proxy.Direct {
+			list = append(list, server{r.Host, r.Port})
+		}
+	}
+	return list
 }
 
 // addresses are those of servers. Safe for concurrent use.

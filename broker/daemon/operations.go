@@ -28,6 +28,15 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpChannels, d.handleChannels)
 	d.server.Handle(control.OpExplain, d.handleExplain)
 	d.server.Handle(control.OpCapture, d.handleCapture)
+	d.server.Handle(control.OpProfiles, d.handleProfiles)
+	d.server.Handle(control.OpClients, d.handleClients)
+	d.server.Handle(control.OpDisconnect, byID(d.server.Disconnect))
+	d.server.Handle(control.OpCloseConnection, byID(d.pool.Cut))
+	d.server.Handle(control.OpCloseChannel, byID(d.broker.Cut))
+	d.server.Handle(control.OpConnect, d.handleConnect)
+	d.server.Handle(control.OpListeners, d.handleListeners)
+	d.server.Handle(control.OpOpenListener, d.handleOpenListener)
+	d.server.Handle(control.OpCloseListener, d.handleCloseListener)
 	d.server.Handle(control.OpDebug, d.handleDebug)
 	d.server.Handle(control.OpListKeys, d.handleListKeys)
 	d.server.Handle(control.OpAddKey, d.handleAddKey)
@@ -65,7 +74,9 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 	if err := place.Err(); err != nil && len(l.networksBy(filter.Unknown)) > 0 {
 		placeError = err.Error()
 	}
-	return call.Send(control.StatusRow{
+	open, shut := d.ports.status()
+	return call.Send(control.StatusRow{Listeners: open, ListenerErrors: shut,
+
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
 		Generations: generations, Networks: l.networkStatus(), PlaceError: placeError,

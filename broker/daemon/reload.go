@@ -27,6 +27,10 @@ type loaded struct {
 	on           map[string]filter.Presence // for which policy is made, by the networks' ids
 	pool4, pool6 netip.Prefix               // where no network has others
 
+	static  []config.Tunnel
+	local   []config.Tunnel // of profiles
+	startup []string        // profiles that are connected to without a flow
+
 	files  []string
 	host   config.Host
 	users  []capture.UIDRange // of a system broker: whose flows
@@ -60,6 +64,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 		policy: &broker.Policy{Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
 		rules:  rules, present: c.FilterPresent, networks: c.Networks,
 		pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, host: c.Host, logging: c.Logging,
+		static: c.StaticTunnels, local: c.LocalTunnels, startup: c.Startup,
 	}
 	d.mu.Lock()
 	l = l.at(d.place)
@@ -106,6 +111,8 @@ func (d *Daemon) put(l *loaded) {
 	d.loaded = l
 	d.Events.Apply(l.logging)
 	d.broker.SetPolicy(l.policy)
+	d.keepOpen(l)
+	d.ports.bring(l)
 }
 
 // Reload reads the configuration again: the new one comes into force whole, or the

@@ -189,7 +189,7 @@ func TestSystemHandsOver(t *testing.T) {
 		}
 		if !handed {
 			talk(t, a)
-		} else if order.Profile != (broker.OrderServer{ID: "gw", Host: "192.0.2.10", Port: 22, User: "tunnel"}) || order.Rule != 2 {
+		} else if !reflect.DeepEqual(order.Profile, broker.OrderServer{ID: "gw", Host: "192.0.2.10", Port: 22, User: "tunnel"}) || order.Rule != 2 {
 			t.Errorf("order %+v", order)
 		}
 		if r := b.records(1)[0]; (r["reason"] == "handed-over") != handed || len(b.records(1)) != 1 {
@@ -432,8 +432,9 @@ func TestAddresses(t *testing.T) {
 	})
 	p := &broker.Policy{Profiles: map[string]*profiles.Profile{
 		"inner": {Host: "inner", Port: 1, Gateway: &profiles.Profile{Host: "outer", Port: 2}},
-		"any":   {Host: "*", Port: 3}, "none": {Port: 4}, "b": {Host: "b", Port: 5}, "c": {Host: "b", Port: 5}}}
-	if got := servers(p); !slices.Equal(got, []server{{"b", 5}, {"outer", 2}}) {
+		"any":   {Host: "*", Port: 3}, "none": {Port: 4}, "b": {Host: "b", Port: 5, More: []profiles.Server{{Host: "z", Port: 9}}}, "c": {Host: "b", Port: 5, Proxy: "direct:///x;socks5://p:6/;http-connect://q/y"}},
+		Defaults: &profiles.Profile{Proxy: "socks://r/"}}
+	if got := servers(p); !slices.Equal(got, []server{{"b", 5}, {"outer", 2}, {"p", 6}, {"q", 80}, {"r", 1080}, {"z", 9}}) {
 		t.Errorf("servers %v", got)
 	}
 }

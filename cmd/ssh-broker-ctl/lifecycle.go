@@ -263,6 +263,12 @@ func (a *app) status(r control.StatusRow) {
 		field("ssh-captured", "%s", capturedText(*r.Captured, r.Mode))
 	}
 	field("connections", "%d live, %d in all", r.FlowsLive, r.FlowsTotal)
+	if r.Listeners > 0 || len(r.ListenerErrors) > 0 {
+		field("listeners", "%d open", r.Listeners)
+	}
+	for _, e := range r.ListenerErrors {
+		field("", "NOT OPEN: %s", e)
+	}
 	audit := fmt.Sprintf("%s, %d records", r.Audit.Path, r.Audit.Written)
 	switch {
 	case r.Audit.Path == "":

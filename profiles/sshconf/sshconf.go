@@ -1,6 +1,8 @@
 package sshconf
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,11 +22,13 @@ type Options struct {
 	Home   string // required
 	User   string // login name; required
 	UID    int
-	Getenv func(string) string // for SSH_AUTH_SOCK; nil: nothing is set
+	Getenv func(string) string // for SSH_AUTH_SOCK and the proxies; nil: nothing is set
 
 	// Files are read in their order, the first value of a keyword counts. nil:
 	// ~/.ssh/config and /etc/ssh/ssh_config.
 	Files []string
+
+	Hostname string // of this host, for ControlPath; "": as the system says
 }
 
 // defaults of ssh_config(5), and ours where ssh has none that suits a tunnel.
@@ -145,7 +149,7 @@ type values map[string]string
 
 func (l *loader) values(alias string) (values, error) {
 	v := values{}
-	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "IdentitiesOnly", "IdentityAgent",
+	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "ProxyUseFdpass", "ControlPath", "IdentitiesOnly", "IdentityAgent",
 		"UserKnownHostsFile", "GlobalKnownHostsFile", "StrictHostKeyChecking", "HostKeyAlias", "ConnectTimeout",
 		"ServerAliveInterval", "ServerAliveCountMax", "Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"} {
 		s, err := l.get(alias, key)
@@ -194,6 +198,9 @@ func (l *loader) profile(s spec, jumps []string) (*profiles.Profile, error) {
 		return nil, err
 	}
 	l.timing(p, v)
+	if path := v["ControlPath"]; path != "" && !strings.EqualFold(path, "none") {
+		p.ControlPath = l.controlPath(path, p, v, alias)
+	}
 	l.algorithms(p, v)
 	return p, l.way(p, v, append(jumps, alias))
 }
@@ -346,15 +353,22 @@ func (l *loader) algorithms(p *profiles.Profile, v values) {
 	}
 }
 
-// way fills in the gateways. A ProxyCommand is an error: to ignore it would go
-// another way than ssh does.
+// way fills in the gateways, or what stands in for one.
 func (l *loader) way(p *profiles.Profile, v values, jumps []string) error {
 	jump := v["ProxyJump"]
 	switch command := v["ProxyCommand"]; {
 	case jump != "" && !strings.EqualFold(jump, "none"):
 	case command != "" && !strings.EqualFold(command, "none"):
-		return fmt.Errorf("ProxyCommand of %s is not supported: use ProxyJump, or name a server that can be reached straight", jumps[len(jumps)-1])
+		alias := jumps[len(jumps)-1]
+		if isYes(v["ProxyUseFdpass"]) {
+			return fmt.Errorf("ProxyUseFdpass of %s is not supported: leave it out, and have the ProxyCommand carry the connection", alias)
+		}
+		p.ProxyCommand = strings.NewReplacer("%%", "%", "%h", p.Host, "%n", alias, "%p", strconv.Itoa(int(p.Port)), "%r", p.User).Replace(command)
+		return nil
 	default:
+		if jump == "" && command == "" { // "none" is a choice
+			p.HTTPSProxy, p.NoProxy = l.either("HTTPS_PROXY", "https_proxy"), l.either("NO_PROXY", "no_proxy")
+		}
 		return nil
 	}
 	// The last one of the list is the nearest to the destination.
@@ -378,6 +392,27 @@ func (l *loader) way(p *profiles.Profile, v values, jumps []string) error {
 	return nil
 }
 
+// controlPath replaces the tokens of ControlPath, which has more than others.
+func (l *loader) controlPath(path string, p *profiles.Profile, v values, alias string) string {
+	host := l.Hostname
+	if host == "" {
+		host, _ = os.Hostname()
+	}
+	short, _, _ := strings.Cut(host, ".")
+	key := v["HostKeyAlias"]
+	if key == "" {
+		key = alias
+	}
+	jump := v["ProxyJump"]
+	if strings.EqualFold(jump, "none") {
+		jump = ""
+	}
+	// %C of OpenSSH 9.6 and newer; older ones leave the jump out.
+	sum := sha1.Sum([]byte(host + p.Host + strconv.Itoa(int(p.Port)) + p.User + jump))
+	path = strings.NewReplacer("%%", "%%", "%C", hex.EncodeToString(sum[:]), "%l", host, "%L", short, "%k", key, "%j", jump).Replace(path)
+	return l.expand(path, p, alias)
+}
+
 // expand replaces ~ and the tokens of ssh_config(5) that paths may hold.
 func (l *loader) expand(path string, p *profiles.Profile, alias string) string {
 	if path == "~" || strings.HasPrefix(path, "~/") {
@@ -385,6 +420,14 @@ func (l *loader) expand(path string, p *profiles.Profile, alias string) string {
 	}
 	return strings.NewReplacer("%%", "%", "%d", l.Home, "%h", p.Host, "%n", alias, "%p", strconv.Itoa(int(p.Port)),
 		"%r", p.User, "%u", l.User, "%i", strconv.Itoa(l.UID)).Replace(path)
+}
+
+// either is the first of two variables that is set to something.
+func (l *loader) either(name, other string) string {
+	if v := l.Getenv(name); v != "" {
+		return v
+	}
+	return l.Getenv(other)
 }
 
 func (l *loader) warn(format string, args ...any) {

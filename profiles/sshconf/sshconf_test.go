@@ -1,6 +1,8 @@
 package sshconf
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,7 +60,23 @@ func load(t *testing.T, config, name string) (*profiles.Profile, []string, error
 		t.Fatal(err)
 	}
 	return Load(name, Options{Home: "/home/me", User: "me", UID: 1000, Files: []string{path},
-		Getenv: func(n string) string { return map[string]string{"SSH_AUTH_SOCK": "/agent", "OTHER": "/other"}[n] }})
+		Getenv: func(n string) string {
+			return map[string]string{"SSH_AUTH_SOCK": "/agent", "OTHER": "/other", "https_proxy": "http://p:1", "NO_PROXY": "n"}[n]
+		}})
+}
+
+// The environment's proxy is for servers of which the configuration says no other way.
+func TestProxyOfTheEnvironment(t *testing.T) {
+	for config, want := range map[string]string{"": "http://p:1 n", "Host h\n ProxyJump none\n": " ", "Host h\n ProxyCommand none\n": " "} {
+		p, _, err := load(t, config, "h")
+		if got := p.HTTPSProxy + " " + p.NoProxy; err != nil || got != want {
+			t.Errorf("%q: %q, %v", config, got, err)
+		}
+	}
+	p, _, err := load(t, "Host h\n ProxyJump g\n", "h")
+	if err != nil || p.HTTPSProxy != "" || p.Gateway.HTTPSProxy != "http://p:1" {
+		t.Errorf("%+v, %v", p, err)
+	}
 }
 
 func TestDefaults(t *testing.T) {
@@ -139,7 +157,7 @@ func TestJumpList(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for _, c := range []struct{ config, err string }{
-		{"Host h\n ProxyCommand nc %h %p\n", "ProxyCommand"},
+		{"Host h\n ProxyCommand nc %h %p\n ProxyUseFdpass yes\n", "ProxyUseFdpass"},
 		{"Host h\n ProxyJump h\n", "back to itself"},
 		{"Host h\n ProxyJump g\nHost g\n ProxyJump h\n", "back to itself"},
 		{"Host h\n HostName -x\n", "hyphen"},
@@ -165,4 +183,33 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("profile %v with error %v", p, err)
 		}
 	})
+}
+
+// The command is ssh's own, its tokens filled in; ProxyJump comes before it.
+func TestProxyCommand(t *testing.T) {
+	p, _, err := load(t, "Host h\n HostName real\n User u\n Port 24\n ProxyCommand nc -x \"a b\" %h %p %r %n 100%%h\n", "h")
+	if want := `nc -x "a b" real 24 u h 100%h`; err != nil || p.ProxyCommand != want || p.Gateway != nil || p.HTTPSProxy != "" {
+		t.Errorf("%q, %v, want %q", p.ProxyCommand, err, want)
+	}
+	if p, _, err = load(t, "Host h\n ProxyJump g\n ProxyCommand nc\nHost g\n ProxyCommand gc\n", "h"); err != nil || p.ProxyCommand != "" || p.Gateway.ProxyCommand != "gc" {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// ControlPath has the tokens of ssh_config(5). The sum is what ssh -G of OpenSSH 9.2 says.
+func TestControlPath(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	if err := os.WriteFile(config, []byte("Host h\n HostName real\n User u\n Port 24\n ControlPath ~/%l-%L-%k-%h-%n-%p-%r-%u-%i-%%C-%C\nHost none\n ControlPath none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Home: "/home/me", User: "me", UID: 1000, Files: []string{config}, Hostname: "a.b"}
+	p, _, err := Load("h", o)
+	sum := sha1.Sum([]byte("a.breal24u"))
+	if want := "/home/me/a.b-a-h-real-h-24-u-me-1000-%C-" + hex.EncodeToString(sum[:]); err != nil || p.ControlPath != want {
+		t.Errorf("%q, %v\nwant %q", p.ControlPath, err, want)
+	}
+	if p, _, err = Load("none", o); err != nil || p.ControlPath != "" {
+		t.Errorf("%q, %v", p.ControlPath, err)
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"sshbroker/profiles"
 	"sshbroker/profiles/creds"
 	"sshbroker/profiles/hostkeys"
+	"sshbroker/profiles/proxy"
 )
 
 // Connector makes transports over SSH. Safe for concurrent use.
@@ -67,6 +68,11 @@ func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profil
 	if p.Port == 0 {
 		return nil, fmt.Errorf("%w: no port", profiles.ErrSetup)
 	}
+	if p.ControlPath != "" {
+		if t := c.reuse(ctx, p); t != nil {
+			return t, nil
+		}
+	}
 	algos, err := choose(p, c.Log)
 	if err != nil {
 		return nil, err
@@ -96,26 +102,48 @@ func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profil
 	return h.run(ctx, algos)
 }
 
+// dial reaches a server: through its gateway, which takes its proxy's place, else as its
+// command or its ruleset says.
 func (c *Connector) dial(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, address string) (net.Conn, error) {
 	switch {
 	case via != nil:
 		return via(ctx, "tcp", address)
-	case c.Dial != nil:
-		return c.Dial(ctx, "tcp", address)
+	case p.ProxyCommand != "":
+		return proxy.Command(ctx, p.ProxyCommand)
 	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", address)
+	dial := c.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	rules, err := proxy.Parse(p.Proxy)
+	if err == nil && p.Proxy == "" {
+		rules, err = proxy.Environment{HTTPSProxy: p.HTTPSProxy, NoProxy: p.NoProxy}.Ruleset(address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
+	}
+	return proxy.Dialer{Dial: dial}.DialContext(ctx, rules, network(p.AddressFamily), address)
 }
 
-// dialFailure keeps the class that a gateway's failure has.
-func dialFailure(ctx context.Context, address string, err error) error {
-	if ctx.Err() != nil && !errors.Is(err, profiles.ErrHostKey) {
-		return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, context.Cause(ctx))
+func network(f profiles.AddressFamily) string {
+	switch f {
+	case profiles.OnlyIPv4:
+		return "tcp4"
+	case profiles.OnlyIPv6:
+		return "tcp6"
 	}
+	return "tcp"
+}
+
+// dialFailure keeps the class that a gateway's or a proxy's failure has.
+func dialFailure(ctx context.Context, address string, err error) error {
 	for _, class := range []error{profiles.ErrConnect, profiles.ErrHostKey, profiles.ErrAuth, profiles.ErrSetup, profiles.ErrClosed} {
 		if errors.Is(err, class) {
 			return fmt.Errorf("dial %s: %w", address, err)
 		}
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, context.Cause(ctx))
 	}
 	return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, err)
 }

@@ -123,7 +123,7 @@ func startOpenSSH(t testing.TB, shadow string, lines []string) *Peer {
 		args = append([]string{"unshare", "--mount", "/bin/sh", "-c", bindShadow +
 			`mount -t tmpfs -o mode=755 tmpfs /run && mkdir -m 755 /run/sshd && exec "$@"`, "sh", shadow}, args...)
 	}
-	p.start(t, address, args)
+	p.start(t, address, args, greets)
 	return p
 }
 
@@ -176,7 +176,7 @@ func startDropbear(t testing.TB, shadow string, authorized, options []string) *P
 		`mount -t tmpfs -o mode=700 tmpfs `+home+` && mkdir -m 700 `+home+`/.ssh && cp "$1" `+home+`/.ssh/authorized_keys &&
 		chmod 600 `+home+`/.ssh/authorized_keys && shift && exec "$@"`, "sh", shadow, p.file("authorized_keys"),
 		dropbear, "-F", "-E", "-m", "-p", address, "-r", p.file("dropbear_key"), "-P", p.file("pid"))
-	p.start(t, address, append(args, options...))
+	p.start(t, address, append(args, options...), greets)
 	return p
 }
 
@@ -205,12 +205,7 @@ func (p *Peer) writeKeys(t testing.TB, fallbackUser string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := freeAddress(t)
 	line, err := (&Server{HostKey: host.Private}).HostKeyLine(address)
 	if err != nil {
 		t.Fatal(err)
@@ -245,7 +240,7 @@ func ProfileFor(address, user, identity, knownHosts string) *profiles.Profile {
 }
 
 // start runs the server in a process group of its own and waits until it answers.
-func (p *Peer) start(t testing.TB, address string, args []string) {
+func (p *Peer) start(t testing.TB, address string, args []string, answers func(ctx context.Context, address string) bool) {
 	t.Helper()
 	log := &lockedBuffer{}
 	p.Log = log.String
@@ -268,7 +263,7 @@ func (p *Peer) start(t testing.TB, address string, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	for {
-		if greets(ctx, address) {
+		if answers(ctx, address) {
 			return
 		}
 		select {

@@ -227,7 +227,7 @@ var schema = []element{
 	{name: "idle-timeout", attrs: seconds("5")},
 	{name: "tcp-connect-timeout", attrs: seconds("5")},
 	{name: "keepalive-interval", attrs: seconds("0")},
-	{name: "exclusive-connection", attrs: enable("no", NotBuilt)},
+	{name: "exclusive-connection", attrs: enable("no", General)},
 	{name: "server-banners", attrs: []attribute{{name: "visible", kind: yesNo, def: "yes"}}},
 	{name: "forwards", children: many("forward")},
 	{name: "forward",
@@ -249,7 +249,7 @@ var schema = []element{
 	{name: "close-window-on-disconnect", open: true, status: NotActedOn},
 	{name: "quiet-mode", attrs: enable("no", NotActedOn)},
 	{name: "checksum", open: true, status: NotActedOn},
-	{name: "address-family", attrs: []attribute{{name: "type", kind: enum, values: []string{"any", "inet", "inet6"}, def: "any", status: NotBuilt, quiet: []string{"any"}}}},
+	{name: "address-family", attrs: []attribute{{name: "type", kind: enum, values: []string{"any", "inet", "inet6"}, def: "any"}}},
 
 	// profiles
 
@@ -265,7 +265,7 @@ var schema = []element{
 			{name: "port", kind: number, min: 1, max: MaxPort, def: "22"},
 			{name: "protocol", kind: enum, values: []string{"secsh2"}, def: "secsh2"},
 			{name: "host-type", kind: enum, values: []string{"default", "windows", "unix"}, def: "default", status: NotBuilt, quiet: []string{"default"}},
-			{name: "connect-on-startup", kind: yesNo, def: "no", status: NotBuilt, quiet: []string{"no"}},
+			{name: "connect-on-startup", kind: yesNo, def: "no"},
 			{name: "user"},
 			{name: "gateway-profile"},
 		}},
@@ -273,13 +273,13 @@ var schema = []element{
 	{name: "user-identities", children: many("identity")},
 	{name: "identity", attrs: []attribute{{name: "identity-file"}, {name: "file"}, {name: "hash"}, {name: "id"}, {name: "data", kind: literal}}},
 	{name: "password", attrs: []attribute{{name: "string", kind: literal}, {name: "file"}, {name: "command"}}},
-	{name: "tunnels", status: NotBuilt, children: many("local-tunnel remote-tunnel")},
+	{name: "tunnels", children: many("local-tunnel remote-tunnel")},
 	{name: "local-tunnel", attrs: tunnelAttrs},
-	{name: "remote-tunnel", attrs: tunnelAttrs},
+	{name: "remote-tunnel", status: NotBuilt, attrs: tunnelAttrs},
 
 	// static-tunnels, gui
 
-	{name: "static-tunnels", status: NotBuilt, children: many("tunnel")},
+	{name: "static-tunnels", children: many("tunnel")},
 	{name: "tunnel", attrs: append(tunnelAttrs[:len(tunnelAttrs):len(tunnelAttrs)], attribute{name: "profile"})},
 	{name: "gui", open: true, status: NotActedOn},
 
@@ -350,7 +350,7 @@ var schema = []element{
 var actions = []string{"DIRECT", "BLOCK", "TUNNEL", "FTP-TUNNEL", "FTP-PROXY"}
 
 var tunnelAttrs = []attribute{
-	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "local"}, def: "tcp"},
+	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "http-connect", "local"}, def: "tcp"},
 	{name: "listen-port", kind: number, min: 1, max: MaxPort, required: true},
 	{name: "listen-address"},
 	{name: "dst-host"},
