@@ -26,9 +26,12 @@ type key struct {
 // loadKeys lists what is to be tried: every key that may be used in each form that may
 // be offered, in order.
 func (s *Session) loadKeys() {
-	list := gather(s.profile, s.agentKeys(), s.ring.addedFiles(), s.note)
+	if s.Ring == nil {
+		s.Ring = new(Keyring)
+	}
+	list := gather(s.profile, s.agentKeys(), s.Ring.addedFiles(), s.note)
 	if len(s.profile.Identities) == 0 {
-		slices.SortStableFunc(list, func(a, b *candidate) int { return a.trouble(s.ring) - b.trouble(s.ring) })
+		slices.SortStableFunc(list, func(a, b *candidate) int { return a.trouble(s.Ring) - b.trouble(s.Ring) })
 	}
 	types := s.profile.KeySelection.Types
 	if len(types) == 0 {
@@ -86,7 +89,7 @@ func (s *Session) offer(k *candidate, form profiles.KeyType) {
 		}
 		return
 	}
-	if s.profile.KeySelection.Shy && k.locked() && !s.ring.isOpen(k.digest) {
+	if s.profile.KeySelection.Shy && k.locked() && !s.Ring.isOpen(k.digest) {
 		refuse(k.name(), errors.New("passed over, as key-selection is interactive-shy and it needs its passphrase"))
 		return
 	}
@@ -184,7 +187,7 @@ func (s *Session) signer(k *candidate) (ssh.Signer, error) {
 	case !k.private.Locked:
 		return k.private.Open("")
 	}
-	if open := s.ring.recall(k.digest); open != nil {
+	if open := s.Ring.recall(k.digest); open != nil {
 		return open, nil
 	}
 	switch {
@@ -201,7 +204,7 @@ func (s *Session) unlock(k *candidate) (ssh.Signer, error) {
 	if p, ok := s.ask.(interface{ Pause() (resume func()) }); ok {
 		waiting = p.Pause
 	}
-	return s.ring.unlock(s.ctx, k, s.ask, waiting)
+	return s.Ring.unlock(s.ctx, k, s.ask, waiting)
 }
 
 // lockedSigner shows its public half and opens the private one at the first
