@@ -96,6 +96,8 @@ func (r *reader) keyStore(n *schema.Node) {
 		k.stores = append(k.stores, profiles.KeyStore{File: r.path(m[2]), Public: r.path(m[1])})
 	} else if m := directoryInit.FindStringSubmatch(init); m != nil && m[1] != "" {
 		k.stores = append(k.stores, profiles.KeyStore{Dir: r.path(m[1])})
+	} else if strings.TrimSpace(init) == "" {
+		r.Warn(schema.General, n.Pos, n.Name, "write key_files(PUBLIC,PRIVATE) or directory(path(DIRECTORY))", "without init it names no keys")
 	} else {
 		r.Fail(n.At("init"), n.Name, "write key_files(PUBLIC,PRIVATE) or directory(path(DIRECTORY))", "init: %q names no keys", init)
 	}

@@ -92,7 +92,7 @@ func TestProblems(t *testing.T) {
 			"2:39: key-store: keys of type pkcs11 cannot be used here [give the token's keys to an agent: ssh-add -s LIBRARY]", "2:90: key-store: keys of type mscapi cannot be used here [it exists on Windows"}},
 		{"software keys", general(`<key-stores><key-store type="software" init="key_files(a.pub, a)"/><key-store type="software" init="directory(path(/k))"/></key-stores>`), nil},
 		{"software keys that are none", general(`<key-stores><key-store type="software" init="key_files(a)"/><key-store type="software"/></key-stores>`), []string{
-			`2:55: key-store: init: "key_files(a)" names no keys [write key_files(PUBLIC,PRIVATE) or`, `2:70: key-store: init: "" names no keys`}},
+			`2:55: key-store: init: "key_files(a)" names no keys [write key_files(PUBLIC,PRIVATE) or`, `2:70: warning: key-store: without init it names no keys`}},
 
 		// settings
 		{"prompt for the user", root(`<default-settings user=""/>`), nil},

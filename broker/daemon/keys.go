@@ -19,20 +19,20 @@ type hostKeyProber interface {
 // ways are the profiles of all that is in force, the defaults first.
 func (d *Daemon) ways() []*profiles.Profile {
 	d.mu.Lock()
-	policies := []*profiles.Profile{d.loaded.policy.Defaults}
-	own := d.loaded.policy.Profiles
+	list := []*profiles.Profile{d.loaded.policy.Defaults}
+	common := d.loaded.policy.Profiles
 	for _, id := range slices.Sorted(maps.Keys(d.captures)) {
 		if own := d.captures[id].capture.Policy; own != nil {
 			p := own()
-			policies = append(policies, p.Defaults)
-			policies = slices.AppendSeq(policies, maps.Values(p.Profiles))
+			list = append(list, p.Defaults)
+			list = slices.AppendSeq(list, maps.Values(p.Profiles))
 		}
 	}
 	d.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(own)) {
-		policies = append(policies, own[id])
+	for _, id := range slices.Sorted(maps.Keys(common)) {
+		list = append(list, common[id])
 	}
-	return slices.DeleteFunc(policies, func(p *profiles.Profile) bool { return p == nil })
+	return slices.DeleteFunc(list, func(p *profiles.Profile) bool { return p == nil })
 }
 
 // handleListKeys lists the private keys that may be tried.
@@ -41,14 +41,14 @@ func (d *Daemon) handleListKeys(ctx context.Context, call *control.Call) error {
 	if err := call.Decode(&args); err != nil {
 		return err
 	}
-	list, notes := d.Keys.List(ctx, d.ways())
 	if args.Key != "" {
 		one, err := d.Keys.Find(ctx, d.ways(), args.Key)
 		if err != nil {
 			return refusedKey(err)
 		}
-		list, notes = []profiles.KeyInfo{one}, nil
+		return call.Send(keyRow(one))
 	}
+	list, notes := d.Keys.List(ctx, d.ways())
 	for _, k := range list {
 		if err := call.Send(keyRow(k)); err != nil {
 			return err
@@ -99,7 +99,7 @@ func (d *Daemon) oneKey(call *control.Call) func(profiles.KeyInfo, error) error 
 
 func refusedKey(err error) error {
 	if errors.Is(err, control.ErrNoPrompt) {
-		return &control.Error{Code: control.CodeFailed, Message: err.Error(), Hint: "there is no terminal to ask at; --passphrase-file gives it"}
+		return &control.Error{Code: control.CodeFailed, Message: err.Error(), Hint: "use a terminal, or SSH_ASKPASS; key-passphrase takes --passphrase-file"}
 	}
 	return &control.Error{Code: control.CodeFailed, Message: err.Error()}
 }

@@ -26,9 +26,12 @@ type key struct {
 // loadKeys lists what is to be tried: every key that may be used in each form that may
 // be offered, in order.
 func (s *Session) loadKeys() {
-	list := gather(s.profile, s.agentKeys(), s.ring.addedFiles(), s.note)
+	if s.Ring == nil {
+		s.Ring = new(Keyring)
+	}
+	list := gather(s.profile, s.agentKeys(), s.Ring.addedFiles(), s.note)
 	if len(s.profile.Identities) == 0 {
-		slices.SortStableFunc(list, func(a, b *candidate) int { return a.trouble(s.ring) - b.trouble(s.ring) })
+		slices.SortStableFunc(list, func(a, b *candidate) int { return a.trouble(s.Ring) - b.trouble(s.Ring) })
 	}
 	types := s.profile.KeySelection.Types
 	if len(types) == 0 {
@@ -68,6 +71,9 @@ func (s *Session) offer(k *candidate, form profiles.KeyType) {
 	if k.err != nil {
 		if form == profiles.PlainKey { // once, where it is tried in both
 			s.tell(profiles.IdentityFailed, k.file, "", k.err)
+			if s.log != nil && (errors.Is(k.err, errOpenToOthers) || errors.Is(k.err, errForeign)) {
+				s.log.Warn("a private key is ignored", "file", k.file, "error", k.err)
+			}
 		}
 		refuse(k.file, k.err)
 		return
@@ -90,7 +96,7 @@ func (s *Session) offer(k *candidate, form profiles.KeyType) {
 		}
 		return
 	}
-	if s.profile.KeySelection.Shy && k.locked() && !s.ring.isOpen(k.digest) {
+	if s.profile.KeySelection.Shy && k.locked() && !s.Ring.isOpen(k.digest) {
 		refuse(k.name(), errors.New("passed over, as key-selection is interactive-shy and it needs its passphrase"))
 		return
 	}
@@ -188,7 +194,7 @@ func (s *Session) signer(k *candidate) (ssh.Signer, error) {
 	case !k.private.Locked:
 		return k.private.Open("")
 	}
-	if open := s.ring.recall(k.digest); open != nil {
+	if open := s.Ring.recall(k.digest); open != nil {
 		return open, nil
 	}
 	switch {
@@ -205,7 +211,7 @@ func (s *Session) unlock(k *candidate) (ssh.Signer, error) {
 	if p, ok := s.ask.(interface{ Pause() (resume func()) }); ok {
 		waiting = p.Pause
 	}
-	signer, err := s.ring.unlock(s.ctx, k, s.ask, waiting)
+	signer, err := s.Ring.unlock(s.ctx, k, s.ask, waiting)
 	if err != nil {
 		s.tell(profiles.UnlockFailed, k.file, "", err)
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -24,11 +25,13 @@ var errExhausted = errors.New("nothing left to try")
 type Session struct {
 	// Observe is told what becomes of keys; it is set before Next.
 	Observe profiles.Observer
+	// Ring is what is known of keys beside their files; it is set before Next. nil: nothing.
+	Ring *Keyring
 
 	ctx     context.Context
 	profile *profiles.Profile
 	ask     profiles.Prompter
-	ring    *Keyring
+	log     *slog.Logger
 	server  ssh.PublicKey // what it has proved itself with; nil before
 
 	methods  []profiles.AuthMethod
@@ -47,14 +50,10 @@ type Session struct {
 }
 
 // NewSession prepares to prove who we are as p says. ask may be nil: then what needs
-// a person is passed over with a reason. ring may be nil: then no passphrase is
-// remembered.
-func NewSession(ctx context.Context, p *profiles.Profile, ask profiles.Prompter, ring *Keyring) *Session {
-	if ring == nil {
-		ring = new(Keyring)
-	}
+// a person is passed over with a reason.
+func NewSession(ctx context.Context, p *profiles.Profile, ask profiles.Prompter, log *slog.Logger) *Session {
 	s := &Session{
-		ctx: ctx, profile: p, ask: ask, ring: ring,
+		ctx: ctx, profile: p, ask: ask, log: log,
 		methods: p.AuthMethods,
 		tries:   make(map[profiles.AuthMethod]int),
 		gaveUp:  make(map[profiles.AuthMethod]bool),

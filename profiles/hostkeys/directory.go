@@ -51,6 +51,9 @@ type directory struct {
 // nor has one in whose place a file stands.
 func readDirectory(path, host string, port uint16) (*directory, error) {
 	d := &directory{path: path, host: host, port: port}
+	if strings.ContainsAny(host, "/\x00") {
+		return d, nil // an alias that is no part of a file's name
+	}
 	var names []string
 	switch salt, err := os.ReadFile(filepath.Join(path, saltName)); {
 	case err == nil:

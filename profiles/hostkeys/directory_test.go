@@ -245,6 +245,21 @@ func TestOrderOfStores(t *testing.T) {
 	}
 }
 
+// An alias may be anything, and leads to no file elsewhere.
+func TestAliasIsNoPath(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "hostkeys")
+	key := newKey(t)
+	for _, name := range []string{dir, filepath.Join(dir, "key_22_x")} {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(root, "evil.pub"), rfc4716(key))
+	p := &profiles.Profile{Host: "gw", Port: 22, HostKeyAlias: "x/../../evil", HostKeyPolicy: profiles.TOFU, StoreKnownHost: dir + "/"}
+	checkRefusal(t, check(t, p, key, nil), []string{"could not be stored"})
+}
+
 // A file where the directory should be: the connection goes on, the key is not stored.
 func TestFileInPlaceOfDirectory(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "hostkeys")

@@ -199,9 +199,10 @@ type handshake struct {
 }
 
 func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transport, error) {
-	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Keys)
+	proof := creds.NewSession(ctx, h.profile, h.ask, h.connector.Log)
 	defer proof.Close()
 	proof.Observe = h.observe
+	proof.Ring = h.connector.Keys
 	version := h.connector.Version
 	if version == "" {
 		version = "sshbroker"
