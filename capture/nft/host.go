@@ -157,7 +157,16 @@ func Host(s HostSpec) Ruleset {
 				count(counterDiverted), drop()), s.queries(outLoopback(true), noteSender())...)...),
 		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
 		// input act on them; by now the packet has no socket any more, but its priority.
-		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, s.queries(inLoopback(), markSender())...))
+		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
+			[]rule{{fromElsewhere(), accept()}},
+			s.queries(markSender()),
+			ending(toServers(onLoopback(resolvers...)), udp(), jump("arrives")),
+			ending(toServers(onLoopback(resolversTCP...)), tcp(), syn(), jump("arrives")))...),
+		// Once a resolver is gone, and ssh-captured with it, somebody else may bind its port:
+		// what the table still sends there is dropped. A SYN may also meet what lingers of a
+		// connection, which has the port until then; any other socket is somebody else's.
+		chain{name: "arrives", rules: []rule{{heard(), accept()}, {lingers(), jump("lingers")}, {drop()}}},
+		chain{name: "lingers", rules: []rule{{overheard(), drop()}, {accept()}}})
 
 	for _, c := range all {
 		r.chains = append(r.chains, s.ask(c), s.divert(c), s.rules(c), chain{name: c.namesChain(), rules: []rule{
@@ -187,11 +196,11 @@ func (s HostSpec) pool() []rule {
 
 // queries is a rule about the name queries that arrive at System's resolver over UDP,
 // redirected or sent there, where there is a System.
-func (s HostSpec) queries(over, act term) []rule {
+func (s HostSpec) queries(act ...term) []rule {
 	if s.System == nil {
 		return nil
 	}
-	return []rule{{udp(), over, dport(s.System.DNSUDP), act}}
+	return []rule{append(rule{udp(), dport(s.System.DNSUDP)}, act...)}
 }
 
 // straight is the chain that refuses what goes to our own sockets without having been

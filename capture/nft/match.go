@@ -103,7 +103,9 @@ func never() term {
 // loopback is the name of that device as the kernel compares it.
 var loopback = append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
 
-func inLoopback() term { return say(`iifname "lo"`, meta(expr.MetaKeyIIFNAME), equal(loopback...)) }
+func fromElsewhere() term {
+	return say(`iifname != "lo"`, meta(expr.MetaKeyIIFNAME), unequal(loopback...))
+}
 
 func outLoopback(out bool) term {
 	if !out {
@@ -138,6 +140,22 @@ func ownersZone() term {
 		netlink.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE), netlink.Uint32(unix.NFTA_CT_SREG, 1), netlink.Attr(unix.NFTA_CT_DIRECTION, []byte{0})))
 	return t
 }
+
+// heard matches packets to a socket with capture.MarkServer.
+func heard() term {
+	return say(fmt.Sprintf("socket mark & 0x%08x == 0x%08x", capture.MarkMask, capture.MarkServer),
+		ofSocket(expr.SocketKeyMark), masked(host32(capture.MarkMask), host32(0)), equal(host32(capture.MarkServer)...))
+}
+
+// overheard matches packets to any socket that is more than the beginning or the end of
+// a connection, and lingers those to any that is less, or not transparent, which needs
+// privilege.
+func overheard() term { return say("socket mark >= 0", ofSocket(expr.SocketKeyMark)) }
+func lingers() term {
+	return say("socket transparent 0", ofSocket(expr.SocketKeyTransparent), equal(0))
+}
+
+func ofSocket(key expr.SocketKey) expr.Any { return &expr.Socket{Key: key, Register: 1} }
 
 func accept() term      { return say("accept", verdict(expr.VerdictAccept)) }
 func drop() term        { return say("drop", verdict(expr.VerdictDrop)) }
