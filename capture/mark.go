@@ -6,6 +6,7 @@ const (
 	MarkMask uint32 = 0x00f0_0000
 
 	MarkPass        uint32 = 0x0010_0000 // the kernel carries the flow
+	MarkDirect      uint32 = 0x0090_0000 // the same, by a compiled rule: no verdict's
 	MarkTunnel      uint32 = 0x0020_0000 // redirected to the capture's listener
 	MarkReset       uint32 = 0x0030_0000 // TCP reset: ECONNREFUSED
 	MarkUnreachable uint32 = 0x0040_0000 // ICMP host unreachable: EHOSTUNREACH
