@@ -171,9 +171,9 @@ func heard() term {
 		ofSocket(expr.SocketKeyMark), masked(host32(capture.MarkMask), host32(0)), equal(host32(capture.MarkServer)...))
 }
 
-// overheard matches packets to any socket that is more than the beginning or the end of
-// a connection, and lingers those to any that is less, or not transparent, which needs
-// privilege.
+// overheard matches packets to any socket that is more than the beginning or the end of a
+// connection, of which the kernel keeps no mark. lingers matches packets to those as well:
+// to any socket that is not transparent, which needs privilege.
 func overheard() term { return say("socket mark >= 0", ofSocket(expr.SocketKeyMark)) }
 func lingers() term {
 	return say("socket transparent 0", ofSocket(expr.SocketKeyTransparent), equal(0))
