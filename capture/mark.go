@@ -6,9 +6,14 @@ const (
 	MarkMask uint32 = 0x00f0_0000
 
 	MarkPass        uint32 = 0x0010_0000 // the kernel carries the flow
+	MarkDirect      uint32 = 0x0090_0000 // the same, by a compiled rule: no verdict's
 	MarkTunnel      uint32 = 0x0020_0000 // redirected to the capture's listener
 	MarkReset       uint32 = 0x0030_0000 // TCP reset: ECONNREFUSED
 	MarkUnreachable uint32 = 0x0040_0000 // ICMP host unreachable: EHOSTUNREACH
+
+	// MarkServer is no verdict's but that of sockets (SO_MARK): those that the host's
+	// table diverts name queries to, which it knows from others on their ports by this.
+	MarkServer uint32 = 0x0050_0000
 )
 
 // SenderMark is the mark with which a name query arrives at the resolver of the whole

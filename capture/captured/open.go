@@ -179,6 +179,23 @@ func openPair(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, err
 	return files, err
 }
 
+// openClaimed opens a pair of which nobody can take the place once we are gone.
+func openClaimed(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, error) {
+	files, err := openPair(open)
+	if err != nil {
+		return nil, err
+	}
+	port, err := listen.Port(files[0])
+	if err == nil {
+		err = listen.Claim(port, files...)
+	}
+	if err != nil {
+		message.CloseAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
 // equip gives a capture its queue and its sockets for name queries.
 func (s *Server) equip(h *held) (err error) {
 	if h.queue == 0 {
@@ -194,7 +211,7 @@ func (s *Server) equip(h *held) (err error) {
 		open func(netip.AddrPort) (*os.File, error)
 		port *uint16
 	}{{nameDNSUDP, listen.OpenUDP, &h.dnsUDP}, {nameDNSTCP, listen.Open, &h.dnsTCP}} {
-		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openPair(k.open) })
+		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openClaimed(k.open) })
 		h.dns = append(h.dns, files...)
 		if err == nil {
 			*k.port, err = listen.Port(files[0])

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture"
 )
 
 // Pair opens the same port on both loopback addresses, or on the IPv4 one alone.
@@ -53,6 +55,32 @@ func Port(f *os.File) (port uint16, err error) {
 		return 0, fmt.Errorf("own address: %w", err)
 	}
 	return port, nil
+}
+
+// Claim makes sockets that are bound to port known to the host's table as the ones that
+// it diverts to. They take packets to that port alone from then on, also those that are
+// accepted from them: who is given one cannot bind it anew in the place of another.
+// It needs CAP_NET_ADMIN.
+func Claim(port uint16, sockets ...*os.File) error {
+	const dportOffset = 2 // in TCP and UDP, which is where such filters begin
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: dportOffset},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(port), Jt: 0, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	for _, f := range sockets {
+		err := control(f, func(fd int) error {
+			return errors.Join(
+				unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}),
+				unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1),
+				unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(capture.MarkServer)))
+		})
+		if err != nil {
+			return fmt.Errorf("claim port %d: %w", port, err)
+		}
+	}
+	return nil
 }
 
 // ReceiveMarks has UDP sockets give each datagram's mark as an SO_MARK control message.

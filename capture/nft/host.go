@@ -86,10 +86,10 @@ func Host(s HostSpec) Ruleset {
 	// A packet that is no SYN passes one rule of hold and, unless it goes to a pool,
 	// few of refuse.
 	r.chains = append(r.chains,
-		base("hold", "route", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
+		base("hold", "filter", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
 		chain{name: "syn", rules: append([]rule{{dport(portDNS), accept()}}, s.dispatch(HostCapture.rulesChain)...)})
 
-	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{tcp(), syn(), jump("judge")})
+	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{toJudge(), tcp(), syn(), jump("judge")})
 	toPool := ending(inPrefixes(pools), jump("pool"))
 	refuse.rules = append(refuse.rules, toPool...)
 	if refuseUDP {
@@ -104,12 +104,12 @@ func Host(s HostSpec) Ruleset {
 		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
 		r.chains = append(r.chains, straight(append(resolversTCP, s.TCP), resolvers))
 	}
-	judged := append([]rule{
+	judged := []rule{
 		{dport(portDNS), accept()},
 		{class(capture.MarkReset), resetTCP()},
 		{class(capture.MarkUnreachable), hostUnreachable()},
 		{class(capture.MarkTunnel), accept()},
-	}, toPool...)
+	}
 	r.chains = append(r.chains, refuse,
 		chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
 		chain{name: "judged", rules: judged},
@@ -122,27 +122,32 @@ func Host(s HostSpec) Ruleset {
 
 	r.chains = append(r.chains,
 		base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert,
-			rule{tcp(), class(capture.MarkTunnel), jump("captured")},
-			rule{tcp(), dport(portDNS), jump("captured")},
-			rule{udp(), dport(portDNS), jump("captured")},
-			// Live diverted flows hang once no rule uses NAT any more.
-			rule{never(), redirect(s.TCP)}),
+			rule{class(capture.MarkTunnel), tcp(), jump("captured")},
+			rule{dport(portDNS), jump("captured")}),
 		chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
+		// Live diverted flows hang once no rule uses NAT any more. No packet comes here.
+		chain{name: "resident", rules: []rule{{redirect(s.TCP)}}},
 		// Wherever foreign rules stand, after NAT a SYN is on its way to us or may leave.
 		// A route chain, so that the latter goes the way that its mark without our class
 		// stands for in foreign policy rules.
-		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")},
-			rule{udp(), dport(portDNS), jump("asked")}, rule{udp(), askedFor(portDNS), jump("asked")}),
+		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")}, rule{udp(), jump("datagram")}),
+		chain{name: "datagram", rules: []rule{{dport(portDNS), goTo("asked")}, {askedFor(portDNS), goTo("asked")}}},
+		// A SYN on its way since before it had our class, which nobody has changed since, need
+		// not be sent on it again: hold is no route chain. Its class is taken off behind us.
 		// A program that gave up while its SYN was held has no socket any more whose owner
 		// could be told: nothing has diverted that SYN, or refused it.
-		chain{name: "check", rules: append(s.dispatch(func(HostCapture) string { return "checked" }),
-			rule{hasOwner(), accept()}, rule{class(capture.MarkPass), setClass(0), accept()}, rule{notClass(0), drop()})},
+		chain{name: "check", rules: slices.Concat([]rule{{direct(), unchanged(), accept()}},
+			s.dispatch(func(HostCapture) string { return "checked" }),
+			[]rule{{hasOwner(), accept()}, {mayLeave(), setClass(0), accept()}, {notClass(0), drop()}})},
+		base("settle", "filter", unix.NF_INET_LOCAL_OUT, prioSettle, rule{direct(), tcp(), syn(), jump("leaves")}),
+		chain{name: "leaves", rules: s.dispatch(func(HostCapture) string { return "left" })},
+		chain{name: "left", rules: []rule{{setClass(0)}}},
 		chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
 			// Of a socket that is not captured, from where one was that is.
 			ending(toServers(onLoopback(resolvers...)), count(counterDiverted), drop())...)},
 		chain{name: "checked", rules: slices.Concat(
+			[]rule{{mayLeave(), setClass(0), accept()}},
 			ending(toServers(onLoopback(resolversTCP...)), askedFor(portDNS), accept()),
-			[]rule{{class(capture.MarkPass), setClass(0), accept()}},
 			ending(s.toListener(), class(capture.MarkTunnel), accept()),
 			[]rule{
 				// Guard 2: a SYN for the tunnel that something else diverted first.
@@ -153,11 +158,20 @@ func Host(s HostSpec) Ruleset {
 		// Guard 2 once more, on the way out. Here the cgroup cannot be asked for; forwarded
 		// packets have no owner.
 		base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
-			append(preceded(rule{tcp(), syn(), class(capture.MarkTunnel), outLoopback(false)}, inUsers(users),
+			append(preceded(rule{class(capture.MarkTunnel), tcp(), syn(), outLoopback(false)}, inUsers(users),
 				count(counterDiverted), drop()), s.queries(outLoopback(true), noteSender())...)...),
 		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
 		// input act on them; by now the packet has no socket any more, but its priority.
-		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, s.queries(inLoopback(), markSender())...))
+		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
+			[]rule{{fromElsewhere(), accept()}},
+			s.queries(markSender()),
+			ending(toServers(onLoopback(resolvers...)), udp(), jump("arrives")),
+			ending(toServers(onLoopback(resolversTCP...)), tcp(), syn(), jump("arrives")))...),
+		// Once a resolver is gone, and ssh-captured with it, somebody else may bind its port:
+		// what the table still sends there is dropped. A SYN may also meet what lingers of a
+		// connection, which has the port until then; any other socket is somebody else's.
+		chain{name: "arrives", rules: []rule{{heard(), accept()}, {lingers(), jump("lingers")}, {drop()}}},
+		chain{name: "lingers", rules: []rule{{overheard(), drop()}, {accept()}}})
 
 	for _, c := range all {
 		r.chains = append(r.chains, s.ask(c), s.divert(c), s.rules(c), chain{name: c.namesChain(), rules: []rule{
@@ -187,11 +201,11 @@ func (s HostSpec) pool() []rule {
 
 // queries is a rule about the name queries that arrive at System's resolver over UDP,
 // redirected or sent there, where there is a System.
-func (s HostSpec) queries(over, act term) []rule {
+func (s HostSpec) queries(act ...term) []rule {
 	if s.System == nil {
 		return nil
 	}
-	return []rule{{udp(), over, dport(s.System.DNSUDP), act}}
+	return []rule{append(rule{udp(), dport(s.System.DNSUDP)}, act...)}
 }
 
 // straight is the chain that refuses what goes to our own sockets without having been
@@ -268,7 +282,7 @@ func goOrAccept(chain string) term {
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
 // rules are those of Spec, in their order.
 func (s HostSpec) rules(c HostCapture) chain {
-	pass := []term{setClass(capture.MarkPass), accept()}
+	pass := []term{setClass(capture.MarkDirect), accept()}
 	if s.under(c) {
 		pass = []term{goTo(s.System.rulesChain())}
 	}

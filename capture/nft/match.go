@@ -81,12 +81,35 @@ func diverted() term {
 	return say("ct status dnat", track(expr.CtKeySTATUS), masked(host32(statusDNAT), host32(0)), unequal(host32(0)...))
 }
 
-func class(c uint32) term    { return mark("==", c, equal) }
-func notClass(c uint32) term { return mark("!=", c, unequal) }
+func class(c uint32) term { return markBits(capture.MarkMask, "==", c, equal) }
 
-func mark(op string, c uint32, compare func(...byte) expr.Any) term {
-	return say(fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", capture.MarkMask, op, c),
-		meta(expr.MetaKeyMARK), masked(host32(capture.MarkMask), host32(0)), compare(host32(c)...))
+// The bits by which MarkPass and MarkDirect differ from all other classes.
+const (
+	passMask  = 0x0070_0000
+	judgeMask = 0x0060_0000
+)
+
+// mayLeave matches both classes with which a SYN leaves.
+func mayLeave() term { return markBits(passMask, "==", capture.MarkPass, equal) }
+
+// toJudge matches classes that say more than that a packet may leave.
+func toJudge() term { return markBits(judgeMask, "!=", 0, unequal) }
+
+// direct matches the SYN that a compiled rule lets through, if it has no other mark.
+func direct() term {
+	return say(fmt.Sprintf("meta mark 0x%08x", capture.MarkDirect), meta(expr.MetaKeyMARK), equal(host32(capture.MarkDirect)...))
+}
+
+func notClass(c uint32) term { return markBits(capture.MarkMask, "!=", c, unequal) }
+
+func markBits(mask uint32, op string, bits uint32, compare func(...byte) expr.Any) term {
+	return say(fmt.Sprintf("meta mark & 0x%08x %s 0x%08x", mask, op, bits),
+		meta(expr.MetaKeyMARK), masked(host32(mask), host32(0)), compare(host32(bits)...))
+}
+
+// unchanged matches the packets of a connection whose destination NAT has let alone.
+func unchanged() term {
+	return say("ct status & dnat == 0", track(expr.CtKeySTATUS), masked(host32(statusDNAT), host32(0)), equal(host32(0)...))
 }
 
 // setClass writes our bits of the mark and keeps the others.
@@ -100,16 +123,19 @@ func never() term {
 	return say("meta mark 0xffffffff meta mark 0", meta(expr.MetaKeyMARK), equal(host32(0xffffffff)...), equal(host32(0)...))
 }
 
-// loopback is the name of that device as the kernel compares it.
-var loopback = append([]byte("lo"), make([]byte, unix.IFNAMSIZ-2)...)
+// loopback is the index of that device, in every network namespace (LOOPBACK_IFINDEX).
+// To compare names takes longer.
+const loopback = 1
 
-func inLoopback() term { return say(`iifname "lo"`, meta(expr.MetaKeyIIFNAME), equal(loopback...)) }
+func fromElsewhere() term {
+	return say(`iif != "lo"`, meta(expr.MetaKeyIIF), unequal(host32(loopback)...))
+}
 
 func outLoopback(out bool) term {
 	if !out {
-		return say(`oifname != "lo"`, meta(expr.MetaKeyOIFNAME), unequal(loopback...))
+		return say(`oif != "lo"`, meta(expr.MetaKeyOIF), unequal(host32(loopback)...))
 	}
-	return say(`oifname "lo"`, meta(expr.MetaKeyOIFNAME), equal(loopback...))
+	return say(`oif "lo"`, meta(expr.MetaKeyOIF), equal(host32(loopback)...))
 }
 
 // noteSender has a packet take its sender's capture.SenderMark along as its priority,
@@ -138,6 +164,22 @@ func ownersZone() term {
 		netlink.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE), netlink.Uint32(unix.NFTA_CT_SREG, 1), netlink.Attr(unix.NFTA_CT_DIRECTION, []byte{0})))
 	return t
 }
+
+// heard matches packets to a socket with capture.MarkServer.
+func heard() term {
+	return say(fmt.Sprintf("socket mark & 0x%08x == 0x%08x", capture.MarkMask, capture.MarkServer),
+		ofSocket(expr.SocketKeyMark), masked(host32(capture.MarkMask), host32(0)), equal(host32(capture.MarkServer)...))
+}
+
+// overheard matches packets to any socket that is more than the beginning or the end of a
+// connection, of which the kernel keeps no mark. lingers matches packets to those as well:
+// to any socket that is not transparent, which needs privilege.
+func overheard() term { return say("socket mark >= 0", ofSocket(expr.SocketKeyMark)) }
+func lingers() term {
+	return say("socket transparent 0", ofSocket(expr.SocketKeyTransparent), equal(0))
+}
+
+func ofSocket(key expr.SocketKey) expr.Any { return &expr.Socket{Key: key, Register: 1} }
 
 func accept() term      { return say("accept", verdict(expr.VerdictAccept)) }
 func drop() term        { return say("drop", verdict(expr.VerdictDrop)) }

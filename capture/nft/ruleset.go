@@ -25,6 +25,7 @@ const (
 	prioDivert = -105
 	// All NAT of a hook is done at -100, by the chains' priorities there (NF_IP_PRI_NAT_DST).
 	prioConfirm = -99
+	prioSettle  = -98 // right behind confirm
 	prioLast    = 0
 	prioSender  = 200 // after whatever reads or writes marks
 )

@@ -36,7 +36,10 @@ func (n *namespace) marked(t *testing.T) *marked {
 			}
 			t.Cleanup(func() { c.Close() })
 			raw, _ := c.SyscallConn()
-			cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
+			cerr := raw.Control(func(fd uintptr) {
+				err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(capture.MarkServer)),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVMARK, 1))
+			})
 			if err = errors.Join(cerr, err); errors.Is(err, unix.ENOPROTOOPT) {
 				t.Skip("the kernel tells no marks (5.19)")
 			} else if err != nil {

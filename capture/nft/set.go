@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -114,11 +115,13 @@ func (f field) within(spans []span) []term {
 	}
 	var ways []term
 	for _, s := range spans {
-		var compare expr.Any = &expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: s.first, ToData: s.last}
+		compare := []expr.Any{&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: s.first, ToData: s.last}}
 		if bytes.Equal(s.first, s.last) {
-			compare = equal(s.first...)
+			compare = []expr.Any{equal(s.first...)}
+		} else if p, ok := s.prefix(); ok && f.keyType == typeIPv4 { // which the kernel does faster
+			compare = []expr.Any{masked(net.CIDRMask(p.Bits(), 32), host32(0)), equal(s.first...)}
 		}
-		ways = append(ways, say(f.name+" "+f.text(s), append(slices.Clone(f.load), compare)...))
+		ways = append(ways, say(f.name+" "+f.text(s), append(slices.Clone(f.load), compare...)...))
 	}
 	return ways
 }
@@ -140,13 +143,21 @@ func (f field) text(s span) string {
 	if bytes.Equal(s.first, s.last) {
 		return f.show(s.first)
 	}
-	if addr, ok := netip.AddrFromSlice(s.first); ok {
-		p := netip.PrefixFrom(addr, common(s.first, s.last))
-		if all := spanOf(p); bytes.Equal(all.first, s.first) && bytes.Equal(all.last, s.last) {
-			return p.String()
-		}
+	if p, ok := s.prefix(); ok && f.keyType != typeUID {
+		return p.String()
 	}
 	return f.show(s.first) + "-" + f.show(s.last)
+}
+
+// prefix is what s covers, if it is one.
+func (s span) prefix() (p netip.Prefix, ok bool) {
+	addr, ok := netip.AddrFromSlice(s.first)
+	if !ok { // a port
+		return p, false
+	}
+	p = netip.PrefixFrom(addr, common(s.first, s.last))
+	all := spanOf(p)
+	return p, bytes.Equal(all.first, s.first) && bytes.Equal(all.last, s.last)
 }
 
 func showAddr(b []byte) string {

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture"
 	"sshbroker/capture/queue"
 )
 
@@ -211,14 +212,28 @@ func newWorld(t *testing.T) *world {
 // long as that goes on. It returns the port.
 func (n *namespace) answer(t *testing.T, network, addr, who string) uint16 {
 	t.Helper()
+	return n.answerMarked(t, network, addr, who, 0)
+}
+
+// marking makes sockets with a mark.
+func marking(mark uint32) *net.ListenConfig {
+	return &net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+		return errors.Join(cerr, err)
+	}}
+}
+
+func (n *namespace) answerMarked(t *testing.T, network, addr, who string, mark uint32) uint16 {
+	t.Helper()
 	var l net.Listener
 	var p net.PacketConn
 	var err error
+	c := marking(mark)
 	n.do(func() {
 		if strings.HasPrefix(network, "udp") {
-			p, err = net.ListenPacket(network, addr)
+			p, err = c.ListenPacket(t.Context(), network, addr)
 		} else {
-			l, err = net.Listen(network, addr)
+			l, err = c.Listen(t.Context(), network, addr)
 		}
 	})
 	if err != nil {
@@ -258,11 +273,11 @@ func (n *namespace) answer(t *testing.T, network, addr, who string) uint16 {
 	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 
-// both answers at the same port of 127.0.0.1 and ::1.
+// both answers at the same port of 127.0.0.1 and ::1, as ssh-captured's sockets.
 func (n *namespace) both(t *testing.T, network, who string) uint16 {
 	t.Helper()
-	port := n.answer(t, network+"4", "127.0.0.1:0", who)
-	n.answer(t, network+"6", fmt.Sprintf("[::1]:%d", port), who)
+	port := n.answerMarked(t, network+"4", "127.0.0.1:0", who, capture.MarkServer)
+	n.answerMarked(t, network+"6", fmt.Sprintf("[::1]:%d", port), who, capture.MarkServer)
 	return port
 }
 

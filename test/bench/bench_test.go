@@ -15,6 +15,7 @@ type options struct {
 	rounds  int
 	quick   bool
 	json    string
+	only    string
 	against string
 }
 
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&given.rounds, "rounds", 0, "rounds, each with every way (default 5, with -quick 2)")
 	flag.BoolVar(&given.quick, "quick", false, "shorter, and less exact")
 	flag.StringVar(&given.json, "json", "", "write all figures to this `FILE` too")
+	flag.StringVar(&given.only, "only", "", "with bench-direct: only the situations whose names match this `PATTERN`")
 	flag.StringVar(&given.against, "against", "", "compare with the ssh-capture and ssh-broker in this `DIR` too")
 	flag.Parse()
 	sut.Main(m, nil)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"text/tabwriter"
@@ -149,6 +151,11 @@ func BenchmarkDirect(b *testing.B) {
 		o.rounds = 11
 	}
 	w := newDirectWorld(b)
+	only, err := regexp.Compile(o.only)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w.situations = slices.DeleteFunc(w.situations, func(s situation) bool { return !only.MatchString(s.name) })
 	f := newFigures(w.names(), directMetrics(), o.rounds)
 	length := o.lengths().bulk / 3
 	for round := range o.rounds {
@@ -202,6 +209,9 @@ func barsMet(f *figures) string {
 	tw := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, b := range directBars() {
 		is, than := median(f.Values[b.metric][b.is]), median(f.Values[b.metric][b.than])
+		if is == 0 || than == 0 { // left out
+			continue
+		}
 		what, met := fmt.Sprintf("%.3f, at least %.2f", is/than, b.least), is/than >= b.least
 		if b.least == 0 {
 			what, met = fmt.Sprintf("%.0f more, at most %.0f", is-than, b.more), is-than <= b.more
