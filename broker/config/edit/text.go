@@ -93,9 +93,6 @@ func (t *Text) Bytes() []byte { return t.data }
 // String is the content as UTF-8, without a byte order mark.
 func (t *Text) String() string { return t.doc.Text }
 
-// HasEngine tells whether there is a filter-engine, be it empty.
-func (t *Text) HasEngine() bool { return t.engine != nil }
-
 // Rules lists the rules in their order.
 func (t *Text) Rules() []Rule {
 	list := make([]Rule, 0, len(t.rules))
