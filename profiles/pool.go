@@ -54,10 +54,14 @@ type way struct {
 	attempt *attempt
 	server  Server // that was tried last
 	*memory
+
+	renewing bool // another transport is on its way
+	renewal  backoff
 }
 
 // wayKey tells ways out apart. Those of an exclusive profile have a number each; the
-// one with 0 then has no transport, and keeps their memory.
+// one with 0 then has no transport, and keeps their memory. A transport that another one
+// has replaced gets a number too.
 type wayKey struct {
 	Key
 	number uint64
@@ -81,6 +85,8 @@ type link struct {
 	retired bool
 	closing bool // closed by us, which is no failure
 	idle    *time.Timer
+
+	replaced bool // it has carried enough, and another one takes new streams
 }
 
 // event is what there is to tell of a transport.
@@ -189,6 +195,7 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 			if l.idle != nil {
 				l.idle.Stop()
 			}
+			pl.renewLocked(l)
 			pl.mu.Unlock()
 			return l, nil
 		} else if l != nil {
@@ -286,17 +293,22 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		}
 		pl.partLocked(w)
 	} else {
-		w.link = &link{Transport: t, way: w, server: w.server, since: time.Now()}
-		pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
-		l := w.link
-		pl.Observe.Tell(l.event(Connected))
-		pl.changedLocked()
-		pl.tasks.Go(func() { pl.watch(l) })
-		pl.restLocked(l)
+		pl.tookLocked(w, t)
 	}
 	a.err = err
 	close(a.done)
 	pl.settleLocked()
+}
+
+// tookLocked makes a transport that of a way out.
+func (pl *Pool) tookLocked(w *way, t Transport) {
+	l := &link{Transport: t, way: w, server: w.server, since: time.Now()}
+	w.link = l
+	pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
+	pl.Observe.Tell(l.event(Connected))
+	pl.changedLocked()
+	pl.tasks.Go(func() { pl.watch(l) })
+	pl.restLocked(l)
 }
 
 // through dials inside a stream of the gateway's transport.
@@ -377,7 +389,7 @@ func (pl *Pool) restLocked(l *link) {
 	}
 	wait := l.way.profile.IdleTimeout
 	switch {
-	case l.retired || pl.draining:
+	case l.retired || l.replaced || pl.draining:
 		pl.closeLocked(l)
 		return
 	case l.used && (wait == 0 || l.way.profile.Exclusive):

@@ -100,6 +100,7 @@ type fakeTransport struct {
 	err     error
 	refuse  error
 	dead    atomic.Bool // nothing comes any more
+	carried atomic.Uint64
 }
 
 func (t *fakeTransport) end(err error) {
@@ -132,6 +133,7 @@ func (t *fakeTransport) Probe(limit time.Duration) {
 		}
 	})
 }
+func (t *fakeTransport) Carried() uint64       { return t.carried.Load() }
 func (t *fakeTransport) Done() <-chan struct{} { return t.done }
 func (t *fakeTransport) Err() error            { return t.err }
 func (t *fakeTransport) Close() error          { t.end(errors.New("closed")); return nil }

@@ -150,7 +150,7 @@ type Profile struct {
 
 	Ciphers, MACs, KEXs, HostKeyAlgorithms []string // empty: the library's choice
 
-	RekeyBytes        uint64        // what the configuration asks for; the kind of tunnel says whether it can
+	RekeyBytes        uint64        // after so much another transport takes the new streams; 0: never
 	ConnectTimeout    time.Duration // 0: the system's
 	KeepaliveInterval time.Duration // 0: none
 	KeepaliveMisses   int           // unanswered ones after which the transport is lost

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -216,7 +215,6 @@ func TestCorpus(t *testing.T) {
 			pool4:    "198.18.0.0/15",
 			pool6:    "fd12:3456:789a::/64",
 			warnings: []string{
-				"16:7: warning: rekey: not built yet: read, but without effect",
 				"25:39: warning: forward: state: read, but not acted on",
 				"29:27: warning: environment: read, but not acted on",
 			},
@@ -336,7 +334,7 @@ func TestProfileOverDefaults(t *testing.T) {
 	defaults := with(func(p *profiles.Profile) {
 		p.User = "defuser"
 		p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms = []string{"c0"}, []string{"m0"}, []string{"k0"}, []string{"h0"}
-		p.RekeyBytes = math.MaxInt64
+		p.RekeyBytes = 0
 		p.AuthMethods, p.PasswordFile = []profiles.AuthMethod{profiles.Password}, "/home/ann/.ssh2/pw"
 		p.IdleTimeout, p.ConnectTimeout, p.KeepaliveInterval = 0, 0, time.Second
 		p.HostKeyPolicy, p.ServerProof = profiles.Advisory, profiles.KeyProof

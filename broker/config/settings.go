@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -266,12 +265,7 @@ func (s *settings) apply(p *profiles.Profile) {
 			p.PasswordText, p.PasswordFile, p.PasswordCmd = secret.text, secret.file, secret.command
 		}
 	}
-	if s.rekey != nil {
-		p.RekeyBytes = *s.rekey
-		if *s.rekey == 0 {
-			p.RekeyBytes = math.MaxInt64 // 0 turns rekeying off here, and means the library's choice there
-		}
-	}
+	set(&p.RekeyBytes, s.rekey)
 	if s.proxy != nil { // also one that says that there is none
 		p.Proxy, p.HTTPSProxy, p.NoProxy = *s.proxy, "", ""
 	}

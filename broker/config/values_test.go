@@ -128,9 +128,7 @@ func agree(t *testing.T, tree *values.Tree, path string, p *profiles.Profile) {
 	equal(t, tree, path+"/server-authentication-methods/auth-server-publickey/@policy", policy[p.HostKeyPolicy])
 	equal(t, tree, path+"/ciphers/cipher/@name", p.Ciphers...)
 	equal(t, tree, path+"/macs/mac/@name", p.MACs...)
-	if p.RekeyBytes != 0 {
-		equal(t, tree, path+"/rekey/@bytes", strconv.FormatUint(p.RekeyBytes, 10))
-	}
+	equal(t, tree, path+"/rekey/@bytes", strconv.FormatUint(p.RekeyBytes, 10))
 	var methods []string
 	for _, m := range p.AuthMethods {
 		methods = append(methods, map[profiles.AuthMethod]string{profiles.PublicKey: "auth-publickey", profiles.Password: "auth-password", profiles.KeyboardInteractive: "auth-keyboard-interactive"}[m])

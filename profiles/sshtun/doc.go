@@ -32,8 +32,8 @@
 // # New keys
 //
 // Keys are renewed when the server wants (OpenSSH after 64 GiB or 1 GiB by cipher, or
-// its RekeyLimit; Dropbear after 1 GB), never at our wish, and Profile.RekeyBytes has
-// no effect. The library can deadlock in a key exchange that it began: until the
+// its RekeyLimit; Dropbear after 1 GB), never at our wish: for Profile.RekeyBytes the
+// pool replaces the transport, by what Carried says. The library can deadlock in a key exchange that it began: until the
 // server's answer it must go on delivering packets, its delivering goroutine answers
 // each CLOSE itself, and that answer waits for the end of the key exchange once 64
 // packets are queued, which one busy stream does within the round trip. In a key

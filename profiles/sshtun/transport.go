@@ -37,6 +37,7 @@ type Transport struct {
 var (
 	_ profiles.Transport = (*Transport)(nil)
 	_ profiles.Describer = (*Transport)(nil)
+	_ profiles.Carrying  = (*Transport)(nil)
 )
 
 // newTransport takes an authenticated connection over and serves what the server
@@ -127,6 +128,9 @@ func (t *Transport) Describe() profiles.Description {
 	}
 	return d
 }
+
+// Carried is profiles.Carrying's.
+func (t *Transport) Carried() uint64 { return t.wire.sent.Load() + t.wire.received.Load() }
 
 // channelOpen is the payload of a direct-tcpip open, RFC 4254 section 7.2.
 type channelOpen struct {

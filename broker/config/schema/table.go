@@ -203,7 +203,7 @@ var schema = []element{
 	{name: "kex", attrs: nameOnly},
 	{name: "hostkey-algorithms", children: many("hostkey-algorithm")},
 	{name: "hostkey-algorithm", attrs: nameOnly},
-	{name: "rekey", status: NotBuilt, attrs: []attribute{{name: "bytes", kind: number, max: maxCount, def: "1000000000"}}},
+	{name: "rekey", attrs: []attribute{{name: "bytes", kind: number, max: maxCount, def: "1000000000"}}},
 	{name: "authentication-methods",
 		children: join(one("auth-hostbased auth-password auth-publickey auth-gssapi auth-keyboard-interactive"), many("authentication-method"))},
 	{name: "authentication-method",

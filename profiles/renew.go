@@ -1,0 +1,54 @@
+package profiles
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// Carrying is a transport that counts what it carries.
+type Carrying interface {
+	// Carried is how many bytes went over the wire so far, both ways.
+	Carried() uint64
+}
+
+// renewLocked has a transport replaced that has carried as much as the profile lets one
+// set of keys carry (RekeyBytes). Until another one is there, and where none can be had
+// without asking a person, it goes on: new keys are worth a login, and no flow. What is
+// open on it stays to its end.
+func (pl *Pool) renewLocked(l *link) {
+	w := l.way
+	t, ok := l.Transport.(Carrying)
+	if !ok || w.renewing || l.replaced || w.profile.Exclusive || w.profile.ControlPath != "" || w.profile.RekeyBytes == 0 || t.Carried() < w.profile.RekeyBytes ||
+		w.renewal.rest(time.Now()) > 0 {
+		return
+	}
+	w.renewing = true
+	pl.tasks.Go(func() { pl.renew(w, l) })
+}
+
+func (pl *Pool) renew(w *way, old *link) {
+	var via DialFunc
+	if gw := w.profile.Gateway; gw != nil {
+		via = pl.through(gw, nil)
+	}
+	t, err := pl.reach(w, via, nil)
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	w.renewing = false
+	if err != nil {
+		w.renewal.failed(time.Now(), err, rand.Float64())
+		pl.log.Warn("the connection has carried what one set of keys may, and no other can be made; it goes on",
+			"profile", w.profile.Label(), "error", err)
+		return
+	}
+	w.renewal = backoff{}
+	if w.link != old || pl.draining { // it was lost or let go meanwhile
+		pl.tasks.Go(func() { t.Close() })
+		return
+	}
+	old.way = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
+	old.way.link, old.way.server, old.replaced = old, old.server, true
+	w.link = nil
+	pl.tookLocked(w, t)
+	pl.restLocked(old)
+}

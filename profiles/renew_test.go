@@ -1,0 +1,123 @@
+package profiles
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestRenew: a transport that has carried enough goes on until another one is there, and
+// then to the end of what is open on it.
+func TestRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		p := testProfile()
+		p.RekeyBytes = 1000
+		open := func() *pooled {
+			t.Helper()
+			s, err := pl.Open(t.Context(), p, Destination{Host: "x", Port: 1}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.(*pooled)
+		}
+		first := open()
+		old := c.last()
+		old.carried.Store(999)
+		if s := open(); s.link.Transport != old || c.connects() != 1 {
+			t.Error("replaced too early")
+		} else {
+			s.Close()
+		}
+		old.carried.Store(1000)
+		for range 3 { // one attempt, and nobody waits for it
+			if s := open(); s.link.Transport != old {
+				t.Error("a stream waited for the new transport")
+			} else {
+				s.Close()
+			}
+		}
+		time.Sleep(2 * time.Second)
+		second := open()
+		if second.link.Transport == old || c.connects() != 2 {
+			t.Errorf("the old transport is still used, after %d connects", c.connects())
+		}
+		if list := pl.List(); len(list) != 2 || list[0].Streams != 1 || list[1].Streams != 1 {
+			t.Errorf("listed %+v", list)
+		}
+		if over(old) {
+			t.Error("the old transport ended under its stream")
+		}
+		pl.Retire(func(Key) bool { return true }) // a reload that changes nothing
+		first.Close()
+		synctest.Wait()
+		if !over(old) {
+			t.Error("the old transport outlived its streams")
+		}
+		second.Close()
+		if list := pl.List(); len(list) != 1 {
+			t.Errorf("listed %+v", list)
+		}
+	})
+}
+
+// TestRenewFails: where no other transport can be had, the old one goes on, and the
+// server is not pestered.
+func TestRenewFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		p := testProfile()
+		p.RekeyBytes, p.IdleTimeout = 1000, -1
+		use := func() {
+			t.Helper()
+			s, err := pl.Open(t.Context(), p, Destination{Host: "x", Port: 1}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+		}
+		use()
+		c.last().carried.Store(5000)
+		c.set(ErrAuth)
+		for range 600 {
+			use()
+			time.Sleep(time.Second)
+		}
+		if n := c.connects(); n < 3 || n > 8 {
+			t.Errorf("%d connects in ten minutes", n)
+		}
+		c.set(nil)
+		for range 700 {
+			use()
+			time.Sleep(time.Second)
+		}
+		if list := pl.List(); len(list) != 1 || !list[0].Connected || c.last().carried.Load() != 0 {
+			t.Errorf("not replaced in the end: %+v", list)
+		}
+	})
+}
+
+// TestRenewOff: 0 renews nothing, nor does what cannot count.
+func TestRenewOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		for range 3 {
+			s, err := pl.Open(t.Context(), testProfile(), Destination{Host: "x", Port: 1}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.last().carried.Store(1 << 60)
+			s.Close()
+			time.Sleep(5 * time.Second)
+		}
+		if c.connects() != 1 {
+			t.Errorf("%d connects", c.connects())
+		}
+	})
+}
