@@ -236,6 +236,20 @@ func rowsOf[Row any](ctx context.Context, c *control.Client, op string, args any
 	return rows, err
 }
 
+// list prints rows: as JSON with -s, else as a table, or that there are none.
+func list[Row any](a *app, rows []Row, table func([]Row), none string) {
+	switch {
+	case a.short:
+		for _, r := range rows {
+			a.printJSON(r)
+		}
+	case len(rows) > 0:
+		table(rows)
+	case !a.quiet:
+		a.printf("%s\n", none)
+	}
+}
+
 // one is fetch for an operation that answers with exactly one row.
 func one[Row any](ctx context.Context, a *app, op string, args any) (Row, error) {
 	rows, err := fetch[Row](ctx, a, op, args)

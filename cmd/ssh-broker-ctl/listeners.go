@@ -26,18 +26,10 @@ open-tunnel-listener. -v adds who wanted each.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows, err := fetch[control.ListenerRow](cmd.Context(), a, control.OpListeners, nil)
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
-			case a.short:
-				for _, r := range rows {
-					a.printJSON(r)
-				}
-			case len(rows) > 0:
-				a.listenerTable(rows)
-			case !a.quiet:
-				a.printf("no listeners\n")
 			}
+			list(a, rows, a.listenerTable, "no listeners")
 			return nil
 		},
 	}

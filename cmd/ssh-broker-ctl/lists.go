@@ -116,18 +116,10 @@ tunnel. -v adds the program's path and the addresses.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows, err := fetch[control.ChannelRow](cmd.Context(), a, control.OpChannels, nil)
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
-			case a.short:
-				for _, r := range rows {
-					a.printJSON(r)
-				}
-			case len(rows) > 0:
-				a.channelTable(rows)
-			case !a.quiet:
-				a.printf("no captured connections\n")
 			}
+			list(a, rows, a.channelTable, "no captured connections")
 			return nil
 		},
 	}

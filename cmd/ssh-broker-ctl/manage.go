@@ -38,15 +38,8 @@ connections each has. -v adds what leads to the server.`,
 			switch {
 			case len(rows) == 0 && len(names) > 0:
 				return fmt.Errorf("there is no profile %s", strings.Join(names, " or "))
-			case a.short:
-				for _, r := range rows {
-					a.printJSON(r)
-				}
-			case len(rows) > 0:
-				a.profileTable(rows)
-			case !a.quiet:
-				a.printf("no profiles\n")
 			}
+			list(a, rows, a.profileTable, "no profiles")
 			return nil
 		},
 	}
