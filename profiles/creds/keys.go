@@ -56,7 +56,7 @@ func (s *Session) loadKeys() {
 			continue
 		}
 		if err != nil {
-			s.note(fmt.Sprintf("publickey %s: %v", file, err))
+			s.failed("publickey "+file, err)
 			s.tell(profiles.IdentityFailed, file, "", err)
 			continue
 		}
@@ -86,7 +86,7 @@ func (s *Session) loadKeys() {
 				return ssh.NewCertSigner(id.cert, signer)
 			}})
 		} else if id.certErr != nil {
-			s.note(fmt.Sprintf("publickey %s-cert.pub: %v", file, id.certErr))
+			s.failed("publickey "+file+"-cert.pub", id.certErr)
 			s.tell(profiles.IdentityFailed, file+"-cert.pub", "", id.certErr)
 		}
 		if held != nil {
@@ -304,7 +304,7 @@ func (s *Session) agentSigners() []ssh.Signer {
 	dialer := net.Dialer{Timeout: agentTime}
 	conn, err := dialer.DialContext(s.ctx, "unix", s.profile.Agent)
 	if err != nil {
-		s.note(fmt.Sprintf("agent: %v", err))
+		s.failed("agent", err)
 		s.tell(profiles.AgentFailed, "", "", err)
 		return nil
 	}
@@ -312,7 +312,7 @@ func (s *Session) agentSigners() []ssh.Signer {
 	signers, err := agent.NewClient(conn).Signers()
 	if err != nil {
 		conn.Close()
-		s.note(fmt.Sprintf("agent %s: %v", s.profile.Agent, err))
+		s.failed("agent "+s.profile.Agent, err)
 		s.tell(profiles.AgentFailed, "", "", err)
 		return nil
 	}

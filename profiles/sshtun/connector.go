@@ -235,6 +235,8 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 		h.observe.Tell(profiles.Event{Kind: profiles.AlgorithmsFailed, Profile: h.profile, Algorithms: noCommon.What,
 			Ours: noCommon.SupportedAlgorithms, Theirs: noCommon.RequestedAlgorithms})
 		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrSetup, noCommon)
+	case proof.Lack() != nil:
+		return fmt.Errorf("%w: %s@%s: %w", profiles.ErrSetup, h.profile.User, h.address, proof.Lack())
 	case proof.Started() && h.wire.failure() == nil:
 		said := ""
 		if !creds.IsExhausted(err) {
