@@ -652,6 +652,42 @@ func TestOrderlyEndIsNeverAReset(t *testing.T) {
 	}
 }
 
+// TestKernelGivesUp: what is sent to a server that is gone is not sent for a quarter of an
+// hour, with keepalives or without.
+func TestKernelGivesUp(t *testing.T) {
+	_, p := tuntest.StartServer(t, nil)
+	for _, test := range []struct {
+		interval time.Duration
+		misses   int
+		want     time.Duration
+	}{{0, 3, 2 * time.Minute}, {10 * time.Second, 3, 40 * time.Second}} {
+		q := *p
+		q.KeepaliveInterval, q.KeepaliveMisses = test.interval, test.misses
+		var conn net.Conn
+		c := connector(t)
+		c.Dial = func(ctx context.Context, network, address string) (_ net.Conn, err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return conn, err
+		}
+		tr, err := c.Connect(t.Context(), &q, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		if cerr := raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		if int64(got) != test.want.Milliseconds() {
+			t.Errorf("keepalives each %v: %d ms, want %v", test.interval, got, test.want)
+		}
+		tr.Close()
+	}
+}
+
 // Silence ends the transport after the misses, and traffic keeps it.
 func TestKeepalive(t *testing.T) {
 	_, p := tuntest.StartServer(t, &tuntest.Server{Dial: toEcho})
