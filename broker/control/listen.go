@@ -26,6 +26,8 @@ type Listener struct {
 	lock int
 	id   inode // of the socket
 
+	spare spare
+
 	once sync.Once
 	err  error
 }
@@ -82,6 +84,7 @@ func (p places) listenAt(path string) (*Listener, error) {
 		l.RemoveDir()
 		return nil, fmt.Errorf("broker address %s: %w", path, err)
 	}
+	l.spare.take()
 	return l, nil
 }
 
@@ -241,6 +244,7 @@ func (l *Listener) Close() error {
 		if err := l.UnixListener.Close(); err != nil {
 			l.err = err
 		}
+		l.spare.close()
 		l.removeLock()
 		unix.Close(l.dir)
 		l.RemoveDir()

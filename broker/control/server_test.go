@@ -692,6 +692,48 @@ func TestAcceptBacksOff(t *testing.T) {
 	})
 }
 
+// TestClientWithoutDescriptors: one client is accepted when there is no descriptor left, and
+// the next one when that one has gone.
+func TestClientWithoutDescriptors(t *testing.T) {
+	ln, err := Listen(socketPath(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var clients []net.Conn
+	for range 3 { // which wait to be accepted
+		c, err := net.Dial("unixpacket", ln.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		clients = append(clients, c)
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	for range clients {
+		c, err := ln.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ln.AcceptUnix(); !errors.Is(err, unix.EMFILE) {
+			t.Errorf("one more: %v", err)
+		}
+		c.Close()
+	}
+}
+
 // What a handler returns as the server stops still reaches the client.
 func TestStop(t *testing.T) {
 	ln, err := Listen(socketPath(t))

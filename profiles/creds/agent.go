@@ -74,6 +74,7 @@ func (s *Session) agentKeys() []agentKey {
 	}
 	conn, keys, err := dialAgent(s.ctx, s.profile.Agent)
 	if err != nil {
+		s.noteLack("publickey", err)
 		s.note(err.Error())
 		s.tell(profiles.AgentFailed, "", "", err)
 		return nil

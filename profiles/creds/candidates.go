@@ -74,13 +74,13 @@ type gatherer struct {
 	added   []string
 	list    []*candidate
 	seen    map[string]*candidate
-	note    func(string)
+	note    func(error)
 }
 
 // gather lists the keys that p may be tried with, in order. With identities it is
 // those alone; else what identification files list, the agent's, those that were
 // added, those of the stores and the default ones.
-func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(string)) []*candidate {
+func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(error)) []*candidate {
 	g := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]*candidate), note: note}
 	if len(p.Identities) == 0 {
 		g.everything()
@@ -94,13 +94,13 @@ func gather(p *profiles.Profile, inAgent []agentKey, added []string, note func(s
 			continue
 		}
 		if all == nil {
-			every := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]*candidate), note: func(string) {}}
+			every := &gatherer{profile: p, inAgent: inAgent, added: added, seen: make(map[string]*candidate), note: func(error) {}}
 			every.everything()
 			all = every.list
 		}
 		i := slices.IndexFunc(all, func(k *candidate) bool { return k.public != nil && keyfile.Matches(k.public, hash) || k.id() == hash })
 		if i < 0 {
-			note(fmt.Sprintf("publickey %s: no key with this hash", name))
+			note(fmt.Errorf("publickey %s: no key with this hash", name))
 			continue
 		}
 		g.add(all[i])
@@ -200,7 +200,7 @@ func (g *gatherer) index(s profiles.KeyStore) {
 		return
 	}
 	if err != nil {
-		g.note(fmt.Sprintf("identification file: %v", err))
+		g.note(fmt.Errorf("identification file: %w", err))
 		return
 	}
 	n := 0
@@ -212,11 +212,11 @@ func (g *gatherer) index(s profiles.KeyStore) {
 			continue
 		}
 		if n++; n > maxIndex {
-			g.note(fmt.Sprintf("identification file %s: only its first %d lines count", s.Index, maxIndex))
+			g.note(fmt.Errorf("identification file %s: only its first %d lines count", s.Index, maxIndex))
 			break
 		}
 		if !cert && !strings.EqualFold(word, "IdKey") || file == "" {
-			g.note(fmt.Sprintf("identification file %s: line passed over, it is neither IdKey FILE nor CertKey FILE", s.Index))
+			g.note(fmt.Errorf("identification file %s: line passed over, it is neither IdKey FILE nor CertKey FILE", s.Index))
 			continue
 		}
 		if !filepath.IsAbs(file) {
@@ -231,7 +231,7 @@ func (g *gatherer) index(s profiles.KeyStore) {
 func (g *gatherer) directory(s profiles.KeyStore) {
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		g.note(fmt.Sprintf("keys: %v", err))
+		g.note(fmt.Errorf("keys: %w", err))
 	}
 	n := 0
 	for _, e := range entries {
@@ -240,7 +240,7 @@ func (g *gatherer) directory(s profiles.KeyStore) {
 			continue
 		}
 		if n++; n > maxDirKeys {
-			g.note(fmt.Sprintf("keys: only %d of %s count", maxDirKeys, s.Dir))
+			g.note(fmt.Errorf("keys: only %d of %s count", maxDirKeys, s.Dir))
 			return
 		}
 		g.file(file, "", s.Remember, nil)

@@ -243,7 +243,7 @@ func TestAgentKeyWithCertificateBesideFile(t *testing.T) {
 	if err := os.WriteFile(file+"-cert.pub", ssh.MarshalAuthorizedKey(cert), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	list := gather(&profiles.Profile{DefaultKeys: []string{file}}, []agentKey{{signer: signer}}, nil, func(text string) { t.Error(text) })
+	list := gather(&profiles.Profile{DefaultKeys: []string{file}}, []agentKey{{signer: signer}}, nil, func(err error) { t.Error(err) })
 	if len(list) != 1 || list[0].held == nil || list[0].cert == nil || list[0].heldCert || list[0].file != file {
 		t.Errorf("%+v", list)
 	}

@@ -29,7 +29,7 @@ func (s *Session) loadKeys() {
 	if s.Ring == nil {
 		s.Ring = new(Keyring)
 	}
-	list := gather(s.profile, s.agentKeys(), s.Ring.addedFiles(), s.note)
+	list := gather(s.profile, s.agentKeys(), s.Ring.addedFiles(), func(err error) { s.noteLack("publickey", err); s.note(err.Error()) })
 	if len(s.profile.Identities) == 0 {
 		slices.SortStableFunc(list, func(a, b *candidate) int { return a.trouble(s.Ring) - b.trouble(s.Ring) })
 	}
@@ -67,7 +67,10 @@ func (k *candidate) trouble(ring *Keyring) int {
 
 // offer adds a key in one form to what is to be tried, or says why not.
 func (s *Session) offer(k *candidate, form profiles.KeyType) {
-	refuse := func(name string, err error) { s.notePlainly(fmt.Sprintf("publickey %s: %v", name, err)) }
+	refuse := func(name string, err error) {
+		s.noteLack("publickey "+name, err)
+		s.notePlainly(fmt.Sprintf("publickey %s: %v", name, err))
+	}
 	if k.err != nil {
 		if form == profiles.PlainKey { // once, where it is tried in both
 			s.tell(profiles.IdentityFailed, k.file, "", k.err)

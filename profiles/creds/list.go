@@ -44,7 +44,7 @@ func (r *Keyring) all(ctx context.Context, ps []*profiles.Profile) (keys []*cand
 			}
 			agents[p.Agent] = inAgent
 		}
-		for _, k := range gather(p, agents[p.Agent], r.addedFiles(), note) {
+		for _, k := range gather(p, agents[p.Agent], r.addedFiles(), func(err error) { note(err.Error()) }) {
 			id := k.id() + fmt.Sprint(k.cert != nil && k.file == "")
 			if !seen[id] {
 				seen[id] = true

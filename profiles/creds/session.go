@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/crypto/ssh"
 
@@ -47,6 +48,7 @@ type Session struct {
 	pending   string   // what is being tried
 	successes int
 	started   bool
+	lack      error // what of our own ran out, so that something was not tried
 }
 
 // NewSession prepares to prove who we are as p says. ask may be nil: then what needs
@@ -76,6 +78,10 @@ func (s *Session) Server(key ssh.PublicKey) { s.server = key }
 
 // Started tells whether the server asked for any proof.
 func (s *Session) Started() bool { return s.started }
+
+// Lack is not nil where something could not be tried for want of descriptors: a login that
+// fails then is no word of the server's.
+func (s *Session) Lack() error { return s.lack }
 
 // Trail says what was tried and what came of each, for a message.
 func (s *Session) Trail() string {
@@ -159,6 +165,19 @@ func (s *Session) notePlainly(text string) {
 	}
 }
 
+// failed notes what could not be tried because of err.
+func (s *Session) failed(what string, err error) {
+	s.noteLack(what, err)
+	s.note(fmt.Sprintf("%s: %v", what, err))
+}
+
+// noteLack notes that it was a want of our own, if it was.
+func (s *Session) noteLack(what string, err error) {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		s.lack = fmt.Errorf("%s: %w", what, err)
+	}
+}
+
 // try returns the next attempt by one method, nil when it has none left.
 func (s *Session) try(m profiles.AuthMethod) ssh.AuthMethod {
 	switch m {
@@ -182,7 +201,7 @@ func (s *Session) tryKey() ssh.AuthMethod {
 		s.keys = s.keys[1:]
 		signer, err := k.signer()
 		if err != nil {
-			s.note(fmt.Sprintf("publickey %s: %v", k.name, err))
+			s.failed("publickey "+k.name, err)
 			s.tell(profiles.IdentityFailed, k.name, "", err)
 			continue
 		}
@@ -197,7 +216,7 @@ func (s *Session) tryPassword() ssh.AuthMethod {
 	secret, given, err := s.storedPassword()
 	switch {
 	case err != nil:
-		s.note("password: " + err.Error())
+		s.failed("password", err)
 		return nil
 	case given && s.tries[profiles.Password] > 1:
 		return nil
@@ -220,7 +239,7 @@ func (s *Session) tryInteractive() ssh.AuthMethod {
 	s.tries[profiles.KeyboardInteractive]++
 	secret, given, err := s.storedPassword()
 	if err != nil {
-		s.note("keyboard-interactive: " + err.Error())
+		s.failed("keyboard-interactive", err)
 		given = false
 	}
 	if !given && s.ask == nil {

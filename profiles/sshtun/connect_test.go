@@ -14,11 +14,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+	"golang.org/x/sys/unix"
 
 	"sshbroker/profiles"
 	"sshbroker/profiles/sshtun"
@@ -278,6 +280,54 @@ func startAgent(t *testing.T, keys ...tuntest.KeyPair) string {
 		}
 	}
 	return serveAgent(t, ring)
+}
+
+// TestNoDescriptorsForAKey: what we are short of ourselves is no refusal of the server's,
+// which fallback-to-plain would cover.
+func TestNoDescriptorsForAKey(t *testing.T) {
+	p := tuntest.StartOpenSSH(t, "PasswordAuthentication yes").Profile
+	for name, change := range map[string]func(q *profiles.Profile){
+		"key file":      func(*profiles.Profile) {},
+		"agent":         func(q *profiles.Profile) { q.Identities, q.Agent = nil, startAgent(t, keyPair(t, "")) },
+		"password file": func(q *profiles.Profile) { q.Identities, q.PasswordFile = nil, file(t, "password", "secret\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			q := *p
+			change(&q)
+			c := connector(t)
+			c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, network, address)
+				takeDescriptors(t)
+				return conn, err
+			}
+			_, err := c.Connect(t.Context(), &q, nil, nil)
+			if !errors.Is(err, syscall.EMFILE) || errors.Is(err, profiles.ErrAuth) || !errors.Is(err, profiles.ErrSetup) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// takeDescriptors leaves the process none until the test ends.
+func takeDescriptors(t *testing.T) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestHostKeyRefused(t *testing.T) {
@@ -576,6 +626,42 @@ func TestOrderlyEndIsNeverAReset(t *testing.T) {
 			}
 			tasks.Wait()
 		})
+	}
+}
+
+// TestKernelGivesUp: what is sent to a server that is gone is not sent for a quarter of an
+// hour, with keepalives or without.
+func TestKernelGivesUp(t *testing.T) {
+	_, p := tuntest.StartServer(t, nil)
+	for _, test := range []struct {
+		interval time.Duration
+		misses   int
+		want     time.Duration
+	}{{0, 3, 2 * time.Minute}, {10 * time.Second, 3, 40 * time.Second}} {
+		q := *p
+		q.KeepaliveInterval, q.KeepaliveMisses = test.interval, test.misses
+		var conn net.Conn
+		c := connector(t)
+		c.Dial = func(ctx context.Context, network, address string) (_ net.Conn, err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return conn, err
+		}
+		tr, err := c.Connect(t.Context(), &q, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		if cerr := raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		if int64(got) != test.want.Milliseconds() {
+			t.Errorf("keepalives each %v: %d ms, want %v", test.interval, got, test.want)
+		}
+		tr.Close()
 	}
 }
 

@@ -148,6 +148,11 @@ func dialFailure(ctx context.Context, address string, err error) error {
 	return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, err)
 }
 
+// goneAfter is how long the kernel tries to reach a server that acknowledges nothing, where
+// the profile asks for no sign of life. By itself it would try for a quarter of an hour as
+// soon as there is something to send (tcp_retries2, tcp(7)), keepalives or not.
+const goneAfter = 2 * time.Minute
+
 // tune sets up the socket, where there is one: small packets leave at once, and a
 // peer that is gone is noticed by the kernel as soon as by keepalives.
 func tune(conn net.Conn, p *profiles.Profile) {
@@ -157,10 +162,10 @@ func tune(conn net.Conn, p *profiles.Profile) {
 	}
 	tcp.SetNoDelay(true)
 	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4})
-	if p.KeepaliveInterval <= 0 {
-		return
+	gone := goneAfter
+	if p.KeepaliveInterval > 0 {
+		gone = p.KeepaliveInterval * time.Duration(max(p.KeepaliveMisses, 1)+1)
 	}
-	gone := p.KeepaliveInterval * time.Duration(max(p.KeepaliveMisses, 1)+1)
 	if raw, err := tcp.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
 			// A kernel without the option has the keepalives above.
@@ -287,6 +292,8 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 		h.observe.Tell(profiles.Event{Kind: profiles.AlgorithmsFailed, Profile: h.profile, Algorithms: noCommon.What,
 			Ours: noCommon.SupportedAlgorithms, Theirs: noCommon.RequestedAlgorithms})
 		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrSetup, noCommon)
+	case proof.Lack() != nil:
+		return fmt.Errorf("%w: %s@%s: %w", profiles.ErrSetup, h.profile.User, h.address, proof.Lack())
 	case proof.Started() && h.wire.failure() == nil:
 		said := ""
 		if !creds.IsExhausted(err) {

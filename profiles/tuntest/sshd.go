@@ -91,6 +91,10 @@ type Server struct {
 	// Confirm is called after a destination is dialled and before the channel is
 	// confirmed. It may take its time, until ctx ends.
 	Confirm func(ctx context.Context, o Open)
+	// MoreKeys are host keys beside HostKey, for other algorithms and as certificates.
+	MoreKeys []ssh.Signer
+	// Algorithms are those offered where they are set; else the library's own choice.
+	Algorithms ssh.Algorithms
 	// CloseWithoutEOF closes channels whose destination ended without sending EOF.
 	CloseWithoutEOF bool
 
@@ -139,6 +143,7 @@ func (s *Server) config() (*ssh.ServerConfig, error) {
 		authorized[string(key.Marshal())] = true
 	}
 	config := &ssh.ServerConfig{ServerVersion: "SSH-2.0-tuntest"}
+	config.KeyExchanges, config.Ciphers, config.MACs = s.Algorithms.KeyExchanges, s.Algorithms.Ciphers, s.Algorithms.MACs
 	checker := ssh.CertChecker{
 		// A key with the word cert-authority would be OpenSSH's way; here every
 		// authorized key may sign certificates too.
@@ -175,6 +180,9 @@ func (s *Server) config() (*ssh.ServerConfig, error) {
 		return nil, fmt.Errorf("host key: %w", err)
 	}
 	config.AddHostKey(hostKey)
+	for _, more := range s.MoreKeys {
+		config.AddHostKey(more)
+	}
 	return config, nil
 }
 

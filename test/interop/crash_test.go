@@ -5,7 +5,6 @@ package interop
 
 import (
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +22,7 @@ import (
 
 	"sshbroker/broker"
 	"sshbroker/broker/control"
+	"sshbroker/test/host"
 	"sshbroker/test/netns"
 )
 
@@ -501,22 +501,11 @@ func connects(t *testing.T, out string) []connected {
 // ask has Alice's broker do one thing; false where there is none just now.
 func ask[Row any](t *testing.T, w *world, op string) (rows []Row, ok bool) {
 	t.Helper()
-	c, err := control.Dialer{Address: w.socket(), AnyOwner: true}.Dial(t.Context())
-	if err != nil {
-		return nil, false
-	}
-	defer c.Close()
-	err = c.Call(t.Context(), op, nil, nil, func(b json.RawMessage) error {
-		var row Row
-		err := json.Unmarshal(b, &row)
-		rows = append(rows, row)
-		return err
-	}, nil)
-	return rows, err == nil
+	return host.Ask[Row](t.Context(), w.Alice, op)
 }
 
 // socket is where Alice's broker listens.
-func (w *world) socket() string { return filepath.Join("/tmp", "ssh-"+w.Alice.Name, "ssh-broker") }
+func (w *world) socket() string { return host.BrokerSocket(w.Alice) }
 
 // awaitStatus waits until the broker, which may be about to come up, is as is says.
 func (w *world) awaitStatus(t *testing.T, what string, is func(control.StatusRow) bool) control.StatusRow {

@@ -49,6 +49,36 @@ func (m *Machine) AllowAll(t testing.TB) {
 	m.nft(t, "table inet test_firewall\ndelete table inet test_firewall\n")
 }
 
+// Cut makes the machine refuse every packet to a TCP port of its own, those of live
+// connections too; with Silence it answers none of them either. Called again, it
+// replaces.
+func (m *Machine) Cut(t testing.TB, refusal Refusal, port uint16) {
+	t.Helper()
+	answers := ""
+	if refusal == Silence {
+		answers = fmt.Sprintf("tcp sport %d drop", port)
+	}
+	m.nft(t, fmt.Sprintf(`
+table inet test_cut
+delete table inet test_cut
+table inet test_cut {
+	chain input {
+		type filter hook input priority filter - 1; policy accept;
+		tcp dport %d %s
+	}
+	chain output {
+		type filter hook output priority filter - 1; policy accept;
+		%s
+	}
+}`, port, refusal, answers))
+}
+
+// Mend undoes Cut.
+func (m *Machine) Mend(t testing.TB) {
+	t.Helper()
+	m.nft(t, "table inet test_cut\ndelete table inet test_cut\n")
+}
+
 func (m *Machine) nft(t testing.TB, script string) {
 	t.Helper()
 	nft := RequireProgram(t, "nft", "nftables")

@@ -3,9 +3,11 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -129,6 +131,55 @@ func TestFirewall(t *testing.T) {
 	n.Server.AllowAll(t)
 	if err := dial(n.Client, "[fd99:1::2]:80"); err != nil {
 		t.Errorf("without a firewall: %v", err)
+	}
+}
+
+// TestCut: what is cut off hits connections that are live, and other ports are not.
+func TestCut(t *testing.T) {
+	n := New(t)
+	l, other := n.Server.Listen(t, "tcp", ":80"), n.Server.Listen(t, "tcp", ":81")
+	pair := func(l net.Listener, address string) (near, far net.Conn) {
+		t.Helper()
+		near, err := n.Client.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { near.Close() })
+		if far, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { far.Close() })
+		return near, far
+	}
+	arrives := func(from, to net.Conn, within time.Duration) error {
+		if _, err := from.Write([]byte{'.'}); err != nil {
+			return err
+		}
+		to.SetReadDeadline(time.Now().Add(within))
+		_, err := to.Read(make([]byte, 1))
+		return err
+	}
+	near, far := pair(l, "10.99.1.2:80")
+	beside, besideFar := pair(other, "10.99.1.2:81")
+	n.Server.Cut(t, Silence, 80)
+	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+		if err := arrives(way[0], way[1], 50*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("cut off in silence: %v", err)
+		}
+	}
+	if err := arrives(beside, besideFar, patience); err != nil {
+		t.Errorf("another port: %v", err)
+	}
+	n.Server.Mend(t)
+	near.SetReadDeadline(time.Now().Add(patience))
+	if _, err := near.Read(make([]byte, 1)); err != nil {
+		t.Errorf("mended: %v", err)
+	}
+	n.Server.Cut(t, Reset, 80)
+	near.Write([]byte{'.'})
+	near.SetReadDeadline(time.Now().Add(patience))
+	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("cut off with resets: %v", err)
 	}
 }
 

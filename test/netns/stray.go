@@ -116,10 +116,7 @@ func (m *Machine) KillAll(t testing.TB, name string) int {
 	killed := 0
 	for {
 		// Again until none is left: one may just be starting another.
-		found := slices.DeleteFunc(m.net.ours(), func(s stray) bool {
-			inode, err := netnsOf(fmt.Sprintf("/proc/%d/ns/net", s.pid))
-			return err != nil || inode != m.inode || s.name != name
-		})
+		found := m.named(name)
 		if len(found) == 0 {
 			return killed
 		}
@@ -128,4 +125,26 @@ func (m *Machine) KillAll(t testing.TB, name string) int {
 			killed++
 		}
 	}
+}
+
+// SignalAll sends a signal to every process of that name in the machine's network
+// namespace, "sshd" for a server with all its connections, and returns how many there
+// were.
+func (m *Machine) SignalAll(t testing.TB, name string, sig unix.Signal) int {
+	t.Helper()
+	found := m.named(name)
+	for _, s := range found {
+		if err := unix.Kill(s.pid, sig); err != nil && err != unix.ESRCH {
+			t.Fatalf("signal %v to %d: %v", sig, s.pid, err)
+		}
+	}
+	return len(found)
+}
+
+// named are the processes of that name in the machine's network namespace.
+func (m *Machine) named(name string) []stray {
+	return slices.DeleteFunc(m.net.ours(), func(s stray) bool {
+		inode, err := netnsOf(fmt.Sprintf("/proc/%d/ns/net", s.pid))
+		return err != nil || inode != m.inode || s.name != name
+	})
 }

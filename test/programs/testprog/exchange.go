@@ -24,7 +24,9 @@ import (
 //	await   asks what -ask says (with echo, sees one byte come back), prints
 //	        "established", reads to the end and prints "ended after N bytes: HOW",
 //	        HOW being EOF or the name of the errno. With -write it then writes until
-//	        that fails and prints "write: HOW"
+//	        that fails and prints "write: HOW". With -nudge it sends a byte for each
+//	        line of standard input, prints "answered" for what comes, and ends its
+//	        direction where the input ends
 //	abort   asks for the pattern without an end, reads BYTES of it and resets
 //	unread  asks for the pattern without an end, prints "established" and reads
 //	        nothing until standard input ends
@@ -33,6 +35,7 @@ func runExchange(ctx context.Context, args []string, stdin io.Reader, stdout io.
 	greet := flags.Bool("greet", false, "expect the server to speak first")
 	n := flags.Int64("n", 1<<20, "bytes of the pattern in each direction that has any")
 	ms := flags.Int("ms", 0, "milliseconds, for the modes that wait")
+	nudge := flags.Bool("nudge", false, "with await: send a byte for each line of standard input")
 	limit := flags.Duration("timeout", time.Minute, "give up after")
 	wish := flags.String("ask", "echo", "with await: what to ask for")
 	write := flags.Bool("write", false, "with await: write after the end")
@@ -57,7 +60,10 @@ func runExchange(ctx context.Context, args []string, stdin io.Reader, stdout io.
 	}
 	switch mode {
 	case "await":
-		err = c.await(*wish, *write, stdout)
+		if !*nudge {
+			stdin = nil
+		}
+		err = c.await(*wish, *write, stdin, stdout)
 	case "abort":
 		err = c.abort()
 	case "unread":
@@ -163,8 +169,9 @@ func (c *client) exchange(mode string) error {
 // endless is more than any test reads.
 const endless = 1 << 50
 
-// await tells how the connection ends, which is never an error of its own.
-func (c *client) await(wish string, write bool, stdout io.Writer) error {
+// await tells how the connection ends, which is never an error of its own. nudges may be
+// nil.
+func (c *client) await(wish string, write bool, nudges io.Reader, stdout io.Writer) error {
 	if err := c.ask(wish); err != nil {
 		return err
 	}
@@ -177,7 +184,12 @@ func (c *client) await(wish string, write bool, stdout io.Writer) error {
 		}
 	}
 	fmt.Fprintln(stdout, "established")
-	n, err := io.Copy(io.Discard, c.in)
+	var sink io.Writer = io.Discard
+	if nudges != nil {
+		sink = answered{stdout}
+		go c.nudge(nudges)
+	}
+	n, err := io.Copy(struct{ io.Writer }{sink}, c.in)
 	how := "EOF"
 	if err != nil {
 		how = outcomeOf(err)
@@ -193,6 +205,24 @@ func (c *client) await(wish string, write bool, stdout io.Writer) error {
 		}
 		time.Sleep(time.Millisecond) // not a flood: the answer to one byte is enough
 	}
+}
+
+// nudge sends a byte for each line. Where that fails, the reader of the connection knows.
+func (c *client) nudge(lines io.Reader) {
+	for in := bufio.NewScanner(lines); in.Scan(); {
+		if _, err := c.Write([]byte{'.'}); err != nil {
+			return
+		}
+	}
+	_ = c.CloseWrite()
+}
+
+// answered tells of everything that is written to it.
+type answered struct{ out io.Writer }
+
+func (a answered) Write(b []byte) (int, error) {
+	_, err := fmt.Fprintln(a.out, "answered")
+	return len(b), err
 }
 
 func (c *client) abort() error {

@@ -68,6 +68,13 @@ func TestExchange(t *testing.T) {
 			}
 		})
 	}
+	t.Run("await -nudge", func(t *testing.T) {
+		var out strings.Builder
+		err := run(t.Context(), []string{"exchange", "-nudge", "await", address}, strings.NewReader("\n"), &out)
+		if err != nil || !strings.HasPrefix(out.String(), "established\nanswered\nended after 1 bytes: EOF\n") {
+			t.Errorf("%v, printed %q", err, out.String())
+		}
+	})
 	t.Run("greet", func(t *testing.T) {
 		if err := run(t.Context(), []string{"exchange", "-greet", "echo", startServe(t, "-greet")}, nil, io.Discard); err != nil {
 			t.Error(err)
