@@ -84,9 +84,10 @@ func TestGuide(t *testing.T) {
 		}
 		sections[b.heading] = append(sections[b.heading], b)
 	}
-	for _, program := range []string{"bash", "curl", "git", "jq", "ssh-keygen"} {
+	needed := map[string]string{"bash": "bash", "curl": "curl", "git": "git", "jq": "jq", "ssh-keygen": "openssh-client"}
+	for program, pkg := range needed {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, "needs "+program+" (Debian package "+cmp.Or(map[string]string{"ssh-keygen": "openssh-client"}[program], program)+")")
+			skip(t, "needs "+program+" (Debian package "+pkg+")")
 		}
 	}
 	for _, heading := range order {
