@@ -2,6 +2,7 @@ package docs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -60,12 +62,21 @@ func whole(xml string) string {
 	return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<secsh-broker version=\"1.0\">\n" + xml + "</secsh-broker>\n"
 }
 
+// Marks of the guide's blocks, beside "tested", asRoot and "not tested: REASON".
+const (
+	// served, of XML: bastion.example.com is the test's server, and ports are free ones,
+	// in this and all that follows in the section.
+	served = "tested with a server"
+	// after, of commands: what has to be done before, as the reader's host differs.
+	after = "tested after: "
+)
+
 // TestGuide runs the recipes, each under a home directory of its own.
 func TestGuide(t *testing.T) {
 	sections := map[string][]block{}
 	var order []string
 	for _, b := range blocks(t, "docs/guide.md") {
-		if b.lang == "console" && b.mark != "tested" && b.mark != asRoot && !strings.HasPrefix(b.mark, "not tested: ") {
+		if b.lang == "console" && b.mark != "tested" && b.mark != asRoot && !strings.HasPrefix(b.mark, after) && !strings.HasPrefix(b.mark, "not tested: ") {
 			t.Errorf("docs/guide.md:%d: it is not said whether this is tested", b.line)
 		}
 		if len(sections[b.heading]) == 0 {
@@ -73,9 +84,10 @@ func TestGuide(t *testing.T) {
 		}
 		sections[b.heading] = append(sections[b.heading], b)
 	}
-	for _, program := range []string{"bash", "curl", "git", "jq"} {
+	needed := map[string]string{"bash": "bash", "curl": "curl", "git": "git", "jq": "jq", "ssh-keygen": "openssh-client"}
+	for program, pkg := range needed {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, "needs "+program+" (Debian package "+program+")")
+			skip(t, "needs "+program+" (Debian package "+pkg+")")
 		}
 	}
 	for _, heading := range order {
@@ -84,7 +96,15 @@ func TestGuide(t *testing.T) {
 			for _, b := range sections[heading] {
 				switch {
 				case b.lang == "xml":
-					h.write(t, ".ssh2/ssh-broker-config.xml", whole(b.text))
+					if b.mark == served {
+						h.serve(t)
+					}
+					h.write(t, ".ssh2/ssh-broker-config.xml", whole(h.here(b.text)))
+				case strings.HasPrefix(b.mark, after):
+					if out, err := h.command(h.here(strings.TrimPrefix(b.mark, after))).CombinedOutput(); err != nil {
+						t.Fatalf("docs/guide.md:%d: what has to be done before: %v\n%s", b.line, err, out)
+					}
+					h.run(t, b)
 				case b.mark == "tested":
 					h.run(t, b)
 				}
@@ -127,8 +147,10 @@ func TestExamplesAreInTheGuide(t *testing.T) {
 
 // home is where one recipe is followed.
 type home struct {
-	dir string
-	env []string
+	dir     string
+	env     []string
+	port    string            // of the SSH server
+	replace map[string]string // names and ports of the guide by those of the test
 }
 
 func newHome(t *testing.T) *home {
@@ -141,7 +163,7 @@ func newHome(t *testing.T) *home {
 	}
 	h := &home{dir: dir, env: append(os.Environ(), "HOME="+dir, "SSH_SECSH_BROKER="+filepath.Join(dir, "broker"), "SSH_AUTH_SOCK=",
 		"SSH_CAPTURE=", "LC_ALL=C.UTF-8", "GIT_CONFIG_NOSYSTEM=1", "http_proxy=", "https_proxy=", "all_proxy=", "ALL_PROXY=",
-		"PATH="+programs.Dir+":"+os.Getenv("PATH"))}
+		"PATH="+filepath.Join(dir, "bin")+":"+programs.Dir+":"+os.Getenv("PATH"))}
 	t.Cleanup(func() {
 		for _, broker := range []string{"broker", "strict"} {
 			out, err := h.command("ssh-broker-ctl -a ~/" + broker + " stop").CombinedOutput()
@@ -203,10 +225,59 @@ func (h *home) bastion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
+	_, h.port, _ = net.SplitHostPort(l.Addr().String())
 	h.write(t, ".ssh/id_ed25519", string(key.Private))
 	h.write(t, ".ssh/known_hosts", known+"\n")
-	h.write(t, ".ssh/config", "Host bastion\n  HostName 127.0.0.1\n  Port "+port+"\n")
+	h.write(t, ".ssh/config", "Host bastion\n  HostName 127.0.0.1\n  Port "+h.port+"\n")
+}
+
+// serve has the section's bastion.example.com, proxy.example.com and ports be there.
+func (h *home) serve(t *testing.T) {
+	t.Helper()
+	if h.replace != nil {
+		return
+	}
+	h.replace = map[string]string{}
+	for _, port := range []string{"1080", "3128", "8080", "8081"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // all are open at once, so that they differ
+		h.replace[port] = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	}
+	h.replace[`host="bastion.example.com"`] = `host="127.0.0.1" port="` + h.port + `"`
+	h.replace["bastion.example.com"] = "127.0.0.1#" + h.port
+	h.replace["proxy.example.com"] = "127.0.0.1"
+}
+
+var (
+	guideNames = regexp.MustCompile(`host="bastion\.example\.com"|(?:bastion|proxy)\.example\.com|\b(?:1080|3128|808[01])\b`)
+	testNumber = regexp.MustCompile(`\b\d{4,5}\b`)
+)
+
+// here is text of the guide with the names and ports of the test, if it has any.
+func (h *home) here(text string) string {
+	return guideNames.ReplaceAllStringFunc(text, func(name string) string { return cmp.Or(h.replace[name], name) })
+}
+
+// there is output with the home, the names and the ports of the guide.
+func (h *home) there(text string) string {
+	text = strings.ReplaceAll(text, h.dir, "~")
+	if h.replace == nil {
+		return text
+	}
+	for _, server := range []string{"127.0.0.1:", "127.0.0.1#", "[127.0.0.1]:"} {
+		text = regexp.MustCompile(regexp.QuoteMeta(server+h.port)+`\b`).ReplaceAllString(text, "bastion.example.com:22")
+	}
+	return testNumber.ReplaceAllStringFunc(text, func(number string) string {
+		for guide, test := range h.replace {
+			if number == test {
+				return guide
+			}
+		}
+		return number
+	})
 }
 
 // inside serves what is behind the bastion and returns its address.
@@ -266,8 +337,8 @@ func (h *home) run(t *testing.T, b block) {
 		// event that says it is complete.
 		reads := strings.HasPrefix(line, "jq ")
 		for end := time.Now().Add(10 * time.Second); ; {
-			out, _ := h.command(line).CombinedOutput() // what it says tells whether it is as it should
-			got := strings.TrimSuffix(strings.ReplaceAll(string(out), h.dir, "~"), "\n")
+			out, _ := h.command(h.here(line)).CombinedOutput() // what it says tells whether it is as it should
+			got := strings.TrimSuffix(h.there(string(out)), "\n")
 			if bytes.Contains(out, []byte("namespaces are forbidden")) {
 				skip(t, got)
 			}
