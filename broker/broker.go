@@ -105,6 +105,9 @@ type Policy struct {
 
 	// Logins are the user names of profiles that a person has chosen, by profile id.
 	Logins map[string]string
+	// NoRules says that nobody has written any: only captures that were allowed to are
+	// decided by Rules then. What a program asks us for is refused.
+	NoRules bool
 	// UserBrokers has tunneled flows carried by their owners' own brokers, where the
 	// source of the capture knows of one.
 	UserBrokers bool

@@ -74,9 +74,15 @@ func (f *flow) requests() {
 	}
 }
 
+var errNoRules = errors.New("there is no filter-engine in any configuration file: it would go out in clear")
+
 // comply serves a program that has said where it wants to go.
 func (f *flow) comply(ctx context.Context, r *Request) {
 	if r.Judged {
+		if f.policy != nil && f.policy.NoRules {
+			f.refuse(audit.Blocked, errNoRules)
+			return
+		}
 		if name := r.name(); name != "" && (r.Stranger || f.policy != nil && addressCounts(f.policy.Rules, name)) {
 			f.look(ctx, name)
 		}

@@ -7,11 +7,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"sshbroker/broker/control"
+	"sshbroker/profiles/proxy"
 )
 
 // join gives the broker far as one end of a flow. It closes far.
@@ -91,5 +94,44 @@ func TestStopWithConnect(t *testing.T) {
 	}
 	if r := b.records(1)[0]; r["reason"] != "shutdown" {
 		t.Errorf("recorded %v", r)
+	}
+}
+
+// Without a filter-engine, what the rules are to decide about is refused, also after a
+// reload that has taken it away: it would go out in clear.
+func TestJudgedWithoutRules(t *testing.T) {
+	b := begin(t, "", tunnel, nil)
+	row, err := one[control.ListenerRow](b, control.OpOpenListener, control.OpenListenerArgs{Type: "socks-proxy", Listen: ":0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	b.write(``, noTunnels)
+	b.reload()
+	set, _ := proxy.Parse("socks5://" + row.Listen + "/")
+	c, err := proxy.Dialer{Dial: (&net.Dialer{}).DialContext}.DialContext(t.Context(), set, "tcp", target.Addr().String())
+	if err == nil {
+		c.Close()
+		t.Error("the listener carries")
+	}
+	near, far := pair()
+	defer near.Close()
+	f := fileOf(t, far)
+	far.Close()
+	_, port, _ := net.SplitHostPort(target.Addr().String())
+	n, _ := strconv.Atoi(port)
+	_, done := b.join(f, control.ConnectArgs{Host: "127.0.0.1", Port: uint16(n)})
+	var failure *control.Error
+	if err := within(t, done); !errors.As(err, &failure) || failure.Code != control.CodeRefused || !strings.Contains(failure.Message, "no filter-engine") {
+		t.Errorf("%v", err)
+	}
+	for _, r := range b.records(2) {
+		if r["reason"] != "blocked" {
+			t.Errorf("recorded %v", r)
+		}
 	}
 }
