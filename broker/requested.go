@@ -29,7 +29,8 @@ type Request struct {
 	Profile string
 	Way     *profiles.Profile
 
-	// Stranger is a program of another host. The loopback of this one is not for it.
+	// Stranger is a program of another host, or of another user than the broker's. The
+	// loopback of this host is not for it.
 	Stranger bool
 }
 
@@ -145,7 +146,7 @@ func (f *flow) plainly() (audit.Reason, error) {
 	case f.lookErr != nil:
 		return audit.NameNotFound, fmt.Errorf("look up %s: %w", f.requested.Host, f.lookErr)
 	case f.requested.Stranger && (addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast()):
-		return audit.Blocked, fmt.Errorf("%v is not for programs of other hosts", addr)
+		return audit.Blocked, fmt.Errorf("%v is not for programs of other hosts and users", addr)
 	}
 	return audit.Unset, nil
 }
