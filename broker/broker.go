@@ -105,6 +105,9 @@ type Policy struct {
 
 	// Logins are the user names of profiles that a person has chosen, by profile id.
 	Logins map[string]string
+	// NoRules says that nobody has written any: only captures that were allowed to are
+	// decided by Rules then. What a program asks us for is refused.
+	NoRules bool
 	// UserBrokers has tunneled flows carried by their owners' own brokers, where the
 	// source of the capture knows of one.
 	UserBrokers bool
@@ -217,12 +220,15 @@ func (b *Broker) Run(ctx context.Context, c *Capture) error {
 	}
 }
 
-// Serve serves one attempt of a capture that has no source, and returns when its flow
-// has ended and is recorded.
-func (b *Broker) Serve(c *Capture, a capture.Attempt) {
-	b.wg.Add(1)
-	defer b.wg.Done()
-	b.serve(b.life, c, a)
+// Serve serves one attempt of a capture that has no source. ended is closed when its flow
+// has ended and is recorded; Drain waits for it.
+func (b *Broker) Serve(c *Capture, a capture.Attempt) (ended <-chan struct{}) {
+	done := make(chan struct{})
+	b.wg.Go(func() {
+		defer close(done)
+		b.serve(b.life, c, a)
+	})
+	return done
 }
 
 // Drain waits until every flow has ended. When ctx ends first, the flows that are

@@ -29,7 +29,8 @@ type Request struct {
 	Profile string
 	Way     *profiles.Profile
 
-	// Stranger is a program of another host. The loopback of this one is not for it.
+	// Stranger is a program of another host, or of another user than the broker's. The
+	// loopback of this host is not for it.
 	Stranger bool
 }
 
@@ -74,9 +75,15 @@ func (f *flow) requests() {
 	}
 }
 
+var errNoRules = errors.New("there is no filter-engine in any configuration file: it would go out in clear")
+
 // comply serves a program that has said where it wants to go.
 func (f *flow) comply(ctx context.Context, r *Request) {
 	if r.Judged {
+		if f.policy != nil && f.policy.NoRules {
+			f.refuse(audit.Blocked, errNoRules)
+			return
+		}
 		if name := r.name(); name != "" && (r.Stranger || f.policy != nil && addressCounts(f.policy.Rules, name)) {
 			f.look(ctx, name)
 		}
@@ -139,7 +146,7 @@ func (f *flow) plainly() (audit.Reason, error) {
 	case f.lookErr != nil:
 		return audit.NameNotFound, fmt.Errorf("look up %s: %w", f.requested.Host, f.lookErr)
 	case f.requested.Stranger && (addr.IsLoopback() || addr.IsUnspecified() || addr.IsLinkLocalUnicast()):
-		return audit.Blocked, fmt.Errorf("%v is not for programs of other hosts", addr)
+		return audit.Blocked, fmt.Errorf("%v is not for programs of other hosts and users", addr)
 	}
 	return audit.Unset, nil
 }

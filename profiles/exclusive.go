@@ -14,10 +14,14 @@ const exclusiveBegins = 4
 var errResting = errors.New("not tried")
 
 // ownLocked is a way out for one stream of an exclusive profile: a transport that was
-// opened and never used, else a new one.
+// opened and never used, or is being opened and nobody waits for it any more, else a new
+// one.
 func (pl *Pool) ownLocked(base *way) *way {
 	for k, w := range pl.ways {
-		if l := w.link; k.Key == base.key.Key && l != nil && l.streams == 0 && !l.used && !l.closing && !over(l) {
+		if k.Key != base.key.Key {
+			continue
+		}
+		if l := w.link; l != nil && l.streams == 0 && !l.used && !l.closing && !over(l) || w.attempt != nil && w.attempt.waiters == 0 {
 			return w
 		}
 	}

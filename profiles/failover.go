@@ -12,11 +12,11 @@ const downFor = time.Minute
 
 // reach connects to the first of the profile's servers that can be reached. One that
 // answers and will not have us, or shows a wrong key, is the end of it.
-func (pl *Pool) reach(w *way, via DialFunc, ask Prompter) (Transport, error) {
+func (pl *Pool) reach(w *way, via DialFunc, ask Prompter) (Transport, Server, error) {
 	if w.key.number != 0 {
 		done, err := pl.begin(w)
 		if err != nil {
-			return nil, err
+			return nil, Server{}, err
 		}
 		defer done()
 	}
@@ -34,7 +34,7 @@ func (pl *Pool) reach(w *way, via DialFunc, ask Prompter) (Transport, error) {
 		t, err := pl.connector.Connect(pl.life, p, via, ask)
 		if err == nil {
 			pl.mark(w, s, false)
-			return t, nil
+			return t, s, nil
 		}
 		failures = also(failures, err)
 		if !errors.Is(err, ErrConnect) || pl.life.Err() != nil {
@@ -45,7 +45,7 @@ func (pl *Pool) reach(w *way, via DialFunc, ask Prompter) (Transport, error) {
 			pl.log.Warn("server cannot be reached", "profile", w.profile.Label(), "server", s, "error", err)
 		}
 	}
-	return nil, failures
+	return nil, Server{}, failures
 }
 
 // also is an error in one line that is everything that both are.

@@ -20,6 +20,7 @@ func (pl *Pool) Keep(ctx context.Context, p *Profile) {
 			select {
 			case <-l.Done():
 				pl.forget(l)
+			case <-l.replaced: // by one that is kept from now on
 			case <-ctx.Done():
 			}
 			pl.mu.Lock()

@@ -86,7 +86,7 @@ type link struct {
 	closing bool // closed by us, which is no failure
 	idle    *time.Timer
 
-	replaced bool // it has carried enough, and another one takes new streams
+	replaced chan struct{} // closed once it has carried enough and another one takes new streams
 }
 
 // event is what there is to tell of a transport.
@@ -276,7 +276,7 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 	if gw := w.profile.Gateway; gw != nil {
 		via = pl.through(gw, ask)
 	}
-	t, err := pl.reach(w, via, ask)
+	t, server, err := pl.reach(w, via, ask)
 
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
@@ -293,18 +293,18 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		}
 		pl.partLocked(w)
 	} else {
-		pl.tookLocked(w, t)
+		pl.tookLocked(w, t, server)
 	}
 	a.err = err
 	close(a.done)
 	pl.settleLocked()
 }
 
-// tookLocked makes a transport that of a way out.
-func (pl *Pool) tookLocked(w *way, t Transport) {
-	l := &link{Transport: t, way: w, server: w.server, since: time.Now()}
+// tookLocked makes a transport to one of its servers that of a way out.
+func (pl *Pool) tookLocked(w *way, t Transport, server Server) {
+	l := &link{Transport: t, way: w, server: server, since: time.Now(), replaced: make(chan struct{})}
 	w.link = l
-	pl.log.Info("connected", "profile", w.profile.Label(), "server", w.server, "user", w.profile.User)
+	pl.log.Info("connected", "profile", w.profile.Label(), "server", server, "user", w.profile.User)
 	pl.Observe.Tell(l.event(Connected))
 	pl.changedLocked()
 	pl.tasks.Go(func() { pl.watch(l) })
@@ -389,7 +389,7 @@ func (pl *Pool) restLocked(l *link) {
 	}
 	wait := l.way.profile.IdleTimeout
 	switch {
-	case l.retired || l.replaced || pl.draining:
+	case l.retired || isClosed(l.replaced) || pl.draining:
 		pl.closeLocked(l)
 		return
 	case l.used && (wait == 0 || l.way.profile.Exclusive):
@@ -533,9 +533,11 @@ func (pl *Pool) Close() error {
 }
 
 // over tells whether a transport has ended.
-func over(t Transport) bool {
+func over(t Transport) bool { return isClosed(t.Done()) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-t.Done():
+	case <-c:
 		return true
 	default:
 		return false

@@ -110,7 +110,11 @@ func (p *pooled) Closed() <-chan struct{} {
 }
 
 // Way is the ID, in List, of the way out that carries the stream.
-func (p *pooled) Way() uint64 { return p.link.way.id }
+func (p *pooled) Way() uint64 {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	return p.link.way.id // which changes when the transport is replaced
+}
 
 // Server is the one of the profile's servers that carries the stream.
 func (p *pooled) Server() Server { return p.link.server }
@@ -167,6 +171,7 @@ func (pl *Pool) List() []Info {
 			in.LastError = w.backoff.last.Error()
 		}
 		if l := w.link; l != nil {
+			in.Server = l.server.String()
 			in.Connected, in.Since, in.Streams, in.Retired = true, l.since, l.streams, l.retired
 			live[w.id] = l.Transport
 		}

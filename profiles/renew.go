@@ -18,7 +18,7 @@ type Carrying interface {
 func (pl *Pool) renewLocked(l *link) {
 	w := l.way
 	t, ok := l.Transport.(Carrying)
-	if !ok || w.renewing || l.replaced || w.profile.Exclusive || w.profile.ControlPath != "" || w.profile.RekeyBytes == 0 || t.Carried() < w.profile.RekeyBytes ||
+	if !ok || w.renewing || isClosed(l.replaced) || w.profile.Exclusive || w.profile.ControlPath != "" || w.profile.RekeyBytes == 0 || t.Carried() < w.profile.RekeyBytes ||
 		w.renewal.rest(time.Now()) > 0 {
 		return
 	}
@@ -31,7 +31,7 @@ func (pl *Pool) renew(w *way, old *link) {
 	if gw := w.profile.Gateway; gw != nil {
 		via = pl.through(gw, nil)
 	}
-	t, err := pl.reach(w, via, nil)
+	t, server, err := pl.reach(w, via, nil)
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	w.renewing = false
@@ -47,8 +47,9 @@ func (pl *Pool) renew(w *way, old *link) {
 		return
 	}
 	old.way = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
-	old.way.link, old.way.server, old.replaced = old, old.server, true
+	old.way.link, old.way.server = old, old.server
+	close(old.replaced)
 	w.link = nil
-	pl.tookLocked(w, t)
+	pl.tookLocked(w, t, server)
 	pl.restLocked(old)
 }

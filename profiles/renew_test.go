@@ -1,6 +1,7 @@
 package profiles
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,6 +119,105 @@ func TestRenewOff(t *testing.T) {
 		}
 		if c.connects() != 1 {
 			t.Errorf("%d connects", c.connects())
+		}
+	})
+}
+
+// TestKeepRenewed: a transport that is kept open is replaced as any other, and the one
+// that took its place is kept then.
+func TestKeepRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		p := testProfile()
+		p.RekeyBytes = 1000
+		ctx, end := context.WithCancel(t.Context())
+		defer end()
+		ended := make(chan struct{})
+		go func() { defer close(ended); pl.Keep(ctx, p) }()
+		time.Sleep(2 * time.Second)
+		old := c.last()
+		old.carried.Store(1000)
+		s, err := pl.Open(t.Context(), p, Destination{Host: "x", Port: 1}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		s.Close()
+		synctest.Wait()
+		if !over(old) {
+			t.Error("the old transport outlived its streams")
+		}
+		time.Sleep(time.Hour)
+		if list := pl.List(); len(list) != 1 || !list[0].Connected || list[0].Streams != 1 || c.connects() != 2 {
+			t.Errorf("after %d connects: %+v", c.connects(), list)
+		}
+		end()
+		<-ended
+	})
+}
+
+// TestRenewSeen: who looks at a stream does not mind that its transport is replaced.
+func TestRenewSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		p := testProfile()
+		p.RekeyBytes = 1000
+		open := func() *pooled {
+			t.Helper()
+			s, err := pl.Open(t.Context(), p, Destination{Host: "x", Port: 1}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.(*pooled)
+		}
+		first := open()
+		defer first.Close()
+		c.last().carried.Store(1000)
+		open().Close()
+		looked := make(chan struct{})
+		go func() {
+			defer close(looked)
+			for range 3000 {
+				first.Way()
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		<-looked
+		if list := pl.List(); len(list) != 2 || first.Way() != list[1].ID {
+			t.Errorf("carried by %d of %+v", first.Way(), list)
+		}
+	})
+}
+
+// TestRenewElsewhere: a server that is tried in vain does not pass for the one that
+// carries.
+func TestRenewElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &pickyConnector{fails: map[string]error{}}
+		pl := newTestPool(t, nil)
+		pl.connector = c
+		defer pl.Close()
+		p := &Profile{ID: "p", Host: "a", Port: 22, User: "me", More: []Server{{"b", 22}}, RekeyBytes: 1000, IdleTimeout: -1}
+		open := func() {
+			t.Helper()
+			s, err := pl.Open(t.Context(), p, anywhere, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+		}
+		open()
+		c.last().carried.Store(1000)
+		c.fail("a", ErrConnect)
+		c.fail("b", ErrConnect)
+		open()
+		time.Sleep(time.Second / 2)
+		if list := pl.List(); len(list) != 1 || !list[0].Connected || list[0].Server != "a:22" || c.took() != "a:22 a:22 b:22" {
+			t.Errorf("listed %+v", list)
 		}
 	})
 }

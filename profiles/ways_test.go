@@ -265,3 +265,31 @@ func TestKeep(t *testing.T) {
 		}
 	})
 }
+
+// Who gives up leaves an attempt behind that the next one takes: a program that tries and
+// tries makes no queue.
+func TestExclusiveGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeConnector{}
+		pl := newTestPool(t, c)
+		defer pl.Close()
+		p := testProfile()
+		p.Exclusive = true
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			if _, err := pl.Open(ctx, p, anywhere, nil); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v", err)
+			}
+			cancel()
+		}
+		time.Sleep(time.Minute / 2)
+		if n := c.connects(); n != 1 {
+			t.Errorf("%d connects", n)
+		}
+		s, err := pl.Open(t.Context(), p, anywhere, nil)
+		if err != nil || c.connects() != 1 {
+			t.Fatalf("%v, after %d connects", err, c.connects())
+		}
+		s.Close()
+	})
+}

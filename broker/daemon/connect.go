@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"sshbroker/broker"
@@ -21,17 +23,28 @@ type joined struct {
 	conn    *net.TCPConn
 	flow    capture.Flow
 	request broker.Request
-	refused bool
-	refusal capture.Refusal
+	refused bool // read when the flow has ended
+
+	mu   sync.Mutex
+	left bool // the call has ended, and nothing can be said any more
 }
 
-var _ broker.Requester = (*joined)(nil)
+var (
+	_ broker.Requester = (*joined)(nil)
+	_ capture.Waiter   = (*joined)(nil)
+)
 
 func (j *joined) Flow() capture.Flow      { return j.flow }
 func (j *joined) Request() broker.Request { return j.request }
 func (j *joined) Pass() error             { return capture.ErrNoWayOut }
 
 func (j *joined) Admit(context.Context) (*capture.Conn, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.left {
+		j.conn.Close()
+		return nil, capture.ErrAbandoned
+	}
 	if err := j.call.Send(control.ConnectRow{Connected: true}); err != nil {
 		j.conn.Close()
 		return nil, capture.ErrAbandoned
@@ -39,14 +52,28 @@ func (j *joined) Admit(context.Context) (*capture.Conn, error) {
 	return &capture.Conn{TCPConn: j.conn}, nil
 }
 
-func (j *joined) Refuse(r capture.Refusal) {
-	j.refused, j.refusal = true, r
+func (j *joined) Refuse(capture.Refusal) {
+	j.refused = true
 	j.conn.Close()
 }
 
+// Waits implements capture.Waiter.
+func (j *joined) Waits() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return !j.left
+}
+
+func (j *joined) leave() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.left = true
+}
+
 // handleConnect carries one flow of a client that gives us its end of a connection, and
-// answers when the flow has ended.
-func (d *Daemon) handleConnect(_ context.Context, call *control.Call) error {
+// answers when the flow has ended. What is joined outlives the call: a broker that is to
+// stop has it drained as all others, and a client that goes has closed its own end.
+func (d *Daemon) handleConnect(ctx context.Context, call *control.Call) error {
 	var args control.ConnectArgs
 	files := call.Files()
 	defer closeFiles(files)
@@ -66,14 +93,20 @@ func (d *Daemon) handleConnect(_ context.Context, call *control.Call) error {
 	j.flow = capture.Flow{Src: plain(conn.RemoteAddr()), Dst: j.request.Address(), UID: uid, Arrived: time.Now(),
 		Origin: func() capture.Origin { return originOf(pid) }}
 	said := ""
-	d.broker.Serve(&broker.Capture{ID: "connect", Backend: backendListener, Account: d.ports.account, Event: func(text string) { said = text }}, j)
+	ended := d.broker.Serve(&broker.Capture{ID: "connect", Backend: backendListener, Account: d.ports.account, Event: func(text string) { said = text }}, j)
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		j.leave()
+		return ctx.Err()
+	}
 	if j.refused {
 		return &control.Error{Code: control.CodeRefused, Message: said}
 	}
 	return nil
 }
 
-// tcpOf takes a socket over; f stays the caller's.
+// tcpOf takes over one end of a connection; f stays the caller's.
 func tcpOf(f *os.File) (*net.TCPConn, error) {
 	c, err := net.FileConn(f)
 	if err != nil {
@@ -83,6 +116,10 @@ func tcpOf(f *os.File) (*net.TCPConn, error) {
 	if !ok {
 		c.Close()
 		return nil, fmt.Errorf("the descriptor is a %s, not TCP", c.LocalAddr().Network())
+	}
+	if tcp.RemoteAddr() == nil { // it listens, or was reset meanwhile
+		tcp.Close()
+		return nil, errors.New("the socket is not connected")
 	}
 	return tcp, nil
 }

@@ -369,6 +369,33 @@ func TestListenerIsItsOwners(t *testing.T) {
 	}
 }
 
+// Who may use a listener that is for everybody does not get to the others through it, as
+// the program that connects to them would be the broker.
+func TestRelayLeadsToNoOtherListener(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to be somebody else")
+	}
+	b := begin(t, "", `<rule ip-address="127.0.0.0/8" action="DIRECT"/>`, nil)
+	var rows [2]control.ListenerRow
+	for i, args := range []control.OpenListenerArgs{{Type: "tcp", Listen: ":0", Host: "d", Port: 7, Server: "gw"}, {Type: "socks-proxy", Listen: "127.0.0.1:0", Relay: true}} {
+		row, err := one[control.ListenerRow](b, control.OpOpenListener, args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows[i] = row
+	}
+	own, relay := netip.MustParseAddrPort(rows[0].Listen).Port(), netip.MustParseAddrPort(rows[1].Listen).Port()
+	for uid, want := range map[uint32]string{65533: "5b", 0: "5a"} { // rejected, granted
+		cmd := exec.Command("/bin/bash", "-c", fmt.Sprintf(`exec 3<>/dev/tcp/127.0.0.1/%d && printf '\x04\x01\x%02x\x%02x\x7f\0\0\x01\0' >&3 && head -c 2 <&3 | od -An -tx1`, relay, own>>8, own&0xff))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, err := cmd.Output()
+		if got := strings.TrimSpace(string(out)); got != "00 "+want {
+			t.Errorf("uid %d: %q, %v", uid, got, err)
+		}
+	}
+	b.Stop(0)
+}
+
 // connect joins a client's end to a flow.
 func TestConnect(t *testing.T) {
 	b := begin(t, "", `<rule host="no\.example" action="BLOCK"/>`+tunnel, nil)

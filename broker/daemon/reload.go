@@ -61,7 +61,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 		rules = directOnly() // only captures that allow it go by it
 	}
 	l := &loaded{
-		policy: &broker.Policy{Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins},
+		policy: &broker.Policy{Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins, NoRules: !c.FilterPresent},
 		rules:  rules, present: c.FilterPresent, networks: c.Networks,
 		pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, host: c.Host, logging: c.Logging,
 		static: c.StaticTunnels, local: c.LocalTunnels, startup: c.Startup,

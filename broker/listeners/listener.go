@@ -209,6 +209,19 @@ func (l *Listener) admit(c *net.TCPConn) {
 	}
 }
 
+// stranger tells whether this host's loopback is not for a peer. What listens there would
+// take it for the broker's user, whose other listeners are among that; for a broker of
+// all users that is an account of nobody's, unless it runs as root.
+func (l *Listener) stranger(p Peer) bool {
+	switch {
+	case !p.Here:
+		return true
+	case p.UID == l.set.UID, p.UID == 0:
+		return false
+	}
+	return !l.set.AnyUser || l.set.UID == 0
+}
+
 // allowed tells why a peer may not use the listener.
 func (l *Listener) allowed(p Peer) error {
 	switch {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -80,6 +81,9 @@ func Parse(text string) (Ruleset, error) {
 	for part := range strings.SplitSeq(text, ";") {
 		rule, err := parseRule(part, off)
 		if err != nil {
+			if strings.Contains(text, "@") {
+				err.Msg = quoted.ReplaceAllString(err.Msg, `"..."`)
+			}
 			return nil, err
 		}
 		if rule != nil {
@@ -90,7 +94,7 @@ func Parse(text string) (Ruleset, error) {
 	return set, nil
 }
 
-func parseRule(text string, off int) (*Rule, error) {
+func parseRule(text string, off int) (*Rule, *SyntaxError) {
 	trimmed := strings.TrimLeft(text, " ")
 	off += len(text) - len(trimmed)
 	trimmed = strings.TrimRight(trimmed, " ")
@@ -99,7 +103,7 @@ func parseRule(text string, off int) (*Rule, error) {
 	}
 	word, rest, ok := strings.Cut(trimmed, "://")
 	if !ok {
-		return nil, &SyntaxError{off, fmt.Sprintf("%q has no ://", shown(trimmed))}
+		return nil, &SyntaxError{off, fmt.Sprintf("%q has no ://", trimmed)}
 	}
 	kind, known := kinds[word]
 	if !known {
@@ -135,16 +139,12 @@ func parseRule(text string, off int) (*Rule, error) {
 	return rule, nil
 }
 
-// shown is text for a message, without what stands before an @: that may be a password.
-func shown(text string) string {
-	if i := strings.LastIndexByte(text, '@'); i >= 0 {
-		return "..." + text[i:]
-	}
-	return text
-}
+// quoted is what a message repeats of the text. Where an @ is anywhere in that, it may be
+// of a password with a character that should have been written as %XX.
+var quoted = regexp.MustCompile(`"(\\.|[^"\\])*"`)
 
 // server reads [user[:password]@]host[:port] or the same with an address in brackets.
-func (r *Rule) server(text string, off int) error {
+func (r *Rule) server(text string, off int) *SyntaxError {
 	if i := strings.LastIndexByte(text, '@'); i >= 0 {
 		if msg := r.account(text[:i]); msg != "" {
 			return &SyntaxError{off, msg}

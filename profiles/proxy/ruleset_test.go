@@ -46,7 +46,7 @@ func TestParse(t *testing.T) {
 		{"http-connect://a%3ab:c@p/", 15, "colon"},
 		{"socks5://a:b%0a@p/", 9, "control"},
 		{"socks5://" + strings.Repeat("a", 256) + ":b@p/", 9, "255 bytes"},
-		{"ann:secret@p", 0, `"...@p"`},
+		{"ann:secret@p", 0, `"..."`},
 		{"direct:///a,,b", 12, "empty"},
 		{"direct:///a,b:9-1", 12, "range of ports"},
 		{"direct:///a, b:x", 12, "range of ports"},
@@ -192,5 +192,18 @@ func TestEnvironment(t *testing.T) {
 	set, err := Environment{"http://ann:se%40cret@p", ""}.Ruleset("h:22")
 	if err != nil || set[0].User != "ann" || set[0].Password != "se@cret" {
 		t.Errorf("%+v, %v", set, err)
+	}
+}
+
+// TestNoPasswordInErrors: a password with a character that ends it for the grammar is
+// not in what is said of that.
+func TestNoPasswordInErrors(t *testing.T) {
+	for _, c := range []string{"/", ";", "/;", "@", "://", ",", ":", "%", " ", "-"} {
+		for _, form := range []string{"socks5://user:%s@proxy:1080/", "http-connect://user:%s@proxy/", "sox://user:%s@proxy/", "user:%s@proxy:1080/", "socks5:/user:%s@proxy/://", "socks5://user:%s@proxy:x/"} {
+			_, err := Parse(fmt.Sprintf(form, "secret"+c+"secret"))
+			if err != nil && strings.Contains(err.Error(), "secret") {
+				t.Errorf("%s with %q: %v", form, c, err)
+			}
+		}
 	}
 }

@@ -58,8 +58,10 @@ func control(ctx context.Context, p *profiles.Profile) (*Transport, error) {
 		return nil, err
 	}
 	own := *p
-	own.KeepaliveInterval = 0 // ssh sees to it, and passes such requests on to nobody
-	return newTransport(inner, chans, reqs, w, "as ssh has checked it", &own), nil
+	own.KeepaliveInterval = 0 // ssh sees to it, and hangs up on who sends such requests
+	t := newTransport(inner, chans, reqs, w, "as ssh has checked it", &own)
+	t.unasked = true
+	return t, nil
 }
 
 // ours fails for a socket that another user listens at: it would hear everything.

@@ -10,9 +10,10 @@ import (
 var _ profiles.Prober = (*Transport)(nil)
 
 // Probe asks the server for a sign of life and gives the transport up where none has
-// come within limit. It does not wait. Whatever comes is a sign, as for keepalives.
+// come within limit. It does not wait. Whatever comes is a sign, as for keepalives. It
+// asks nobody inside of the connection that an ssh has, which sees to that itself.
 func (t *Transport) Probe(limit time.Duration) {
-	if !t.probing.CompareAndSwap(false, true) {
+	if t.unasked || !t.probing.CompareAndSwap(false, true) {
 		return // the one under way is as good
 	}
 	before := t.wire.received.Load()

@@ -28,6 +28,7 @@ type Transport struct {
 	opens       chan struct{}
 	buffers     buffers
 	probing     atomic.Bool
+	unasked     bool // the other end is no server, and takes no request but for channels
 
 	once sync.Once
 	done chan struct{}

@@ -253,6 +253,7 @@ func TestControlMaster(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
+		tr.(profiles.Prober).Probe(time.Millisecond) // which is not put to ssh: it would hang up
 		s, err := tr.Open(t.Context(), profiles.Destination{Host: "127.0.0.1", Port: target})
 		if err != nil {
 			t.Fatal(err)

@@ -61,6 +61,9 @@ type attr struct {
 // secrets are the attributes whose values are never told.
 var secrets = map[string]string{"password": "string", "identity": "data"}
 
+// accounts are those that have a secret where an @ is in them: [user:password@]server.
+var accounts = map[string]string{"proxy": "ruleset"}
+
 // Load reads the files and merges them. Its error is a config.Problems where a file is
 // not well-formed or does not fit the schema.
 func Load(files Files, env config.Env) (*Tree, error) {
@@ -105,6 +108,7 @@ func said(n *schema.Node, effect schema.Kind, env config.Env) *element {
 		a := &e.attrs[i]
 		if text, ok := n.Get(a.name); ok {
 			a.text, a.origin, a.pos = variables(text, env), File, n.At(a.name)
+			a.secret = a.secret || accounts[e.name] == a.name && strings.Contains(text, "@")
 			a.effect = max(e.effect, attributeOf(e.name, a.name).Effect(text))
 		}
 	}
