@@ -58,7 +58,8 @@ type attr struct {
 	secret bool
 }
 
-// secrets are the attributes whose values are never told.
+// secrets are the attributes whose values are never told. That of a proxy may be one; see
+// said.
 var secrets = map[string]string{"password": "string", "identity": "data"}
 
 // Load reads the files and merges them. Its error is a config.Problems where a file is
@@ -106,6 +107,7 @@ func said(n *schema.Node, effect schema.Kind, env config.Env) *element {
 		if text, ok := n.Get(a.name); ok {
 			a.text, a.origin, a.pos = variables(text, env), File, n.At(a.name)
 			a.effect = max(e.effect, attributeOf(e.name, a.name).Effect(text))
+			a.secret = a.secret || e.name == "proxy" && strings.Contains(text, "@") // user:password@ of a proxy
 		}
 	}
 	for _, c := range n.Children {
