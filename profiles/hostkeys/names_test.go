@@ -141,3 +141,20 @@ func TestAuthorityAtAnotherPort(t *testing.T) {
 		}
 	}
 }
+
+// Other programs name files of a directory by what somebody typed.
+func TestNamesInDirectory(t *testing.T) {
+	known, other := newKey(t), newKey(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "key_22_GW.Example.pub"), []byte(rfc4716(known)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"GW.Example", "gw.example", "Gw.example"} {
+		for i, k := range []ssh.PublicKey{known, other} {
+			p := &profiles.Profile{Host: host, Port: 22, HostKeyPolicy: profiles.TOFU, KnownHosts: []string{dir + "/"}, StoreKnownHost: filepath.Join(t.TempDir(), "new")}
+			if err := check(t, p, k, nil); (err == nil) != (i == 0) {
+				t.Errorf("%s, key %d: %v", host, i, err)
+			}
+		}
+	}
+}
