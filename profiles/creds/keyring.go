@@ -72,13 +72,34 @@ func (r *Keyring) recall(d digest) ssh.Signer {
 }
 
 func (r *Keyring) recallLocked(d digest) ssh.Signer {
-	o := r.opened[d]
+	o := r.openLocked(d)
 	if o == nil {
 		return nil
 	}
 	o.used = time.Now()
 	r.watchLocked(d, o)
 	return o.signer
+}
+
+// openLocked returns a key whose time is not over, nil where it is locked.
+func (r *Keyring) openLocked(d digest) *opened {
+	o := r.opened[d]
+	if o == nil || !o.isOver() {
+		return o
+	}
+	o.timer.Stop()
+	delete(r.opened, d)
+	return nil
+}
+
+// isOver tells whether the key is to be forgotten by now. The clock that timers run by
+// stands still while the host sleeps, so that of the wall counts too.
+func (o *opened) isOver() bool {
+	now := time.Now()
+	over := func(from time.Time, most time.Duration) bool {
+		return most > 0 && (now.Sub(from) >= most || now.Round(0).Sub(from.Round(0)) >= most)
+	}
+	return over(o.since, o.remember.For) || over(o.used, o.remember.Idle)
 }
 
 // keep remembers an opened key.
@@ -108,7 +129,7 @@ func (r *Keyring) watchLocked(d digest, o *opened) {
 		o.timer = time.AfterFunc(time.Until(end), func() {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			if r.opened[d] == o && !time.Now().Before(o.until()) {
+			if r.opened[d] == o && o.isOver() {
 				delete(r.opened, d)
 			}
 		})
@@ -228,5 +249,5 @@ func (r *Keyring) addedFiles() []string {
 func (r *Keyring) isOpen(d digest) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.opened[d] != nil
+	return r.openLocked(d) != nil
 }

@@ -106,6 +106,41 @@ func TestPassphraseTimes(t *testing.T) {
 	}
 }
 
+// The time counts while the host sleeps, when no timer runs.
+func TestPassphraseTimesOverSleep(t *testing.T) {
+	file := writeKey(t, t.TempDir(), "id", "x")
+	for _, remember := range []profiles.Remember{{For: time.Hour}, {Idle: time.Hour}} {
+		p := &profiles.Profile{KeyStores: []profiles.KeyStore{{File: file, Remember: remember}}}
+		use := map[string]func(*Keyring, digest) bool{
+			"recall": func(r *Keyring, d digest) bool { return r.recall(d) != nil },
+			"isOpen": (*Keyring).isOpen,
+			"list": func(r *Keyring, _ digest) bool {
+				list, _ := r.List(t.Context(), []*profiles.Profile{p})
+				return list[0].State != profiles.KeyLocked
+			},
+		}
+		for name, open := range use {
+			r := new(Keyring)
+			if _, err := r.Unlock(t.Context(), []*profiles.Profile{p}, file, "x", nil); err != nil {
+				t.Fatal(err)
+			}
+			k, err := r.find(t.Context(), []*profiles.Profile{p}, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !open(r, k.digest) {
+				t.Fatalf("%+v, %s: forgotten too soon", remember, name)
+			}
+			o := r.opened[k.digest]
+			before := time.Now().Add(-2 * time.Hour).Round(0) // by the wall alone
+			o.since, o.used = before, before
+			if open(r, k.digest) {
+				t.Errorf("%+v, %s: open after the time", remember, name)
+			}
+		}
+	}
+}
+
 // Another key in the same file is another key.
 func TestFileThatChanges(t *testing.T) {
 	dir := t.TempDir()

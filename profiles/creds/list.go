@@ -62,7 +62,7 @@ func (r *Keyring) info(k *candidate) profiles.KeyInfo {
 		in.Type, in.Fingerprint, in.Public = plain.Type(), ssh.FingerprintSHA256(plain), publicLine(plain)
 	}
 	r.mu.Lock()
-	if o := r.opened[k.digest]; o != nil && k.private != nil {
+	if o := r.openLocked(k.digest); o != nil && k.private != nil {
 		in.State, in.Until = profiles.KeyOpen, o.until()
 	}
 	r.mu.Unlock()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -292,7 +294,19 @@ func (s *Session) question(text string, secret bool) (string, error) {
 	return answer, nil
 }
 
-func (s *Session) account() string { return s.profile.User + "@" + s.profile.Host }
+// account names whom a question is for, so that no two servers ask the same: the same
+// question is put once, and each who asks it gets the answer.
+func (s *Session) account() string {
+	p := s.profile
+	name := p.User + "@" + p.Host
+	if p.Port != 22 {
+		name = p.User + "@" + net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
+	}
+	if p.Gateway != nil {
+		name += " through " + p.Gateway.Label()
+	}
+	return name
+}
 
 // IsExhausted tells whether a handshake ended because nothing was left to try. The
 // trail has the reasons then.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -64,6 +65,12 @@ func readDirectory(path, host string, port uint16) (*directory, error) {
 	names = append(names, plainName(host, port))
 	if lower := strings.ToLower(host); lower != host {
 		names = append(names, plainName(lower, port))
+	}
+	entries, _ := os.ReadDir(path) // where it may not be listed, files in those two cases still count
+	for _, e := range entries {
+		if strings.EqualFold(e.Name(), plainName(host, port)) && !slices.Contains(names, e.Name()) {
+			names = append(names, e.Name())
+		}
 	}
 	for _, name := range names {
 		file := filepath.Join(path, name)

@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,13 +27,15 @@ const maxKnownHosts = 64 << 20
 type files struct {
 	db    *knownhosts.HostKeyDB
 	names map[string]string // path as read -> path as the profile has it
+
+	patterns map[string]bool // of path as read:line: whether that is for more than one name
 }
 
 // readFiles loads them. The library gives up on a whole file for one line that it
 // does not understand, where OpenSSH passes over the line (a key type of the future
 // is enough). So such a file is shown to it with those lines empty, in memory.
 func readFiles(list []string, log *slog.Logger) (*files, error) {
-	known := &files{names: make(map[string]string)}
+	known := &files{names: make(map[string]string), patterns: make(map[string]bool)}
 	var paths []string
 	for _, file := range list {
 		text, err := readSmall(file, maxKnownHosts)
@@ -41,6 +45,7 @@ func readFiles(list []string, log *slog.Logger) (*files, error) {
 		if err != nil {
 			return nil, err
 		}
+		text, patterns := folded(text)
 		memory, err := inMemory(text)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
@@ -61,11 +66,83 @@ func readFiles(list []string, log *slog.Logger) (*files, error) {
 		}
 		path := path(memory)
 		known.names[path] = file
+		for _, line := range patterns {
+			known.patterns[fmt.Sprintf("%s:%d", path, line)] = true
+		}
 		paths = append(paths, path)
 	}
 	var err error
 	known.db, err = knownhosts.NewDB(paths...)
 	return known, err
+}
+
+// folded returns text with the names of servers in lower case, as names are compared
+// without regard to case and the library does regard it, and the numbers of the lines
+// with a pattern.
+func folded(text []byte) (out []byte, patterns []int) {
+	out = make([]byte, 0, len(text))
+	n := 0
+	for line := range bytes.Lines(text) {
+		n++
+		rest := bytes.TrimLeft(line, " \t")
+		if len(rest) > 0 && rest[0] == '@' {
+			_, after := word(rest)
+			rest = bytes.TrimLeft(after, " \t")
+		}
+		out = append(out, line[:len(line)-len(rest)]...)
+		names, after := word(rest)
+		if !bytes.HasPrefix(names, []byte("|")) { // hashed
+			names = bytes.ToLower(names)
+		}
+		if bytes.ContainsAny(names, "*?") {
+			patterns = append(patterns, n)
+		}
+		out = append(append(out, names...), after...)
+	}
+	return out, patterns
+}
+
+// word cuts the first word off a line.
+func word(line []byte) (first, rest []byte) {
+	if i := bytes.IndexAny(line, " \t"); i >= 0 {
+		return line[:i], line[i:]
+	}
+	return line, nil
+}
+
+// judge says what the files have on key, as the library does: nil, a KeyError or a
+// RevokedError, among others. Where nothing is there for another port than 22 it looks
+// at what is on file for that too, for which the library forgets the brackets of IPv6.
+func (f *files) judge(server string, remote net.Addr, key ssh.PublicKey) error {
+	look := f.db.HostKeyCallback()
+	err := look(server, unnamed{remote}, key)
+	var other *xknownhosts.KeyError
+	var revoked *xknownhosts.RevokedError
+	standard := atPort22(server)
+	if err == nil || errors.As(err, &other) || errors.As(err, &revoked) || server == standard || !strings.HasPrefix(server, "[") {
+		return err
+	}
+	err = look(standard, unnamed{remote}, key)
+	if !errors.As(err, &other) {
+		return err
+	}
+	// A key of port 22 alone is another server's; a pattern is for all ports.
+	fit := new(xknownhosts.KeyError)
+	for _, w := range other.Want {
+		if f.patterns[fmt.Sprintf("%s:%d", w.Filename, w.Line)] {
+			fit.Want = append(fit.Want, w)
+		}
+	}
+	return fit
+}
+
+// atPort22 returns the address of the same host at the standard port.
+func atPort22(server string) string {
+	host, _, err := net.SplitHostPort(server)
+	if err != nil {
+		return server
+	}
+	return net.JoinHostPort(host, "22")
 }
 
 func (f *files) place(k xknownhosts.KnownKey) string {
@@ -84,7 +161,7 @@ func (f *files) file(read string) string {
 // compares plain keys.
 func (f *files) isAuthority(server string, key ssh.PublicKey) bool {
 	authority := false
-	for _, k := range f.db.HostKeys(server) {
+	for _, k := range slices.Concat(f.db.HostKeys(server), f.db.HostKeys(atPort22(server))) { // see judge
 		if bytes.Equal(k.Marshal(), key.Marshal()) {
 			if !k.Cert {
 				return false

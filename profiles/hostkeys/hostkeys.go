@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,7 @@ type Checker struct {
 	log     *slog.Logger
 	host    string // as looked up
 	port    uint16
-	name    string // both
+	name    string // both, in lower case
 	pinned  ssh.PublicKey
 	stores  []store // in the order in which they are asked
 }
@@ -49,7 +50,10 @@ func New(p *profiles.Profile, log *slog.Logger) (*Checker, error) {
 	if p.HostKeyAlias != "" {
 		c.host, c.port = p.HostKeyAlias, 22 // an alias has no port, see ssh_config(5)
 	}
-	c.name = net.JoinHostPort(c.host, strconv.Itoa(int(c.port)))
+	if addr, err := netip.ParseAddr(c.host); err == nil {
+		c.host = addr.String() // as ssh(1) writes addresses
+	}
+	c.name = net.JoinHostPort(strings.ToLower(c.host), strconv.Itoa(int(c.port)))
 	var err error
 	switch {
 	case p.HostKeyText != "":
@@ -174,7 +178,7 @@ func (c *Checker) Unprovable() error {
 
 // portless is the server's name at the standard port. For certificates OpenSSH looks at
 // what is on file for that too, where nothing else fits.
-func (c *Checker) portless() string { return net.JoinHostPort(c.host, "22") }
+func (c *Checker) portless() string { return atPort22(c.name) }
 
 func (s store) certifies(server string) bool {
 	_, authority := s.types(server)
@@ -229,18 +233,13 @@ func (c *Checker) Check(ctx context.Context, remote net.Addr, key ssh.PublicKey,
 	if !certified && c.profile.ServerProof == profiles.CertificateProof {
 		return fmt.Errorf("%w: %s has to show a certificate, it shows %s", profiles.ErrHostKey, c.name, describe(key))
 	}
-	// What anybody has taken back counts wherever else the key may be on file.
+	if err := c.checkRevoked(remote, key); err != nil {
+		return err
+	}
 	verdicts := make([]error, len(c.stores))
 	for i, s := range c.stores {
-		if s.files == nil {
-			continue
-		}
-		verdicts[i] = s.files.db.HostKeyCallback()(c.name, unnamed{remote}, key)
-		var revoked *xknownhosts.RevokedError
-		if errors.As(verdicts[i], &revoked) {
-			c.tell(profiles.HostKeyRevoked, key, "refused", s.files.place(revoked.Revoked))
-			return fmt.Errorf("%w: the %s of %s is REVOKED at %s; do not connect to this server",
-				profiles.ErrHostKey, describe(key), c.name, s.files.place(revoked.Revoked))
+		if s.files != nil {
+			verdicts[i] = s.files.judge(c.name, remote, key)
 		}
 	}
 	if certified {
@@ -256,6 +255,30 @@ func (c *Checker) Check(ctx context.Context, remote net.Addr, key ssh.PublicKey,
 		}
 	}
 	return c.unknown(ctx, remote, key, ask)
+}
+
+// checkRevoked refuses what any store has taken back, wherever else it may be on file. A
+// certificate is also taken back with its key and with its authority's; the library tells
+// that only of the store that has the authority.
+func (c *Checker) checkRevoked(remote net.Addr, key ssh.PublicKey) error {
+	keys := []ssh.PublicKey{keyfile.Plain(key)}
+	if cert, ok := key.(*ssh.Certificate); ok {
+		keys = append(keys, cert.SignatureKey)
+	}
+	for _, s := range c.stores {
+		if s.files == nil {
+			continue
+		}
+		for _, k := range keys {
+			var revoked *xknownhosts.RevokedError
+			if errors.As(s.files.judge(c.name, remote, k), &revoked) {
+				c.tell(profiles.HostKeyRevoked, key, "refused", s.files.place(revoked.Revoked))
+				return fmt.Errorf("%w: the %s of %s is REVOKED at %s; do not connect to this server",
+					profiles.ErrHostKey, describe(key), c.name, s.files.place(revoked.Revoked))
+			}
+		}
+	}
+	return nil
 }
 
 // onFile tells what one store has on the server: this key, or others.
@@ -301,7 +324,7 @@ func (c *Checker) checkCertificate(remote net.Addr, cert *ssh.Certificate, verdi
 		if s.files == nil {
 			continue
 		}
-		if verdicts[i] == nil || s.files.db.HostKeyCallback()(c.portless(), unnamed{remote}, cert) == nil {
+		if verdicts[i] == nil || s.files.judge(c.portless(), remote, cert) == nil {
 			return nil
 		}
 		if s.certifies(c.name) || s.certifies(c.portless()) {

@@ -150,7 +150,7 @@ type values map[string]string
 func (l *loader) values(alias string) (values, error) {
 	v := values{}
 	for _, key := range []string{"HostName", "User", "Port", "ProxyJump", "ProxyCommand", "ProxyUseFdpass", "ControlPath", "IdentitiesOnly", "IdentityAgent",
-		"UserKnownHostsFile", "GlobalKnownHostsFile", "StrictHostKeyChecking", "HostKeyAlias", "ConnectTimeout",
+		"UserKnownHostsFile", "GlobalKnownHostsFile", "RevokedHostKeys", "StrictHostKeyChecking", "HostKeyAlias", "ConnectTimeout",
 		"ServerAliveInterval", "ServerAliveCountMax", "Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"} {
 		s, err := l.get(alias, key)
 		if err != nil {
@@ -286,6 +286,9 @@ func (l *loader) trust(p *profiles.Profile, v values, alias string) error {
 				p.StoreKnownHost = f
 			}
 		}
+	}
+	if f := v["RevokedHostKeys"]; f != "" && !strings.EqualFold(f, "none") {
+		l.warn("RevokedHostKeys %s has no effect here: put the keys into a file of known hosts, with @revoked before them", f)
 	}
 	if p.HostKeyAlias = v["HostKeyAlias"]; p.HostKeyAlias != "" {
 		if err := profiles.CheckHost(p.HostKeyAlias); err != nil {

@@ -213,3 +213,13 @@ func TestControlPath(t *testing.T) {
 		t.Errorf("%q, %v", p.ControlPath, err)
 	}
 }
+
+// Nobody believes that keys are refused which are not.
+func TestRevokedHostKeysAreTold(t *testing.T) {
+	for text, told := range map[string]bool{"": false, "RevokedHostKeys none\n": false, "RevokedHostKeys /etc/ssh/revoked\n": true} {
+		_, warnings, err := load(t, text, "bastion")
+		if err != nil || (len(warnings) == 1 && strings.Contains(warnings[0], "/etc/ssh/revoked")) != told || len(warnings) > 1 {
+			t.Errorf("%q: warnings %q, %v", text, warnings, err)
+		}
+	}
+}

@@ -191,7 +191,7 @@ func TestAuthentication(t *testing.T) {
 			profile: func(t *testing.T, p *profiles.Profile) {},
 			want:    []string{"none in the profile and nobody to ask"}},
 		{name: "interactive", server: serverKeys{Challenge: func(a string) bool { return a == "42" }},
-			ask:     &person{answers: map[string]string{"(tester@127.0.0.1) Password:": "42"}},
+			ask:     &person{answers: map[string]string{"(tester@127.0.0.1:": "42"}},
 			profile: func(t *testing.T, p *profiles.Profile) {}, asked: 1},
 		{name: "interactive answered by the password", server: serverKeys{Challenge: func(a string) bool { return a == "hunter2" }},
 			profile: func(t *testing.T, p *profiles.Profile) { p.PasswordText = "hunter2" }},

@@ -22,7 +22,7 @@ func TestPasswordsOfRealServers(t *testing.T) {
 		}, profiles.Password, "Password for root@127.0.0.1"},
 		{"OpenSSH keyboard-interactive", func(t testing.TB) *tuntest.Peer {
 			return tuntest.StartOpenSSHWithPassword(t, "UsePAM yes", "KbdInteractiveAuthentication yes")
-		}, profiles.KeyboardInteractive, "(root@127.0.0.1) "},
+		}, profiles.KeyboardInteractive, "(root@127.0.0.1:"},
 		{"Dropbear password", func(t testing.TB) *tuntest.Peer { return tuntest.StartDropbearWithPassword(t) }, profiles.Password, "Password for root@127.0.0.1"},
 	} {
 		t.Run(server.name, func(t *testing.T) {

@@ -230,21 +230,29 @@ func (f *File) keep() error {
 			return fmt.Errorf("its owner cannot be kept: %w", err)
 		}
 	}
-	if err := f.next.Chmod(f.old.Mode().Perm()); err != nil {
-		return err
+	// First the list, as the directory may have given the next file one, of which a mode
+	// would bring names into force.
+	if err := f.keepList(); err != nil {
+		return fmt.Errorf("its access list cannot be kept: %w", err)
 	}
+	return f.next.Chmod(f.old.Mode().Perm())
+}
+
+// keepList gives the next file the access list of the old one, or none.
+func (f *File) keepList() error {
+	next := int(f.next.Fd())
 	acl := make([]byte, 64<<10) // XATTR_SIZE_MAX
 	n, err := unix.Getxattr(f.path, aclName, acl)
+	switch {
+	case err == nil:
+		return unix.Fsetxattr(next, aclName, acl[:n], 0)
+	case errors.Is(err, unix.ENODATA):
+		err = unix.Fremovexattr(next, aclName)
+	}
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
-	if err == nil {
-		err = unix.Fsetxattr(int(f.next.Fd()), aclName, acl[:n], 0)
-	}
-	if err != nil {
-		return fmt.Errorf("its access list cannot be kept: %w", err)
-	}
-	return nil
+	return err
 }
 
 // Close ends the lock. The file stays as it is unless Write has succeeded.

@@ -118,6 +118,32 @@ func TestAccessListIsKept(t *testing.T) {
 	}
 }
 
+// What the directory gives to new files is nothing that the old one had.
+func TestAccessListOfTheDirectory(t *testing.T) {
+	name := place(t, 0o640)
+	byDefault := []byte{2, 0, 0, 0, // POSIX_ACL_XATTR_VERSION
+		1, 0, 7, 0, 255, 255, 255, 255, // user::rwx
+		2, 0, 6, 0, 57, 48, 0, 0, // user:12345:rw-
+		4, 0, 0, 0, 255, 255, 255, 255, // group::---
+		16, 0, 6, 0, 255, 255, 255, 255, // mask::rw-
+		32, 0, 0, 0, 255, 255, 255, 255} // other::---
+	if err := unix.Setxattr(filepath.Dir(name), "system.posix_acl_default", byDefault, 0); errors.Is(err, unix.ENOTSUP) {
+		skip(t, "needs a file system with access lists")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, name, false).Write([]byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 100)
+	if n, err := unix.Getxattr(name, aclName, got); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("an access list: %v, %v", got[:max(n, 0)], err)
+	}
+	if st, err := os.Stat(name); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+}
+
 func skip(t *testing.T, reason string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {

@@ -93,6 +93,22 @@ const userFile = `<secsh-broker>
  <filter-engine><rule action="BLOCK"/></filter-engine>
 </secsh-broker>`
 
+// The ruleset of a proxy may have its password.
+func TestProxyPasswordIsHidden(t *testing.T) {
+	tree := load(t, `<secsh-broker><default-settings><proxy ruleset="socks5://ann:hunter2@proxy:1080/"/></default-settings>
+ <profiles><profile id="a" host="h"/><profile id="b" host="h"><proxy ruleset="direct:///"/></profile></profiles></secsh-broker>`, "")
+	for path, want := range map[string]string{
+		"default-settings/proxy":                                                 "default-settings/proxy/@ruleset=(secret) (global:1:49)",
+		"profiles/profile[@id='a']/proxy/@*":                                     "profiles/profile[@id='a']/proxy/@ruleset=(secret) (global:1:49)",
+		"profiles/profile[@id='b']/proxy/@ruleset":                               "profiles/profile[@id='b']/proxy/@ruleset=direct:/// (global:2:79)",
+		"default-settings/proxy[@ruleset='socks5://ann:hunter2@proxy:1080/']/@*": "there is no default-settings/proxy[@ruleset='socks5://ann:hunter2@proxy:1080/']",
+	} {
+		if got := saidAt(t, tree, path); got != want {
+			t.Errorf("%s:\n%s\nwant\n%s", path, got, want)
+		}
+	}
+}
+
 func TestFind(t *testing.T) {
 	tree := load(t, globalFile, userFile)
 	for path, want := range map[string]string{
