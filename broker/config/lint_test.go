@@ -109,7 +109,8 @@ func TestSecrets(t *testing.T) {
 	text := document(`<profiles><profile id="a" host="h"><password string="hunter2"/></profile>`,
 		`<profile id="b" host="h"><password file="`+secret+`"/></profile>`,
 		`<profile id="c" host="h"><password file="secret"/></profile><profile id="d" host="h"><password file="nothing"/></profile>`,
-		`<profile id="e" host="h"><authentication-methods><auth-password><password file="`+secret+`"/></auth-password></authentication-methods></profile></profiles>`)
+		`<profile id="e" host="h"><authentication-methods><auth-password><password file="`+secret+`"/></auth-password></authentication-methods></profile>`,
+		`<profile id="f" host="h"><proxy ruleset="socks5://me:hunter2@p/"/></profile><profile id="g" host="h"><proxy ruleset="socks5://p/"/></profile></profiles>`)
 	for file, text := range map[string]string{secret: "x\n", name: text} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -125,6 +126,7 @@ func TestSecrets(t *testing.T) {
 		"2:54: warning: password: others can read this password: the file has the mode 0640 [chmod 600 " + name + ", or give the password by file or command]",
 		"3:42: warning: password: " + inSecret,
 		"5:81: warning: password: " + inSecret,
+		"6:42: warning: proxy: others can read this account: the file has the mode 0640 [chmod 600 " + name + "]",
 	})
 	for _, p := range Check(name, Options{Env: env}) {
 		if strings.Contains(p.String(), "hunter2") {
