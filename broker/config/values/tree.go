@@ -58,8 +58,7 @@ type attr struct {
 	secret bool
 }
 
-// secrets are the attributes whose values are never told. That of a proxy may be one; see
-// said.
+// secrets are the attributes whose values are never told.
 var secrets = map[string]string{"password": "string", "identity": "data"}
 
 // accounts are those that have a secret where an @ is in them: [user:password@]server.
@@ -111,7 +110,6 @@ func said(n *schema.Node, effect schema.Kind, env config.Env) *element {
 			a.text, a.origin, a.pos = variables(text, env), File, n.At(a.name)
 			a.secret = a.secret || accounts[e.name] == a.name && strings.Contains(text, "@")
 			a.effect = max(e.effect, attributeOf(e.name, a.name).Effect(text))
-			a.secret = a.secret || e.name == "proxy" && strings.Contains(text, "@") // user:password@ of a proxy
 		}
 	}
 	for _, c := range n.Children {

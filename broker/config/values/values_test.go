@@ -294,23 +294,3 @@ func TestPathsLeadBack(t *testing.T) {
 		}
 	}
 }
-
-// A ruleset is told, unless it has the password of a proxy.
-func TestProxyPassword(t *testing.T) {
-	const file = `<secsh-broker><default-settings><proxy ruleset="socks5://plain/"/></default-settings>
-<profiles><profile id="a" host="h"><proxy ruleset="socks5://me:hush@proxy/"/></profile><profile id="b" host="h"/></profiles></secsh-broker>`
-	tree := load(t, "", file)
-	for path, want := range map[string]string{
-		"default-settings/proxy/@ruleset":          "socks5://plain/",
-		"profiles/profile[@id='a']/proxy":          Hidden,
-		"profiles/profile[@id='b']/proxy":          "socks5://plain/",
-		"profiles/profile/proxy[@ruleset='x']":     "",
-		"/":                                        "socks5://plain/",
-		"profiles/profile[@id='a']/proxy/@*":       Hidden,
-		"profiles/profile[@id='a']/proxy/@ruleset": Hidden,
-	} {
-		if got := saidAt(t, tree, path); !strings.Contains(got, want) || strings.Contains(got, "hush") {
-			t.Errorf("%s: %s", path, got)
-		}
-	}
-}
