@@ -309,7 +309,7 @@ func (a *app) keyDone(ctx context.Context, done, op string, args any) error {
 		case a.short:
 			a.printJSON(r)
 		case !a.quiet:
-			a.printf("%s %s\n", done, keyName(r))
+			a.printf("%s %s\n", done, strings.TrimSuffix(keyName(r), " (added)"))
 		}
 	}
 	return err
