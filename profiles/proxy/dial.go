@@ -107,7 +107,7 @@ func (d Dialer) through(ctx context.Context, r *Rule, network, host string, port
 	// The end of the context ends whatever read or write is under way.
 	stop := context.AfterFunc(talk, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	err = d.ask(talk, r, conn, host, port)
-	if !stop() {
+	if !stop() || talk.Err() != nil { // the library may have seen the end first
 		err = context.Cause(talk)
 	}
 	if err == nil {
