@@ -130,7 +130,7 @@ func TestProblems(t *testing.T) {
 		{"no proxy", defaults(`<proxy ruleset=" ; "/>`), nil},
 		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},
 		{"settings without effect", profile(`<compression name="ZLIB"/><exclusive-connection enable="yes"/><forwards><forward type="x11" state="on"/></forwards>`), []string{
-			"2:49: warning: compression: name: not built yet", "2:128: warning: forward: state: read, but not acted on"}},
+			"2:49: warning: compression: name: read, but not acted on", "2:128: warning: forward: state: read, but not acted on"}},
 		{"settings that ask for nothing", profile(`<compression name="none"/><exclusive-connection enable="NO"/><forwards><forward type="x11" state="off"/></forwards><server-banners visible="no"/>`), nil},
 		{"settings of windows", defaults(`<sftpg3-mode anything="x"><inside/></sftpg3-mode><quiet-mode enable="yes"/><address-family type="inet6"/>`), []string{
 			"2:19: warning: sftpg3-mode: read, but not acted on", "2:80: warning: quiet-mode: enable: read"}},
@@ -299,8 +299,8 @@ func TestManyProblems(t *testing.T) {
 
 // Kinds let a broker keep quiet about what only check-config has to list.
 func TestKinds(t *testing.T) {
-	c := loadText(t, `<secsh-broker><default-settings><compression name="zlib"/></default-settings><gui x="y"/><filter-engine><rule action="BLOCK" host="x" ip-address="y"/></filter-engine></secsh-broker>`)
-	for kind, want := range map[Kind]string{General: "rule", NotActedOn: "gui", NotBuilt: "compression"} {
+	c := loadText(t, `<secsh-broker><profiles><profile id="p" host="h" host-type="windows"/></profiles><gui x="y"/><filter-engine><rule action="BLOCK" host="x" ip-address="y"/></filter-engine></secsh-broker>`)
+	for kind, want := range map[Kind]string{General: "rule", NotActedOn: "gui", NotBuilt: "profile"} {
 		if got := c.Warnings.OfKind(kind); len(got) != 1 || got[0].Element != want {
 			t.Errorf("%v: %v", kind, got)
 		}

@@ -29,7 +29,7 @@ func TestConfigValue(t *testing.T) {
 	wants(t, w.done("config-value", "profiles/profile[@id='rock']/@user"), "  root   "+w.global+":2:27")
 	wants(t, w.done("config-value", "default-settings/tcp-connect-timeout/@time"), "  5      factory default\n")
 	wants(t, w.done("config-value", "profiles/profile[@id='rock']/@gateway-profile"), "not set")
-	wants(t, w.done("config-value", "profiles/profile/compression/@name"), "(not built yet)")
+	wants(t, w.done("config-value", "profiles/profile/compression/@name"), "(not acted on)")
 	if out := w.done("config-value", "-q", "filter-engine/rule/@action"); out != "BLOCK\nTUNNEL\n" {
 		t.Errorf("-q: %q", out)
 	}

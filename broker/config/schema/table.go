@@ -221,7 +221,7 @@ var schema = []element{
 	{name: "hostbased-default-domain", status: NotActedOn, attrs: nameOnly},
 	{name: "compression",
 		attrs: []attribute{
-			{name: "name", kind: enum, values: []string{"none", "zlib"}, def: "none", status: NotBuilt, quiet: []string{"none"}},
+			{name: "name", kind: enum, values: []string{"none", "zlib"}, def: "none", status: NotActedOn, quiet: []string{"none"}},
 			{name: "level", kind: number, max: 9, def: "6"}}},
 	{name: "proxy", attrs: []attribute{{name: "ruleset", kind: literal, required: true}}},
 	{name: "idle-timeout", attrs: seconds("5")},
