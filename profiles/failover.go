@@ -12,13 +12,17 @@ const downFor = time.Minute
 
 // reach connects to the first of the profile's servers that can be reached. One that
 // answers and will not have us, or shows a wrong key, is the end of it.
-func (pl *Pool) reach(w *way, via DialFunc, ask Prompter) (Transport, Server, error) {
+func (pl *Pool) reach(w *way, ask Prompter) (Transport, Server, error) {
 	if w.key.number != 0 {
 		done, err := pl.begin(w)
 		if err != nil {
 			return nil, Server{}, err
 		}
 		defer done()
+	}
+	var via DialFunc
+	if gw := w.profile.Gateway; gw != nil {
+		via = pl.through(gw, ask)
 	}
 	var failures error
 	for _, s := range pl.order(w) {

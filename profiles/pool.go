@@ -272,11 +272,7 @@ func (pl *Pool) startLocked(w *way, ask Prompter) {
 }
 
 func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
-	var via DialFunc
-	if gw := w.profile.Gateway; gw != nil {
-		via = pl.through(gw, ask)
-	}
-	t, server, err := pl.reach(w, via, ask)
+	t, server, err := pl.reach(w, ask)
 
 	pl.mu.Lock()
 	defer pl.mu.Unlock()

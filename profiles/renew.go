@@ -27,11 +27,7 @@ func (pl *Pool) renewLocked(l *link) {
 }
 
 func (pl *Pool) renew(w *way, old *link) {
-	var via DialFunc
-	if gw := w.profile.Gateway; gw != nil {
-		via = pl.through(gw, nil)
-	}
-	t, server, err := pl.reach(w, via, nil)
+	t, server, err := pl.reach(w, nil)
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	w.renewing = false
