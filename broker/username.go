@@ -3,10 +3,8 @@ package broker
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"os"
-	"syscall"
 
+	"sshbroker/broker/regular"
 	"sshbroker/filter"
 	"sshbroker/profiles"
 )
@@ -30,19 +28,7 @@ func username(r *filter.Rule) (string, error) {
 // readUsername reads the one line of a regular file. It does not wait for a pipe that
 // somebody put in its place.
 func readUsername(file string) (string, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a regular file", file)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxUsername+3)) // a line end, and one byte that is too much
+	text, _, err := regular.Read(file, maxUsername+3) // a line end, and one byte that is too much
 	if err != nil {
 		return "", err
 	}

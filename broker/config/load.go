@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"sshbroker/broker/config/schema"
 	"sshbroker/broker/config/xmldoc"
 	"sshbroker/broker/eventlog"
+	"sshbroker/broker/regular"
 	"sshbroker/filter"
 	"sshbroker/profiles"
 )
@@ -240,23 +240,7 @@ func ReadFile(name string) ([]byte, error) {
 }
 
 func readRegular(name string) ([]byte, fs.FileInfo, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is not a regular file", name)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, int64(xmldoc.DefaultLimits().Bytes)+1))
-	if err != nil {
-		return nil, nil, err
-	}
-	return data, info, nil
+	return regular.Read(name, int64(xmldoc.DefaultLimits().Bytes)+1)
 }
 
 // ignore turns what is wrong with a global file into warnings.
