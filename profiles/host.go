@@ -53,3 +53,8 @@ func CheckUser(user string) error {
 	}
 	return nil
 }
+
+// IsHostRune tells whether r is a letter, digit or mark that names of hosts are made of.
+func IsHostRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
+}

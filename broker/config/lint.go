@@ -9,6 +9,7 @@ import (
 
 	"sshbroker/broker/config/schema"
 	"sshbroker/filter"
+	"sshbroker/profiles"
 )
 
 // lint warns of what a file without errors says and hardly means. It is for
@@ -158,7 +159,7 @@ func meantBy(before, after string, address bool) string {
 		return `\..*`
 	case address && digit && strings.HasPrefix(after, "*"): // "10.1.*"
 		return `\..`
-	case after == "" || !isHostRune(rune(after[0])) && after[0] != '[' && after[0] != '(' || after[0] == '.':
+	case after == "" || !profiles.IsHostRune(rune(after[0])) && after[0] != '[' && after[0] != '(' || after[0] == '.':
 		return ""
 	case before == "" && !address: // ".example.com"
 		return `.*\.`
@@ -205,7 +206,3 @@ func (l *lint) secret(n *schema.Node) {
 
 // forOthers tells whether group or others may read a file.
 func forOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o044 != 0 }
-
-func isHostRune(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
-}

@@ -254,7 +254,7 @@ func parseCondition(text string) (c condition, msg string) {
 		}
 	}
 	for _, r := range what {
-		if !isHostRune(r) && r != '*' && r != '?' {
+		if !profiles.IsHostRune(r) && r != '*' && r != '?' {
 			return c, fmt.Sprintf("%q is not an address, a range, a prefix or a host pattern", what)
 		}
 	}
@@ -288,10 +288,6 @@ func parsePort(s string) uint16 {
 		return 0
 	}
 	return uint16(n)
-}
-
-func isHostRune(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.'
 }
 
 // Address is host:port of the proxy.
