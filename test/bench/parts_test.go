@@ -59,11 +59,21 @@ func parts(l lengths) []part {
 	}
 }
 
-// idle opens flows on every way, which say one byte each, and looks at what they cost
-// while nothing moves. What the first one costs is the connection's, not the flows'.
-// It comes first in a round, while the processes are fresh: what is freed later they
-// may keep for themselves. Nothing here is timed, so the ways wait together.
+// idle holds flows on every way and lets go of them again. It comes first in a round,
+// while the processes are fresh: what is freed later they may keep for themselves.
 func idle(t testing.TB, ways []*way, f *figures, l lengths) {
+	hold(t, ways, f, l)
+	for _, w := range ways {
+		if w.carriers != nil {
+			w.do(t, "release")
+		}
+	}
+}
+
+// hold opens flows on every tunnel, which say one byte each, and looks at what they
+// cost while nothing moves. What the first one costs is the connection's, not the
+// flows'. Nothing here is timed, so the ways wait together.
+func hold(t testing.TB, ways []*way, f *figures, l lengths) {
 	before := map[*way]int64{}
 	for _, w := range ways {
 		w.do(t, "hold 1")
@@ -71,7 +81,7 @@ func idle(t testing.TB, ways []*way, f *figures, l lengths) {
 	}
 	time.Sleep(l.settle)
 	for _, w := range ways {
-		if w.carrier != 0 {
+		if w.carriers != nil {
 			before[w] = w.memory(t)
 			w.do(t, "hold %d", l.idle)
 		}
@@ -79,19 +89,18 @@ func idle(t testing.TB, ways []*way, f *figures, l lengths) {
 	time.Sleep(l.settle)
 	for w := range before {
 		f.add(memory, w.name, float64(w.memory(t)-before[w])/float64(l.idle)/1024)
-		w.do(t, "release")
 	}
 }
 
 // bulk takes the CPU time along where one stream has the process to itself.
 func bulk(t testing.TB, w *way, f *figures, direction string, streams int, length time.Duration, name string) {
 	var before time.Duration
-	if w.carrier != 0 {
+	if w.carriers != nil {
 		before = w.cpu(t)
 	}
 	r := w.do(t, "%s %d %d", direction, streams, length.Milliseconds())
 	f.add(name, w.name, float64(r.Bytes)/r.Seconds/1e6)
-	if w.carrier != 0 && streams == 1 {
+	if w.carriers != nil && streams == 1 {
 		f.add("client CPU "+direction, w.name, (w.cpu(t)-before).Seconds()/(float64(r.Bytes)/1e9))
 	}
 }
