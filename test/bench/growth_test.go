@@ -7,8 +7,11 @@ import (
 	"time"
 )
 
-// growth is how many flows are open beside what is measured, or move at once.
+// growth is how many flows are open beside what is measured. Up to mostMoving of them
+// move at once too: each takes megabytes before it waits for the other end.
 var growth = []int{1, 10, 100, 1000, 10000}
+
+const mostMoving = 100
 
 // growing are the figures taken at each number of flows.
 var growing = []metric{
@@ -102,19 +105,26 @@ func beside(t testing.TB, w *world, f *figures, l lengths, turned bool) {
 	if turned {
 		ways[0], ways[1] = ways[1], ways[0]
 	}
-	hold(t, ways, f, l)
+	ways = hold(t, ways, f, l)
 	for _, p := range []part{
 		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 1, l.bulk, "1 stream up") },
 		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 1, l.bulk, "1 stream down") },
 		func(t testing.TB, w *way, f *figures) { echo(t, w, f, l.echo) },
 		func(t testing.TB, w *way, f *figures) { serial(t, w, f, l.connect) },
 		func(t testing.TB, w *way, f *figures) { w.do(t, "release") },
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", l.idle, l.bulk, "all of them up") },
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", l.idle, l.bulk, "all of them down") },
+		func(t testing.TB, w *way, f *figures) { moving(t, w, f, l, "up") },
+		func(t testing.TB, w *way, f *figures) { moving(t, w, f, l, "down") },
 	} {
 		for _, way := range ways {
 			p(t, way, f)
 		}
 	}
 	w.stop(t)
+}
+
+func moving(t testing.TB, w *way, f *figures, l lengths, direction string) {
+	if l.idle <= mostMoving {
+		r := w.do(t, "%s %d %d", direction, l.idle, l.bulk.Milliseconds())
+		f.add("all of them "+direction, w.name, float64(r.Bytes)/r.Seconds/1e6)
+	}
 }
