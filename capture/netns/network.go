@@ -39,7 +39,7 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		m.Files = append(m.Files, role)
 		files = append(files, f)
 	}
-	spec := nft.Spec{Queue: queueNumber}
+	spec := RuleSpec{Queue: queueNumber}
 	if !unheld {
 		spec.Form = nft.ProbeQueue()
 	}
@@ -81,7 +81,7 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		add(roleQueue, q.File())
 		m.Held = true
 	}
-	if err := nft.Namespace(spec).Load(); err != nil {
+	if err := loadRules(Rules(spec)); err != nil {
 		return m, nil, err
 	}
 	if udpRelay {
@@ -93,6 +93,15 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		add(roleConntrack, ct.File())
 	}
 	return m, files, nil
+}
+
+func loadRules(r nft.Ruleset) error {
+	t, err := nft.NewTable(nft.Unowned)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return t.Apply(r)
 }
 
 // addressing is what one family of the namespace's device gets.

@@ -25,7 +25,7 @@ type batch struct {
 	what  []string        // each message is about, by its sequence number
 	sets  uint32          // so far
 	mark  string          // behind the names of sets
-	have  map[string]bool // what is there as it is to be: "set NAME", "chain NAME"
+	have  map[string]bool // what is there as it is to be: "set NAME", "chain NAME", "counter NAME"
 }
 
 func newBatch(table string) *batch {
@@ -48,13 +48,38 @@ func (b *batch) message(what string, typ, flags uint16, family byte, attrs [][]b
 	b.what = append(b.what, what)
 }
 
-func (b *batch) newTable(flags uint32) {
-	b.add("table "+b.table, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, netlink.Uint32(unix.NFTA_TABLE_FLAGS, flags))
+func (b *batch) newTable(o Ownership) {
+	b.add("table "+b.table, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, netlink.Uint32(unix.NFTA_TABLE_FLAGS, uint32(o)))
 }
 
 func (b *batch) delTable() { b.add("delete table "+b.table, unix.NFT_MSG_DELTABLE, 0) }
 
-func (b *batch) newChain(c chain) {
+// fill adds everything that is in the table.
+func (b *batch) fill(r Ruleset) error {
+	_, counters := r.refersTo()
+	for _, name := range counters {
+		b.newCounter(name)
+	}
+	if r.meter != nil {
+		b.newMeter(*r.meter)
+	}
+	for _, c := range r.Chains {
+		b.newChain(c)
+	}
+	for _, c := range r.Chains {
+		if b.have["chain "+c.name] {
+			continue
+		}
+		for _, rule := range c.rules {
+			if err := b.newRule(c.name, rule); err != nil {
+				return fmt.Errorf("nftables: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (b *batch) newChain(c Chain) {
 	attrs := [][]byte{text(unix.NFTA_CHAIN_NAME, c.name)}
 	if c.typ != "" {
 		attrs = append(attrs,
@@ -65,7 +90,7 @@ func (b *batch) newChain(c chain) {
 }
 
 // newRule appends a rule, after the sets that are its own.
-func (b *batch) newRule(chain string, r rule) error {
+func (b *batch) newRule(chain string, r Rule) error {
 	var list []byte
 	for _, t := range r {
 		exprs := t.exprs
@@ -155,8 +180,12 @@ func text(typ uint16, s string) []byte { return netlink.Attr(typ, []byte(s), []b
 
 func shorten(s string) string { return s[:min(len(s), 300)] }
 
-// newCounter appends a named counter. One that is there goes on counting.
+// newCounter appends a named counter, unless it is there and goes on counting.
 func (b *batch) newCounter(name string) {
+	if b.have["counter "+name] {
+		return
+	}
+	b.have["counter "+name] = true
 	zero := make([]byte, 8)
 	b.add("counter "+name, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, text(unix.NFTA_OBJ_NAME, name),
 		netlink.Uint32(unix.NFTA_OBJ_TYPE, objectCounter),

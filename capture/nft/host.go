@@ -61,7 +61,7 @@ const (
 // are let alone, but for those to an address of a pool, which are refused. Datagrams to
 // System's resolver arrive with their sender's capture.SenderMark, whoever that is.
 func Host(s HostSpec) Ruleset {
-	r := Ruleset{table: HostTableName, counters: []string{counterLostMark, counterDiverted, counterMetered}}
+	r := Ruleset{Table: HostTableName}
 	if s.Meter.Rate != 0 && s.Form != NoQueue {
 		r.meter = &meterSet{s.Meter}
 	}
@@ -85,100 +85,99 @@ func Host(s HostSpec) Ruleset {
 
 	// A packet that is no SYN passes one rule of hold and, unless it goes to a pool,
 	// few of refuse.
-	r.chains = append(r.chains,
-		base("hold", "filter", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
-		chain{name: "syn", rules: append([]rule{{dport(portDNS), accept()}}, s.dispatch(HostCapture.rulesChain)...)})
+	r.Chains = append(r.Chains,
+		Base("hold", "filter", unix.NF_INET_LOCAL_OUT, PrioHold, Rule{TCP, SYN, jump("syn")}),
+		Chain{name: "syn", rules: append([]Rule{{DestPort(PortDNS), Accept}}, s.dispatch(HostCapture.rulesChain)...)})
 
-	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{toJudge(), tcp(), syn(), jump("judge")})
+	refuse := Base("refuse", "filter", unix.NF_INET_LOCAL_OUT, PrioRefuse, Rule{toJudge, TCP, SYN, jump("judge")})
 	toPool := ending(inPrefixes(pools), jump("pool"))
 	refuse.rules = append(refuse.rules, toPool...)
 	if refuseUDP {
-		refuse.rules = append(refuse.rules, rule{notTCP(), outLoopback(false), jump("datagrams")})
+		refuse.rules = append(refuse.rules, Rule{notTCP, OutElsewhere, jump("datagrams")})
 	}
 	if !s.NoZones {
-		apart := base("apart", "filter", unix.NF_INET_LOCAL_OUT, prioApart, rule{udp(), dport(portDNS), ownersZone()})
+		apart := Base("apart", "filter", unix.NF_INET_LOCAL_OUT, prioApart, Rule{UDP, DestPort(PortDNS), ownersZone})
 		apart.constant = true // kernels drop all that is held when a rule that sets zones goes
-		r.chains = append(r.chains, apart)
+		r.Chains = append(r.Chains, apart)
 	}
 	if len(all) > 0 {
-		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
-		r.chains = append(r.chains, straight(append(resolversTCP, s.TCP), resolvers))
+		refuse.rules = append(refuse.rules, Rule{OutLoopback, jump("straight")})
+		r.Chains = append(r.Chains, straight(append(resolversTCP, s.TCP), resolvers))
 	}
-	judged := []rule{
-		{dport(portDNS), accept()},
-		{class(capture.MarkReset), resetTCP()},
-		{class(capture.MarkUnreachable), hostUnreachable()},
-		{class(capture.MarkTunnel), accept()},
+	judged := []Rule{
+		{DestPort(PortDNS), Accept},
+		{HasClass(capture.MarkReset), ResetTCP},
+		{HasClass(capture.MarkUnreachable), HostUnreachable},
+		{HasClass(capture.MarkTunnel), Accept},
 	}
-	r.chains = append(r.chains, refuse,
-		chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
-		chain{name: "judged", rules: judged},
-		chain{name: "pool", rules: s.pool()})
+	r.Chains = append(r.Chains, refuse,
+		Chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
+		Chain{name: "judged", rules: judged},
+		Chain{name: "pool", rules: s.pool()})
 	if refuseUDP {
-		r.chains = append(r.chains,
-			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(s.datagramChain)...)},
-			chain{name: "refused", rules: []rule{{hostUnreachable()}}})
+		r.Chains = append(r.Chains,
+			Chain{name: "datagrams", rules: append([]Rule{{UDP, DestPort(PortDNS), Accept}}, s.dispatch(s.datagramChain)...)},
+			Chain{name: "refused", rules: []Rule{{HostUnreachable}}})
 	}
 
-	r.chains = append(r.chains,
-		base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert,
-			rule{class(capture.MarkTunnel), tcp(), jump("captured")},
-			rule{dport(portDNS), jump("captured")}),
-		chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
+	r.Chains = append(r.Chains,
+		Base("divert", "nat", unix.NF_INET_LOCAL_OUT, PrioDivert,
+			Rule{HasClass(capture.MarkTunnel), TCP, jump("captured")},
+			Rule{DestPort(PortDNS), jump("captured")}),
+		Chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
 		// Live diverted flows hang once no rule uses NAT any more. No packet comes here.
-		chain{name: "resident", rules: []rule{{redirect(s.TCP)}}},
+		Chain{name: "resident", rules: []Rule{{Redirect(s.TCP)}}},
 		// Wherever foreign rules stand, after NAT a SYN is on its way to us or may leave.
 		// A route chain, so that the latter goes the way that its mark without our class
 		// stands for in foreign policy rules.
-		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")}, rule{udp(), jump("datagram")}),
-		chain{name: "datagram", rules: []rule{{dport(portDNS), goTo("asked")}, {askedFor(portDNS), goTo("asked")}}},
+		Base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, Rule{TCP, SYN, jump("check")}, Rule{UDP, jump("datagram")}),
+		Chain{name: "datagram", rules: []Rule{{DestPort(PortDNS), goTo("asked")}, {askedFor(PortDNS), goTo("asked")}}},
 		// A SYN on its way since before it had our class, which nobody has changed since, need
 		// not be sent on it again: hold is no route chain. Its class is taken off behind us.
 		// A program that gave up while its SYN was held has no socket any more whose owner
 		// could be told: nothing has diverted that SYN, or refused it.
-		chain{name: "check", rules: slices.Concat([]rule{{direct(), unchanged(), accept()}},
+		Chain{name: "check", rules: slices.Concat([]Rule{{direct, unchanged, Accept}},
 			s.dispatch(func(HostCapture) string { return "checked" }),
-			[]rule{{hasOwner(), accept()}, {mayLeave(), setClass(0), accept()}, {notClass(0), drop()}})},
-		base("settle", "filter", unix.NF_INET_LOCAL_OUT, prioSettle, rule{direct(), tcp(), syn(), jump("leaves")}),
-		chain{name: "leaves", rules: s.dispatch(func(HostCapture) string { return "left" })},
-		chain{name: "left", rules: []rule{{setClass(0)}}},
-		chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
+			[]Rule{{hasOwner, Accept}, {mayLeave, SetClass(0), Accept}, {HasNotClass(0), drop}})},
+		Base("settle", "filter", unix.NF_INET_LOCAL_OUT, prioSettle, Rule{direct, TCP, SYN, jump("leaves")}),
+		Chain{name: "leaves", rules: s.dispatch(func(HostCapture) string { return "left" })},
+		Chain{name: "left", rules: []Rule{{SetClass(0)}}},
+		Chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
 			// Of a socket that is not captured, from where one was that is.
-			ending(toServers(onLoopback(resolvers...)), count(counterDiverted), drop())...)},
-		chain{name: "checked", rules: slices.Concat(
-			[]rule{{mayLeave(), setClass(0), accept()}},
-			ending(toServers(onLoopback(resolversTCP...)), askedFor(portDNS), accept()),
-			ending(s.toListener(), class(capture.MarkTunnel), accept()),
-			[]rule{
+			ending(toLoopback(resolvers...), count(counterDiverted), drop)...)},
+		Chain{name: "checked", rules: slices.Concat(
+			[]Rule{{mayLeave, SetClass(0), Accept}},
+			ending(toLoopback(resolversTCP...), askedFor(PortDNS), Accept),
+			ending(toLoopback(s.TCP), HasClass(capture.MarkTunnel), Accept),
+			[]Rule{
 				// Guard 2: a SYN for the tunnel that something else diverted first.
-				{class(capture.MarkTunnel), count(counterDiverted), drop()},
+				{HasClass(capture.MarkTunnel), count(counterDiverted), drop},
 				// Guard 1: a SYN whose verdict was lost on the way.
-				{count(counterLostMark), drop()},
+				{count(counterLostMark), drop},
 			})},
 		// Guard 2 once more, on the way out. Here the cgroup cannot be asked for; forwarded
 		// packets have no owner.
-		base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
-			append(preceded(rule{class(capture.MarkTunnel), tcp(), syn(), outLoopback(false)}, inUsers(users),
-				count(counterDiverted), drop()), s.queries(outLoopback(true), noteSender())...)...),
+		Base("last", "filter", unix.NF_INET_POST_ROUTING, PrioLast,
+			append(preceded(Rule{HasClass(capture.MarkTunnel), TCP, SYN, OutElsewhere}, inUsers(users...),
+				count(counterDiverted), drop), s.queries(OutLoopback, noteSender)...)...),
 		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
 		// input act on them; by now the packet has no socket any more, but its priority.
-		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
-			[]rule{{fromElsewhere(), accept()}},
-			s.queries(markSender()),
-			ending(toServers(onLoopback(resolvers...)), udp(), jump("arrives")),
-			ending(toServers(onLoopback(resolversTCP...)), tcp(), syn(), jump("arrives")))...),
+		Base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
+			[]Rule{{fromElsewhere, Accept}},
+			s.queries(markSender),
+			ending(toLoopback(resolvers...), UDP, jump("arrives")),
+			ending(toLoopback(resolversTCP...), TCP, SYN, jump("arrives")))...),
 		// Once a resolver is gone, and ssh-captured with it, somebody else may bind its port:
 		// what the table still sends there is dropped. A SYN may also meet what lingers of a
 		// connection, which has the port until then; any other socket is somebody else's.
-		chain{name: "arrives", rules: []rule{{heard(), accept()}, {lingers(), jump("lingers")}, {drop()}}},
-		chain{name: "lingers", rules: []rule{{overheard(), drop()}, {accept()}}})
+		Chain{name: "arrives", rules: []Rule{{heard, Accept}, {lingers, jump("lingers")}, {drop}}},
+		Chain{name: "lingers", rules: []Rule{{overheard, drop}, {Accept}}})
 
 	for _, c := range all {
-		r.chains = append(r.chains, s.ask(c), s.divert(c), s.rules(c), chain{name: c.namesChain(), rules: []rule{
-			{dport(c.DNSUDP), accept()},
+		r.Chains = append(r.Chains, s.ask(c), s.divert(c), s.rules(c), Chain{name: c.namesChain(), rules: []Rule{
+			{DestPort(c.DNSUDP), Accept},
 			// Guard 2 for name queries: others would be asked what only our resolver may hear.
-			{count(counterDiverted), drop()}}})
-		r.counters = append(r.counters, c.counters()...)
+			{count(counterDiverted), drop}}})
 	}
 	return r
 }
@@ -186,48 +185,35 @@ func Host(s HostSpec) Ruleset {
 // pool is the chain for packets to an address of some capture's pool: what a live
 // diverted connection sends, or what may not get out. What a user's capture calls a pool
 // concerns that user alone: any range can be.
-func (s HostSpec) pool() []rule {
-	rules := []rule{{diverted(), accept()}}
+func (s HostSpec) pool() []Rule {
+	rules := []Rule{{diverted, Accept}}
 	for _, c := range s.Captures {
 		for _, way := range inPrefixes(c.Spec.Pools) {
-			rules = append(rules, preceded(way, inUsers([]capture.UIDRange{{Lo: c.UID, Hi: c.UID}}), hostUnreachable())...)
+			rules = append(rules, preceded(way, inUsers(capture.UIDRange{Lo: c.UID, Hi: c.UID}), HostUnreachable)...)
 		}
 	}
 	if s.System != nil {
-		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), hostUnreachable())...)
+		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), HostUnreachable)...)
 	}
 	return rules
 }
 
 // queries is a rule about the name queries that arrive at System's resolver over UDP,
 // redirected or sent there, where there is a System.
-func (s HostSpec) queries(act ...term) []rule {
+func (s HostSpec) queries(act ...Term) []Rule {
 	if s.System == nil {
 		return nil
 	}
-	return []rule{append(rule{udp(), dport(s.System.DNSUDP)}, act...)}
+	return []Rule{append(Rule{UDP, DestPort(s.System.DNSUDP)}, act...)}
 }
 
 // straight is the chain that refuses what goes to our own sockets without having been
 // diverted there, which is before NAT: another user could ask a capture's resolver what
 // its owner asked, and have it remember names that the owner never asked for.
-func straight(tcpPorts, udpPorts []uint16) chain {
-	return chain{name: "straight", rules: append(
-		ending(toServers(onLoopback(tcpPorts...)), tcp(), resetTCP()),
-		ending(toServers(onLoopback(udpPorts...)), udp(), hostUnreachable())...)}
-}
-
-// onLoopback are ports on both of its addresses.
-func onLoopback(ports ...uint16) (list []netip.AddrPort) {
-	for _, p := range ports {
-		list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p), netip.AddrPortFrom(netip.IPv6Loopback(), p))
-	}
-	return list
-}
-
-// toListener are the ways for a packet to go to the listeners.
-func (s HostSpec) toListener() []rule {
-	return toServers(onLoopback(s.TCP))
+func straight(tcpPorts, udpPorts []uint16) Chain {
+	return Chain{name: "straight", rules: append(
+		ending(toLoopback(tcpPorts...), TCP, ResetTCP),
+		ending(toLoopback(udpPorts...), UDP, HostUnreachable)...)}
 }
 
 func (c HostCapture) rulesChain() string  { return "rules_" + c.ID }
@@ -251,7 +237,7 @@ func (s HostSpec) datagramChain(c HostCapture) string {
 
 // dispatch returns rules that send the packets of captured sockets to a chain: by the
 // deepest cgroup first, as a capture within another has its own rules, and System last.
-func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []rule) {
+func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []Rule) {
 	captures := slices.Clone(s.Captures)
 	slices.SortStableFunc(captures, func(a, b HostCapture) int { return cmp.Compare(b.Level, a.Level) })
 	for len(captures) > 0 {
@@ -264,40 +250,40 @@ func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []rule) {
 			texts = append(texts, fmt.Sprintf("%d . %d : %s", c.Cgroup, c.UID, goOrAccept(to).text))
 			captures = captures[1:]
 		}
-		rules = append(rules, rule{bySocket(level, elements, texts)})
+		rules = append(rules, Rule{bySocket(level, elements, texts)})
 	}
 	if s.System != nil {
-		rules = append(rules, preceded(nil, inUsers(s.System.Spec.Users), goOrAccept(chain(*s.System)))...)
+		rules = append(rules, preceded(nil, inUsers(s.System.Spec.Users...), goOrAccept(chain(*s.System)))...)
 	}
 	return rules
 }
 
-func goOrAccept(chain string) term {
+func goOrAccept(chain string) Term {
 	if chain == "" {
-		return accept()
+		return Accept
 	}
 	return goTo(chain)
 }
 
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
 // rules are those of Spec, in their order.
-func (s HostSpec) rules(c HostCapture) chain {
-	pass := []term{setClass(capture.MarkDirect), accept()}
+func (s HostSpec) rules(c HostCapture) Chain {
+	pass := []Term{SetClass(capture.MarkDirect), Accept}
 	if s.under(c) {
-		pass = []term{goTo(s.System.rulesChain())}
+		pass = []Term{goTo(s.System.rulesChain())}
 	}
 	rules := ending(inPrefixes(c.Spec.Pools), goTo(c.askChain()))
 	if !c.Spec.Local {
-		rules = append(rules, append(rule{outLoopback(true)}, pass...))
+		rules = append(rules, append(Rule{OutLoopback}, pass...))
 	}
 	rules = append(rules, ending(toServers(c.Spec.Exempt), pass...)...)
 	for _, sr := range c.Spec.Rules {
-		places, ports := []rule{nil}, []term{{}}
+		places, ports := []Rule{nil}, []Term{{}}
 		if len(sr.Prefixes) > 0 {
 			places = inPrefixes(sr.Prefixes)
 		}
 		if len(sr.Ports) > 0 {
-			ports = inPorts(sr.Ports)
+			ports = inPorts(sr.Ports...)
 		}
 		for _, place := range places {
 			for _, p := range ports {
@@ -309,35 +295,22 @@ func (s HostSpec) rules(c HostCapture) chain {
 			}
 		}
 	}
-	return chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
+	return Chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
 }
 
-func (c HostCapture) outcome(o capture.Outcome, number int, pass []term) rule {
+func (c HostCapture) outcome(o capture.Outcome, number int, pass []Term) Rule {
 	switch o {
 	case capture.Pass:
-		return append(rule{count(c.counter(o, number))}, pass...)
+		return append(Rule{count(c.counter(o, number))}, pass...)
 	case capture.Reset:
-		return rule{count(c.counter(o, number)), setClass(capture.MarkReset), accept()}
+		return Rule{count(c.counter(o, number)), SetClass(capture.MarkReset), Accept}
 	default:
-		return rule{goTo(c.askChain())}
+		return Rule{goTo(c.askChain())}
 	}
 }
 
 func (c HostCapture) counter(o capture.Outcome, number int) string {
 	return fmt.Sprintf("%s_%d_%s", o, number, c.ID)
-}
-
-// counters are the names of those that rules refers to.
-func (c HostCapture) counters() (names []string) {
-	there := map[string]bool{}
-	for _, sr := range append(slices.Clone(c.Spec.Rules), capture.SpecRule{Outcome: c.Spec.Rest}) {
-		name := c.counter(sr.Outcome, sr.Number)
-		if (sr.Outcome == capture.Pass || sr.Outcome == capture.Reset) && !there[name] {
-			there[name] = true
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // parseCounter is counter's inverse.
@@ -355,27 +328,27 @@ func parseCounter(name string) (h Hit, ok bool) {
 }
 
 // ask is the chain for SYNs that a broker decides.
-func (s HostSpec) ask(c HostCapture) chain {
+func (s HostSpec) ask(c HostCapture) Chain {
 	if s.Form == NoQueue {
-		return chain{name: c.askChain(), rules: []rule{{setClass(capture.MarkTunnel), accept()}}}
+		return Chain{name: c.askChain(), rules: []Rule{{SetClass(capture.MarkTunnel), Accept}}}
 	}
-	var rules []rule
+	var rules []Rule
 	if s.Meter.Rate != 0 {
-		rules = append(rules, rule{meterSet{s.Meter}.over(), count(counterMetered), drop()})
+		rules = append(rules, Rule{meterSet{s.Meter}.over(), count(counterMetered), drop})
 	}
-	return chain{name: c.askChain(), rules: append(rules, rule{toQueue(c.Queue, s.Form == NativeQueue)})}
+	return Chain{name: c.askChain(), rules: append(rules, Rule{ToQueue(c.Queue, s.Form)})}
 }
 
-func (s HostSpec) divert(c HostCapture) chain {
-	return chain{name: c.divertChain(), rules: []rule{
-		{tcp(), dport(portDNS), redirect(c.DNSTCP)},
-		{udp(), dport(portDNS), redirect(c.DNSUDP)},
-		{tcp(), redirect(s.TCP)}, // of class tunnel
+func (s HostSpec) divert(c HostCapture) Chain {
+	return Chain{name: c.divertChain(), rules: []Rule{
+		{TCP, DestPort(PortDNS), Redirect(c.DNSTCP)},
+		{UDP, DestPort(PortDNS), Redirect(c.DNSUDP)},
+		{TCP, Redirect(s.TCP)}, // of class tunnel
 	}}
 }
 
 // ending returns each of ways with the same end.
-func ending(ways []rule, end ...term) (rules []rule) {
+func ending(ways []Rule, end ...Term) (rules []Rule) {
 	for _, w := range ways {
 		rules = append(rules, append(slices.Clone(w), end...))
 	}
@@ -383,7 +356,7 @@ func ending(ways []rule, end ...term) (rules []rule) {
 }
 
 // preceded returns a rule for each of ways, between the same begin and end.
-func preceded(begin rule, ways []term, end ...term) (rules []rule) {
+func preceded(begin Rule, ways []Term, end ...Term) (rules []Rule) {
 	for _, w := range ways {
 		rules = append(rules, append(append(slices.Clone(begin), w), end...))
 	}
@@ -401,12 +374,8 @@ const (
 
 func (m meterSet) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
 
-func (m meterSet) String() string {
-	return fmt.Sprintf("\tset %s {\n\t\ttype uid\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %ds\n\t}\n", m.name(), meterUsers, meterTimeout)
-}
-
 // over matches what is beyond the meter.
-func (m meterSet) over() term {
+func (m meterSet) over() Term {
 	return say(fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
 		meta(expr.MetaKeySKUID),
 		&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
