@@ -74,7 +74,7 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 
 	if spec.Form != nft.NoQueue {
 		// Bound before the rules send anything there.
-		q, err := queue.Open(queueNumber, queueLength, queueBuffer)
+		q, err := openQueue()
 		if err != nil {
 			return m, nil, err
 		}
@@ -93,6 +93,21 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		add(roleConntrack, ct.File())
 	}
 	return m, files, nil
+}
+
+// openQueue binds the queue, while the kernel's answer is all that can be received.
+func openQueue() (*queue.Queue, error) {
+	q, err := queue.OpenSocket(queueBuffer)
+	if err != nil {
+		return nil, err
+	}
+	read := make(chan error, 1)
+	go func() { read <- q.Receive(func(queue.Packet) {}) }()
+	if err := q.Bind(queueNumber, queueLength); err != nil {
+		q.Close()
+		return nil, err
+	}
+	return q, <-read
 }
 
 func loadRules(r nft.Ruleset) error {

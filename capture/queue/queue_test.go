@@ -119,7 +119,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add(message(msgPacket, identified(1), netlink.Attr(attrPayload, syn4)))
 	f.Add([]byte{16, 0, 0, 0, 2, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		q := &Queue{}
+		q := &Queue{answers: make(chan answer, 1)}
 		_ = q.parse(b, func(p Packet) { ParseSYN(p.Payload) })
 	})
 }
