@@ -19,17 +19,15 @@ func Pair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.F
 		if err != nil {
 			return nil, 0, err
 		}
+		files := []*os.File{f4}
 		port, err := Port(f4)
-		if err != nil {
-			f4.Close()
-			return nil, 0, err
+		if err == nil && ipv6 {
+			var f6 *os.File
+			f6, err = open(netip.AddrPortFrom(loopback6, port))
+			files = append(files, f6)
 		}
-		if !ipv6 {
-			return []*os.File{f4}, port, nil
-		}
-		f6, err := open(netip.AddrPortFrom(loopback6, port))
 		if err == nil {
-			return []*os.File{f4, f6}, port, nil
+			return files, port, nil
 		}
 		f4.Close()
 		if !errors.Is(err, unix.EADDRINUSE) {
