@@ -105,26 +105,13 @@ func (s *Socket) Poll(buf []byte) (b []byte, err error) {
 	return b, err
 }
 
-// Asker is a socket for questions with one message for an answer. It is safe for
-// concurrent use, but nobody else may read from it.
+// Asker is a socket, which has to be set, for questions with one message for an answer.
+// It is safe for concurrent use, but nobody else may read from it.
 type Asker struct {
 	*Socket
 	mu  sync.Mutex // one question at a time
 	seq uint32
 	buf [4096]byte
-}
-
-// OpenAsker is Open for questions.
-func OpenAsker(family int) (*Asker, error) { return asker(Open(family, 0)) }
-
-// AdoptAsker is Adopt for questions.
-func AdoptAsker(f *os.File) (*Asker, error) { return asker(Adopt(f)) }
-
-func asker(s *Socket, err error) (*Asker, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &Asker{Socket: s}, nil
 }
 
 // Ask sends a message with those parts and returns the answer, which may be a refusal:

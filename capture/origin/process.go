@@ -27,31 +27,29 @@ func Holder(pids []int, inode uint32) capture.Origin {
 			failed = err
 		}
 		if found {
-			exe, err := os.Readlink(proc(pids[i], "exe"))
-			if err != nil {
-				return capture.Origin{}
-			}
-			// A program that was replaced while it runs, as by an upgrade, keeps its rules.
-			return capture.Origin{Known: true, PID: pids[i], Exe: strings.TrimSuffix(exe, " (deleted)")}
+			return Running(pids[i])
 		}
 	}
 	return capture.Origin{Err: failed}
 }
 
+// Running is the process with that id, whatever it does; the zero Origin where it is gone,
+// or a thread of the kernel.
+func Running(pid int) capture.Origin {
+	exe, err := os.Readlink(proc(pid, "exe"))
+	if err != nil {
+		return capture.Origin{}
+	}
+	// A program that was replaced while it runs, as by an upgrade, keeps its rules.
+	return capture.Origin{Known: true, PID: pid, Exe: strings.TrimSuffix(exe, " (deleted)")}
+}
+
 // holds returns an error only for a failure that is ours: a process may end, or be
 // another user's.
 func holds(pid int, want string) (bool, error) {
-	dir, err := os.Open(proc(pid, "fd"))
+	names, err := list(proc(pid, "fd"))
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return false, err
-	}
-	if err != nil {
-		return false, nil
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return false, nil
 	}
 	for i := len(names) - 1; i >= 0; i-- {
 		if link, err := os.Readlink(proc(pid, "fd/"+names[i])); err == nil && link == want {
@@ -63,12 +61,7 @@ func holds(pid int, want string) (bool, error) {
 
 // Processes lists all processes that can be seen, in ascending order.
 func Processes() ([]int, error) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	names, err := list("/proc")
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +72,16 @@ func Processes() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// list returns the names in a directory, in the kernel's order.
+func list(path string) ([]string, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Readdirnames(-1)
 }
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
