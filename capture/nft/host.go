@@ -158,7 +158,7 @@ func Host(s HostSpec) Ruleset {
 		// Guard 2 once more, on the way out. Here the cgroup cannot be asked for; forwarded
 		// packets have no owner.
 		Base("last", "filter", unix.NF_INET_POST_ROUTING, PrioLast,
-			append(preceded(Rule{HasClass(capture.MarkTunnel), TCP, SYN, OutElsewhere}, inUsers(users...),
+			append(ending(product([]Rule{{HasClass(capture.MarkTunnel), TCP, SYN, OutElsewhere}}, inUsers(users...)),
 				count(counterDiverted), drop), s.queries(OutLoopback, noteSender)...)...),
 		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
 		// input act on them; by now the packet has no socket any more, but its priority.
@@ -188,9 +188,7 @@ func Host(s HostSpec) Ruleset {
 func (s HostSpec) pool() []Rule {
 	rules := []Rule{{diverted, Accept}}
 	for _, c := range s.Captures {
-		for _, way := range inPrefixes(c.Spec.Pools) {
-			rules = append(rules, preceded(way, inUsers(capture.UIDRange{Lo: c.UID, Hi: c.UID}), HostUnreachable)...)
-		}
+		rules = append(rules, ending(product(inPrefixes(c.Spec.Pools), inUsers(capture.UIDRange{Lo: c.UID, Hi: c.UID})), HostUnreachable)...)
 	}
 	if s.System != nil {
 		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), HostUnreachable)...)
@@ -253,7 +251,7 @@ func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []Rule) {
 		rules = append(rules, Rule{bySocket(level, elements, texts)})
 	}
 	if s.System != nil {
-		rules = append(rules, preceded(nil, inUsers(s.System.Spec.Users...), goOrAccept(chain(*s.System)))...)
+		rules = append(rules, ending(product([]Rule{nil}, inUsers(s.System.Spec.Users...)), goOrAccept(chain(*s.System)))...)
 	}
 	return rules
 }
@@ -278,22 +276,14 @@ func (s HostSpec) rules(c HostCapture) Chain {
 	}
 	rules = append(rules, ending(toServers(c.Spec.Exempt), pass...)...)
 	for _, sr := range c.Spec.Rules {
-		places, ports := []Rule{nil}, []Term{{}}
+		ways := []Rule{nil}
 		if len(sr.Prefixes) > 0 {
-			places = inPrefixes(sr.Prefixes)
+			ways = inPrefixes(sr.Prefixes)
 		}
 		if len(sr.Ports) > 0 {
-			ports = inPorts(sr.Ports...)
+			ways = product(ways, inPorts(sr.Ports...))
 		}
-		for _, place := range places {
-			for _, p := range ports {
-				match := slices.Clone(place)
-				if p.exprs != nil {
-					match = append(match, p)
-				}
-				rules = append(rules, append(match, c.outcome(sr.Outcome, sr.Number, pass)...))
-			}
-		}
+		rules = append(rules, ending(ways, c.outcome(sr.Outcome, sr.Number, pass)...)...)
 	}
 	return Chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
 }
@@ -355,10 +345,12 @@ func ending(ways []Rule, end ...Term) (rules []Rule) {
 	return rules
 }
 
-// preceded returns a rule for each of ways, between the same begin and end.
-func preceded(begin Rule, ways []Term, end ...Term) (rules []Rule) {
+// product returns each of ways with each of terms behind it.
+func product(ways []Rule, terms []Term) (rules []Rule) {
 	for _, w := range ways {
-		rules = append(rules, append(append(slices.Clone(begin), w), end...))
+		for _, t := range terms {
+			rules = append(rules, append(slices.Clone(w), t))
+		}
 	}
 	return rules
 }

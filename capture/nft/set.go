@@ -234,15 +234,13 @@ func toServers(servers []netip.AddrPort) (ways []Rule) {
 }
 
 // toLoopback returns the ways for a packet to go to one of ports on both of its addresses.
-func toLoopback(ports ...uint16) (ways []Rule) {
+func toLoopback(ports ...uint16) []Rule {
 	var ranges []capture.PortRange
 	for _, p := range ports {
 		ranges = append(ranges, capture.PortRange{Lo: p, Hi: p})
 	}
-	for _, to := range inPrefixes([]netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 32), netip.PrefixFrom(netip.IPv6Loopback(), 128)}) {
-		ways = append(ways, preceded(to, inPorts(ranges...))...)
-	}
-	return ways
+	addresses := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 32), netip.PrefixFrom(netip.IPv6Loopback(), 128)}
+	return product(inPrefixes(addresses), inPorts(ranges...))
 }
 
 // bySocket goes where a map says, by a socket's cgroup at a level and its owner. It
