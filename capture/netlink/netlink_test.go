@@ -103,8 +103,8 @@ func TestSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if port, err := s.Port(); err != nil || port == 0 {
-		t.Errorf("port %d, %v", port, err)
+	if s.Port() == 0 {
+		t.Error("no port")
 	}
 	if _, err := s.Poll(make([]byte, 100)); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("nothing is there: %v", err)

@@ -16,6 +16,7 @@ import (
 type Socket struct {
 	file *os.File
 	raw  syscall.RawConn
+	port uint32
 }
 
 // Open makes a socket of a netlink family in the current network namespace, which hears
@@ -35,12 +36,26 @@ func Open(family int, groups uint32) (*Socket, error) {
 // Adopt takes over a socket made elsewhere. It owns f from now on, also where it fails.
 func Adopt(f *os.File) (*Socket, error) {
 	raw, err := f.SyscallConn()
+	s := &Socket{file: f, raw: raw}
+	if err == nil {
+		err = s.Control(func(fd int) error {
+			name, err := unix.Getsockname(fd)
+			if own, ok := name.(*unix.SockaddrNetlink); ok {
+				s.port = own.Pid
+				return nil
+			}
+			return errors.Join(err, unix.EPROTOTYPE)
+		})
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &Socket{f, raw}, nil
+	return s, nil
 }
+
+// Port is the socket's address, by which the kernel knows it.
+func (s *Socket) Port() uint32 { return s.port }
 
 // File is the socket, to be duplicated into another process. The Socket keeps owning it.
 func (s *Socket) File() *os.File { return s.file }
@@ -52,20 +67,6 @@ func (s *Socket) Close() error { return s.file.Close() }
 func (s *Socket) Control(f func(fd int) error) (err error) {
 	cerr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) })
 	return errors.Join(cerr, err)
-}
-
-// Port is the socket's address, by which the kernel knows it.
-func (s *Socket) Port() (port uint32, err error) {
-	err = s.Control(func(fd int) error {
-		name, err := unix.Getsockname(fd)
-		own, ok := name.(*unix.SockaddrNetlink)
-		if !ok {
-			return errors.Join(err, unix.EPROTOTYPE)
-		}
-		port = own.Pid
-		return nil
-	})
-	return port, err
 }
 
 // Send sends b to the kernel as one datagram.

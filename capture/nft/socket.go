@@ -15,9 +15,8 @@ import (
 
 // socket is one socket of nfnetlink. It is for one goroutine at a time.
 type socket struct {
-	*netlink.Socket
-	port uint32 // its address, by which the kernel knows a table's owner
-	buf  []byte
+	*netlink.Socket // whose port the kernel knows a table's owner by
+	buf []byte
 }
 
 // dial opens a socket in the current network namespace.
@@ -29,16 +28,10 @@ func dial(groups uint32) (*socket, error) {
 func adopt(f *os.File) (*socket, error) { return newSocket(netlink.Adopt(f)) }
 
 func newSocket(s *netlink.Socket, err error) (*socket, error) {
-	var port uint32
-	if err == nil {
-		if port, err = s.Port(); err != nil {
-			s.Close()
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("nftables: socket: %w", err)
 	}
-	return &socket{s, port, make([]byte, 64<<10)}, nil
+	return &socket{s, make([]byte, 64<<10)}, nil
 }
 
 // commit carries out a transaction. The error names the message that the kernel

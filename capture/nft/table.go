@@ -202,7 +202,7 @@ func (t *Table) contents(table string) (c contents, err error) {
 		return c, err
 	}
 	c.exists, c.flags = true, Ownership(tables[0].num(unix.NFTA_TABLE_FLAGS))
-	c.owned = uint32(tables[0].num(attrOwner)) == t.socket.port
+	c.owned = uint32(tables[0].num(attrOwner)) == t.socket.Port()
 	if c.flags&flagOwner != 0 && !c.owned {
 		return c, fmt.Errorf("table %s: %w", table, ErrForeign)
 	}

@@ -21,7 +21,7 @@ func (t *Table) Watch(ctx context.Context, changed func(by string)) (<-chan erro
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ignore(t.socket.port); err != nil {
+	if err := s.ignore(t.socket.Port()); err != nil {
 		s.Close()
 		return nil, err
 	}
