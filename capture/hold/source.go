@@ -378,24 +378,17 @@ func (s *Source) deliver(k accepted, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := s.awaiting[k]
+	own, _ := c.LocalAddr().(*net.TCPAddr)
 	switch {
 	case taken != nil:
 		delete(s.awaiting, k)
 		taken <- c // has room for it
-	case s.unclaimed != nil && k.dst != addrPort(c.LocalAddr()) && len(s.unclaimed) < maxPending:
+	case s.unclaimed != nil && k.dst != own.AddrPort() && len(s.unclaimed) < maxPending:
 		s.unclaimed[k] = c
 	default:
 		return false
 	}
 	return true
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	return tcp.AddrPort()
 }
 
 // dropUnclaimed ends the time in which connections are kept that nobody awaits.

@@ -42,15 +42,6 @@ func New(f *os.File) (*Conn, error) {
 	return &Conn{file: f, raw: raw, in: make([]byte, 4<<10), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}, nil
 }
 
-// Pair returns two connected sockets, closed by an exec.
-func Pair(name string) (a, b *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
-}
-
 // File is the socket. The Conn keeps owning it.
 func (c *Conn) File() *os.File { return c.file }
 

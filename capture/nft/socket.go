@@ -16,7 +16,7 @@ import (
 // socket is one socket of nfnetlink. It is for one goroutine at a time.
 type socket struct {
 	*netlink.Socket // whose port the kernel knows a table's owner by
-	buf []byte
+	buf             []byte
 }
 
 // dial opens a socket in the current network namespace.

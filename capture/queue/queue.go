@@ -55,7 +55,6 @@ type Packet struct {
 	ID      uint32 // in its queue
 	Mark    uint32
 	UID     uint32 // of the socket's owner, in terms of the initial user namespace
-	HasUID  bool
 	Payload []byte // from the IP header on
 }
 
@@ -216,7 +215,7 @@ func parsePacket(body []byte) (p Packet, ok bool) {
 		case typ == attrMark && len(data) == 4:
 			p.Mark = binary.BigEndian.Uint32(data)
 		case typ == attrUID && len(data) == 4:
-			p.UID, p.HasUID = binary.BigEndian.Uint32(data), true
+			p.UID = binary.BigEndian.Uint32(data)
 		case typ == attrPayload:
 			p.Payload = data
 		}

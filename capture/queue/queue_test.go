@@ -93,8 +93,8 @@ func TestParseMessages(t *testing.T) {
 	if err := q.parse(two, func(p Packet) { got = append(got, p) }); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].ID != 11 || got[0].Queue != 7 || got[0].UID != 1000 || !got[0].HasUID || !bytes.Equal(got[0].Payload, syn4) ||
-		got[1].ID != 12 || got[1].Mark != 0xabc || got[1].HasUID {
+	if len(got) != 2 || got[0].ID != 11 || got[0].Queue != 7 || got[0].UID != 1000 || !bytes.Equal(got[0].Payload, syn4) ||
+		got[1].ID != 12 || got[1].Mark != 0xabc || got[1].UID != 0 {
 		t.Errorf("parsed %+v", got)
 	}
 }
