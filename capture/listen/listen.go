@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/descriptor"
 	"sshbroker/capture/queue"
 )
 
@@ -51,17 +52,6 @@ func OpenUDP(addr netip.AddrPort) (*os.File, error) {
 	}
 	defer c.Close()
 	return c.File()
-}
-
-// control calls f with the descriptor. Fd of an os.File would make it blocking, in every
-// process that holds it.
-func control(c syscall.Conn, f func(fd int) error) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
-	return errors.Join(cerr, err)
 }
 
 // ErrNoSYN means that the kernel kept no SYN for the connection: it came in by a
@@ -103,7 +93,7 @@ func OriginalDestination(c *net.TCPConn) (netip.AddrPort, error) {
 // fix the length.
 func getsockopt(c *net.TCPConn, level, name int, b []byte) (int, error) {
 	n := uint32(len(b))
-	err := control(c, func(fd int) error {
+	err := descriptor.Control(c, func(fd int) error {
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 			uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
 		if errno != 0 {

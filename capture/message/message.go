@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/descriptor"
 )
 
 // Limits of one message. What is beyond is an error at the side that sends.
@@ -98,13 +100,8 @@ func (c *Conn) write(v any, fds []int) error {
 	return os.NewSyscallError("sendmsg", serr)
 }
 
-// number returns f's descriptor without making it a blocking one, as Fd would.
 func number(f syscall.Conn) (n int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	err = descriptor.Control(f, func(fd int) error { n = fd; return nil })
 	return n, err
 }
 

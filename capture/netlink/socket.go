@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/descriptor"
 )
 
 // Socket belongs to the network namespace in which it was made, whichever process holds
@@ -64,10 +66,7 @@ func (s *Socket) File() *os.File { return s.file }
 func (s *Socket) Close() error { return s.file.Close() }
 
 // Control calls f with the descriptor.
-func (s *Socket) Control(f func(fd int) error) (err error) {
-	cerr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) })
-	return errors.Join(cerr, err)
-}
+func (s *Socket) Control(f func(fd int) error) error { return descriptor.Control(s.file, f) }
 
 // Send sends b to the kernel as one datagram.
 func (s *Socket) Send(b []byte) error {

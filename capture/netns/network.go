@@ -204,16 +204,6 @@ func tuneNetwork() {
 	}
 }
 
-// control runs f on the descriptor. (*os.File).Fd would make it blocking, in every
-// process that holds it.
-func control(file *os.File, f func(fd int)) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
-}
-
 // hasIPv6 turns IPv6 on where the kernel has it: a namespace without it would let
 // programs see another world than the tunnel's far end.
 func hasIPv6() bool {
