@@ -60,8 +60,8 @@ func (b *batch) fill(r Ruleset) error {
 	for _, name := range counters {
 		b.newCounter(name)
 	}
-	if r.meter != nil {
-		b.newMeter(*r.meter)
+	if r.meter.Rate != 0 {
+		b.newMeter(r.meter)
 	}
 	for _, c := range r.Chains {
 		b.newChain(c)
@@ -166,12 +166,9 @@ func (e element) encode(verdict bool) []byte {
 		attrs = append(attrs, netlink.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END))
 	}
 	if verdict {
-		v := netlink.Uint32(unix.NFTA_VERDICT_CODE, verdictAccept)
-		if e.chain != "" {
-			code := int32(unix.NFT_GOTO)
-			v = append(netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, e.chain)...)
-		}
-		attrs = append(attrs, netlink.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Nest(unix.NFTA_DATA_VERDICT, v)))
+		code := int32(unix.NFT_GOTO)
+		attrs = append(attrs, netlink.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Nest(unix.NFTA_DATA_VERDICT,
+			netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, e.chain))))
 	}
 	return netlink.Nest(unix.NFTA_LIST_ELEM, attrs...)
 }
@@ -193,7 +190,7 @@ func (b *batch) newCounter(name string) {
 }
 
 // newMeter appends the meter's set. One that is there keeps what it remembers.
-func (b *batch) newMeter(m meterSet) {
+func (b *batch) newMeter(m Meter) {
 	b.add("set "+m.name(), unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, text(unix.NFTA_SET_NAME, m.name()),
 		netlink.Uint32(unix.NFTA_SET_ID, 0), netlink.Uint32(unix.NFTA_SET_FLAGS, unix.NFT_SET_EVAL|unix.NFT_SET_TIMEOUT),
 		netlink.Uint32(unix.NFTA_SET_KEY_TYPE, typeUID), netlink.Uint32(unix.NFTA_SET_KEY_LEN, 4),

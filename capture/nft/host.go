@@ -61,10 +61,7 @@ const (
 // are let alone, but for those to an address of a pool, which are refused. Datagrams to
 // System's resolver arrive with their sender's capture.SenderMark, whoever that is.
 func Host(s HostSpec) Ruleset {
-	r := Ruleset{Table: HostTableName}
-	if s.Meter.Rate != 0 && s.Form != NoQueue {
-		r.meter = &meterSet{s.Meter}
-	}
+	r := Ruleset{Table: HostTableName, meter: s.Meter}
 	all := slices.Clone(s.Captures)
 	var users []capture.UIDRange // whose sockets may be taken
 	for _, c := range all {
@@ -90,8 +87,7 @@ func Host(s HostSpec) Ruleset {
 		Chain{name: "syn", rules: append([]Rule{{DestPort(PortDNS), Accept}}, s.dispatch(HostCapture.rulesChain)...)})
 
 	refuse := Base("refuse", "filter", unix.NF_INET_LOCAL_OUT, PrioRefuse, Rule{toJudge, TCP, SYN, jump("judge")})
-	toPool := ending(inPrefixes(pools), jump("pool"))
-	refuse.rules = append(refuse.rules, toPool...)
+	refuse.rules = append(refuse.rules, ending(inPrefixes(pools), jump("pool"))...)
 	if refuseUDP {
 		refuse.rules = append(refuse.rules, Rule{notTCP, OutElsewhere, jump("datagrams")})
 	}
@@ -117,7 +113,8 @@ func Host(s HostSpec) Ruleset {
 	if refuseUDP {
 		r.Chains = append(r.Chains,
 			Chain{name: "datagrams", rules: append([]Rule{{UDP, DestPort(PortDNS), Accept}}, s.dispatch(s.datagramChain)...)},
-			Chain{name: "refused", rules: []Rule{{HostUnreachable}}})
+			Chain{name: "refused", rules: []Rule{{HostUnreachable}}},
+			Chain{name: "accepted", rules: []Rule{{Accept}}})
 	}
 
 	r.Chains = append(r.Chains,
@@ -230,7 +227,7 @@ func (s HostSpec) datagramChain(c HostCapture) string {
 	if c.Spec.RefuseUDP || s.under(c) && s.System.Spec.RefuseUDP {
 		return "refused"
 	}
-	return "" // accepted, also where another user's capture around this one refuses
+	return "accepted" // also where another user's capture around this one refuses
 }
 
 // dispatch returns rules that send the packets of captured sockets to a chain: by the
@@ -245,22 +242,15 @@ func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []Rule) {
 		for len(captures) > 0 && captures[0].Level == level {
 			c, to := captures[0], chain(captures[0])
 			elements = append(elements, element{key: socketKey(c.Cgroup, c.UID), chain: to})
-			texts = append(texts, fmt.Sprintf("%d . %d : %s", c.Cgroup, c.UID, goOrAccept(to).text))
+			texts = append(texts, fmt.Sprintf("%d . %d : goto %s", c.Cgroup, c.UID, to))
 			captures = captures[1:]
 		}
 		rules = append(rules, Rule{bySocket(level, elements, texts)})
 	}
 	if s.System != nil {
-		rules = append(rules, ending(product([]Rule{nil}, inUsers(s.System.Spec.Users...)), goOrAccept(chain(*s.System)))...)
+		rules = append(rules, ending(product([]Rule{nil}, inUsers(s.System.Spec.Users...)), goTo(chain(*s.System)))...)
 	}
 	return rules
-}
-
-func goOrAccept(chain string) Term {
-	if chain == "" {
-		return Accept
-	}
-	return goTo(chain)
 }
 
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
@@ -324,7 +314,7 @@ func (s HostSpec) ask(c HostCapture) Chain {
 	}
 	var rules []Rule
 	if s.Meter.Rate != 0 {
-		rules = append(rules, Rule{meterSet{s.Meter}.over(), count(counterMetered), drop})
+		rules = append(rules, Rule{s.Meter.over(), count(counterMetered), drop})
 	}
 	return Chain{name: c.askChain(), rules: append(rules, Rule{ToQueue(c.Queue, s.Form)})}
 }
@@ -355,19 +345,17 @@ func product(ways []Rule, terms []Term) (rules []Rule) {
 	return rules
 }
 
-// meterSet remembers how many SYNs each uid has sent to the queues. It stays when
-// rules change; its name has its figures, as elements keep those they were made with.
-type meterSet struct{ Meter }
-
 const (
 	meterUsers   = 1 << 16
 	meterTimeout = 60 // seconds
 )
 
-func (m meterSet) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
+// name is that of the set which remembers how many SYNs each uid has sent to the queues. It
+// stays when rules change; its name has its figures, as elements keep those they were made with.
+func (m Meter) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
 
 // over matches what is beyond the meter.
-func (m meterSet) over() Term {
+func (m Meter) over() Term {
 	return say(fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
 		meta(expr.MetaKeySKUID),
 		&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{

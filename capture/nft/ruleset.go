@@ -40,7 +40,7 @@ const (
 type Ruleset struct {
 	Table  string
 	Chains []Chain
-	meter  *meterSet
+	meter  Meter
 }
 
 // Chain is a base chain, or without a type one that others jump to.

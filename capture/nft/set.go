@@ -45,25 +45,10 @@ type set struct {
 
 const largeSet = 200 // elements; a thousand cost a transaction some milliseconds
 
-// named gives s its name, if it is to have one.
-func (s *set) named() *set {
-	if !s.ranges && len(s.elements) < largeSet {
-		return s
-	}
-	h := sha256.New()
-	fmt.Fprint(h, s.keyType, s.keyLen, s.ranges)
-	for _, e := range s.elements {
-		h.Write(e.key)
-		fmt.Fprint(h, e.end)
-	}
-	s.name = fmt.Sprintf("set_%x", h.Sum(nil)[:16])
-	return s
-}
-
 type element struct {
 	key   []byte
 	end   bool   // the key is the first one beyond a range
-	chain string // of a verdict map: where to go; "" accepts
+	chain string // of a verdict map: where to go
 }
 
 // span is an inclusive range of keys in network order, and what it is called.
@@ -125,7 +110,12 @@ func (f field) lookup(spans []span) Term {
 			s.elements = append(s.elements, element{key: beyond, end: true})
 		}
 	}
-	return Term{text: fmt.Sprintf("%s { %s }", f.name, strings.Join(texts, ", ")), exprs: f.load, set: s.named()}
+	text := fmt.Sprintf("%s { %s }", f.name, strings.Join(texts, ", "))
+	if s.ranges || len(s.elements) >= largeSet {
+		content := sha256.Sum256([]byte(text))
+		s.name = fmt.Sprintf("set_%x", content[:16])
+	}
+	return Term{text: text, exprs: f.load, set: s}
 }
 
 // mask is that of an IPv4 prefix with several addresses; nil for everything else.

@@ -231,7 +231,7 @@ func (b *batch) clear(old contents, r Ruleset) {
 	for _, name := range counters {
 		stays["counter "+name] = true
 	}
-	if r.meter != nil {
+	if r.meter.Rate != 0 {
 		stays["set "+r.meter.name()] = true
 	}
 	for name := range sets { // staged

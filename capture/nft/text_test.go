@@ -18,7 +18,7 @@ func (r Ruleset) String() string {
 		}
 		parts = append(parts, fmt.Sprintf("\tcounter %s {\n\t}\n", name))
 	}
-	if r.meter != nil {
+	if r.meter.Rate != 0 {
 		parts = append(parts, fmt.Sprintf("\tset %s {\n\t\ttype uid\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %ds\n\t}\n",
 			r.meter.name(), meterUsers, meterTimeout))
 	}
