@@ -97,7 +97,7 @@ func (b *batch) newRule(chain string, r Rule) error {
 		if t.set != nil {
 			name := b.newSet(chain, *t.set)
 			exprs = append(exprs[:len(exprs):len(exprs)], &expr.Lookup{SourceRegister: 1, SetName: name, SetID: b.sets,
-				IsDestRegSet: t.set.verdicts, DestRegister: unix.NFT_REG_VERDICT})
+				IsDestRegSet: t.set.spans[0].chain != "", DestRegister: unix.NFT_REG_VERDICT})
 		}
 		for _, e := range exprs {
 			data, err := expr.Marshal(unix.NFPROTO_INET, e)
@@ -136,22 +136,24 @@ func (b *batch) newSet(chain string, s set) string {
 	} else {
 		b.have["set "+s.name] = true
 	}
+	size := len(s.spans)
 	if s.ranges {
 		flags |= unix.NFT_SET_INTERVAL
+		size *= 2
 	}
 	attrs := [][]byte{}
-	if s.verdicts {
+	if s.spans[0].chain != "" {
 		flags |= unix.NFT_SET_MAP
 		attrs = append(attrs, netlink.Uint32(unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT))
 	}
 	attrs = append(attrs, text(unix.NFTA_SET_NAME, s.name), netlink.Uint32(unix.NFTA_SET_ID, b.sets),
-		netlink.Uint32(unix.NFTA_SET_FLAGS, flags), netlink.Uint32(unix.NFTA_SET_KEY_TYPE, s.keyType), netlink.Uint32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLen)),
-		netlink.Nest(unix.NFTA_SET_DESC, netlink.Uint32(unix.NFTA_SET_DESC_SIZE, uint32(len(s.elements)))))
+		netlink.Uint32(unix.NFTA_SET_FLAGS, flags), netlink.Uint32(unix.NFTA_SET_KEY_TYPE, s.keyType), netlink.Uint32(unix.NFTA_SET_KEY_LEN, uint32(len(s.spans[0].first))),
+		netlink.Nest(unix.NFTA_SET_DESC, netlink.Uint32(unix.NFTA_SET_DESC_SIZE, uint32(size))))
 	b.add("chain "+chain+", set", unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, attrs...)
 
-	for list := []byte(nil); len(s.elements) > 0; list = list[:0] {
-		for len(s.elements) > 0 && len(list) < elementsInOne {
-			list, s.elements = append(list, s.elements[0].encode(s.verdicts)...), s.elements[1:]
+	for list := []byte(nil); len(s.spans) > 0; list = list[:0] {
+		for len(s.spans) > 0 && len(list) < elementsInOne {
+			list, s.spans = append(list, s.spans[0].encode(s.ranges)...), s.spans[1:]
 		}
 		b.add("chain "+chain+", elements of a set", unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE,
 			text(unix.NFTA_SET_ELEM_LIST_SET, s.name),
@@ -160,17 +162,22 @@ func (b *batch) newSet(chain string, s set) string {
 	return s.name
 }
 
-func (e element) encode(verdict bool) []byte {
-	attrs := [][]byte{netlink.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attr(unix.NFTA_DATA_VALUE, e.key))}
-	if e.end {
-		attrs = append(attrs, netlink.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END))
-	}
-	if verdict {
+func (s span) encode(ranges bool) []byte {
+	attrs := [][]byte{setKey(s.first)}
+	if s.chain != "" {
 		code := int32(unix.NFT_GOTO)
 		attrs = append(attrs, netlink.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Nest(unix.NFTA_DATA_VERDICT,
-			netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, e.chain))))
+			netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, s.chain))))
 	}
-	return netlink.Nest(unix.NFTA_LIST_ELEM, attrs...)
+	b := netlink.Nest(unix.NFTA_LIST_ELEM, attrs...)
+	if beyond := next(s.last); ranges && beyond != nil {
+		b = append(b, netlink.Nest(unix.NFTA_LIST_ELEM, setKey(beyond), netlink.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END))...)
+	}
+	return b
+}
+
+func setKey(key []byte) []byte {
+	return netlink.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attr(unix.NFTA_DATA_VALUE, key))
 }
 
 func text(typ uint16, s string) []byte { return netlink.Attr(typ, []byte(s), []byte{0}) }

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -236,21 +237,24 @@ func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []Rule) {
 	captures := slices.Clone(s.Captures)
 	slices.SortStableFunc(captures, func(a, b HostCapture) int { return cmp.Compare(b.Level, a.Level) })
 	for len(captures) > 0 {
-		var elements []element
-		var texts []string
+		var ways []span
 		level := captures[0].Level
 		for len(captures) > 0 && captures[0].Level == level {
-			c, to := captures[0], chain(captures[0])
-			elements = append(elements, element{key: socketKey(c.Cgroup, c.UID), chain: to})
-			texts = append(texts, fmt.Sprintf("%d . %d : goto %s", c.Cgroup, c.UID, to))
+			ways = append(ways, captures[0].leads(chain(captures[0])))
 			captures = captures[1:]
 		}
-		rules = append(rules, Rule{bySocket(level, elements, texts)})
+		rules = append(rules, Rule{socketAt(level).lookup(ways)})
 	}
 	if s.System != nil {
 		rules = append(rules, ending(product([]Rule{nil}, inUsers(s.System.Spec.Users...)), goTo(chain(*s.System)))...)
 	}
 	return rules
+}
+
+// leads has the packets of c's sockets go to a chain.
+func (c HostCapture) leads(chain string) span {
+	key := binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint64(nil, c.Cgroup), c.UID)
+	return span{key, key, fmt.Sprintf("%d . %d : goto %s", c.Cgroup, c.UID, chain), chain}
 }
 
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its

@@ -132,7 +132,7 @@ func TestMerge(t *testing.T) {
 		var spans []span
 		single, most := r.IntN(4) == 0, 16<<(4*r.IntN(2))
 		for range r.IntN(6) {
-			s := span{[]byte{byte(r.IntN(most))}, []byte{byte(r.IntN(most))}, "x"}
+			s := span{first: []byte{byte(r.IntN(most))}, last: []byte{byte(r.IntN(most))}}
 			if single {
 				s.last = s.first
 			}

@@ -35,26 +35,19 @@ const register32 = unix.NFT_REG32_00
 // is large, or of ranges, see Table.stage: then it has a name, by what is in it, and
 // stays for rules that want the same.
 type set struct {
-	name     string
-	keyType  uint32
-	keyLen   int
-	ranges   bool // elements come in pairs: a first key, and the first one beyond
-	verdicts bool
-	elements []element
+	name    string
+	keyType uint32
+	spans   []span
+	ranges  bool // of spans, each of which is two elements: a first key, and the first one beyond
 }
 
-const largeSet = 200 // elements; a thousand cost a transaction some milliseconds
-
-type element struct {
-	key   []byte
-	end   bool   // the key is the first one beyond a range
-	chain string // of a verdict map: where to go
-}
+const largeSet = 200 // spans; a thousand cost a transaction some milliseconds
 
 // span is an inclusive range of keys in network order, and what it is called.
 type span struct {
 	first, last []byte
 	text        string
+	chain       string // of a verdict map: where to go
 }
 
 func (s span) several() bool { return !bytes.Equal(s.first, s.last) }
@@ -102,16 +95,12 @@ func (f field) within(spans []span) (ways []Term) {
 
 func (f field) lookup(spans []span) Term {
 	texts := make([]string, len(spans))
-	s := &set{keyType: f.keyType, keyLen: len(spans[0].first), ranges: slices.ContainsFunc(spans, span.several)}
-	for i, sp := range spans {
-		texts[i] = sp.text
-		s.elements = append(s.elements, element{key: sp.first})
-		if beyond := next(sp.last); s.ranges && beyond != nil {
-			s.elements = append(s.elements, element{key: beyond, end: true})
-		}
+	for i, s := range spans {
+		texts[i] = s.text
 	}
 	text := fmt.Sprintf("%s { %s }", f.name, strings.Join(texts, ", "))
-	if s.ranges || len(s.elements) >= largeSet {
+	s := &set{keyType: f.keyType, spans: spans, ranges: slices.ContainsFunc(spans, span.several)}
+	if s.ranges || len(spans) >= largeSet && spans[0].chain == "" {
 		content := sha256.Sum256([]byte(text))
 		s.name = fmt.Sprintf("set_%x", content[:16])
 	}
@@ -167,7 +156,7 @@ func spanOf(p netip.Prefix) span {
 	for i := p.Bits(); i < len(last)*8; i++ {
 		last[i/8] |= 0x80 >> (i % 8)
 	}
-	return span{first, last, strings.TrimSuffix(p.String(), fmt.Sprintf("/%d", len(first)*8))}
+	return span{first: first, last: last, text: strings.TrimSuffix(p.String(), fmt.Sprintf("/%d", len(first)*8))}
 }
 
 // inPrefixes returns the ways for a packet's destination to be within prefixes, in
@@ -191,7 +180,7 @@ func inPrefixes(prefixes []netip.Prefix) []Rule {
 func inPorts(ranges ...capture.PortRange) []Term {
 	var spans []span
 	for _, r := range ranges {
-		spans = append(spans, span{be16(r.Lo), be16(r.Hi), numbers(r.Lo, r.Hi)})
+		spans = append(spans, span{first: be16(r.Lo), last: be16(r.Hi), text: numbers(r.Lo, r.Hi)})
 	}
 	return portField.within(spans)
 }
@@ -199,7 +188,7 @@ func inPorts(ranges ...capture.PortRange) []Term {
 func inUsers(ranges ...capture.UIDRange) []Term {
 	var spans []span
 	for _, r := range ranges {
-		spans = append(spans, span{be32(r.Lo), be32(r.Hi), numbers(r.Lo, r.Hi)})
+		spans = append(spans, span{first: be32(r.Lo), last: be32(r.Hi), text: numbers(r.Lo, r.Hi)})
 	}
 	return ownerField.within(spans)
 }
@@ -233,20 +222,11 @@ func toLoopback(ports ...uint16) []Rule {
 	return product(inPrefixes(addresses), inPorts(ranges...))
 }
 
-// bySocket goes where a map says, by a socket's cgroup at a level and its owner. It
-// goes on where the map says nothing, or the socket has no cgroup at that level.
-func bySocket(level uint32, elements []element, texts []string) Term {
-	return Term{
-		text: fmt.Sprintf("socket cgroupv2 level %d . meta skuid vmap { %s }", level, strings.Join(texts, ", ")),
-		exprs: []expr.Any{
-			&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: 1},
-			&expr.Meta{Key: expr.MetaKeySKUID, Register: register32 + 2},
-		},
-		set: &set{keyType: typeCgroup<<typeJoinBits | typeUID, keyLen: 12, verdicts: true, elements: elements},
-	}
-}
-
-// socketKey is a key of such a map, in host order.
-func socketKey(cgroup uint64, uid uint32) []byte {
-	return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint64(nil, cgroup), uid)
+// socketAt is a socket's cgroup at a level and its owner, in host order. A map of such
+// keys goes on where it says nothing, or the socket has no cgroup at that level.
+func socketAt(level uint32) field {
+	return field{fmt.Sprintf("socket cgroupv2 level %d . meta skuid vmap", level), typeCgroup<<typeJoinBits | typeUID, []expr.Any{
+		&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: 1},
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: register32 + 2},
+	}}
 }
