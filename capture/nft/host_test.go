@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -161,6 +162,38 @@ func TestMerge(t *testing.T) {
 				t.Fatalf("%v: %v differ at %d", spans, merged, k)
 			}
 		}
+	}
+}
+
+// TestMask compares masks with the spans they stand for, at their ends and beyond.
+func TestMask(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	masks := 0
+	for range 20000 {
+		first, last := r.Uint32()>>r.IntN(33)<<r.IntN(8), uint32(0)
+		last = first + 1<<r.IntN(32) - uint32(r.IntN(2))
+		s := span{first: be32(first), last: be32(last)}
+		mask := s.mask()
+		if mask == nil {
+			continue
+		}
+		masks++
+		for _, key := range []uint32{first, last, first - 1, last + 1, first + (last-first)/2, r.Uint32()} {
+			if masked := key&binary.BigEndian.Uint32(mask) == first; masked != (first <= key && key <= last) {
+				t.Fatalf("%#x-%#x: mask %x takes %#x: %t", first, last, mask, key, masked)
+			}
+		}
+	}
+	if masks < 100 {
+		t.Errorf("only %d spans had a mask", masks)
+	}
+	for _, s := range []span{spanOf(netip.MustParsePrefix("2001:db8::/32")), spanOf(netip.MustParsePrefix("192.0.2.1/32")), {first: be16(0), last: be16(255)}} {
+		if mask := s.mask(); mask != nil {
+			t.Errorf("%x-%x: mask %x", s.first, s.last, mask)
+		}
+	}
+	if all := spanOf(netip.MustParsePrefix("0.0.0.0/0")); !bytes.Equal(all.mask(), be32(0)) {
+		t.Errorf("everything: mask %x", all.mask())
 	}
 }
 

@@ -99,10 +99,13 @@ func TestParseMessages(t *testing.T) {
 	}
 }
 
+// failing is an errno as answers have it.
+func failing(e unix.Errno) uint32 { return uint32(-int32(e)) }
+
 func TestComplaints(t *testing.T) {
 	q := &Queue{}
 	failure := func(e unix.Errno) []byte {
-		return netlink.Append(nil, unix.NLMSG_ERROR, 0, 0, binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))))
+		return netlink.Append(nil, unix.NLMSG_ERROR, 0, 0, binary.NativeEndian.AppendUint32(nil, failing(e)))
 	}
 	if err := q.parse(failure(unix.ENOENT), nil); err != nil || q.Gone() != 1 {
 		t.Errorf("ENOENT: %v, %d gone", err, q.Gone())
@@ -112,6 +115,19 @@ func TestComplaints(t *testing.T) {
 	}
 	if err := q.parse(failure(0), nil); err != nil {
 		t.Errorf("acknowledgement: %v", err)
+	}
+}
+
+// TestLateAnswer: one to a configuration that was given up makes room for the next one.
+func TestLateAnswer(t *testing.T) {
+	q := &Queue{answers: make(chan answer, 1)}
+	late := netlink.Append(nil, unix.NLMSG_ERROR, 0, 1, make([]byte, 4))
+	next := netlink.Append(nil, unix.NLMSG_ERROR, 0, 2, binary.NativeEndian.AppendUint32(nil, failing(unix.EBUSY)))
+	if err := q.parse(append(late, next...), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-q.answers; got.seq != 2 || got.err != unix.EBUSY {
+		t.Errorf("%+v", got)
 	}
 }
 
