@@ -83,10 +83,7 @@ type Source struct {
 }
 
 // Key is how a SYN and its copies are known.
-type Key struct {
-	Src, Dst netip.AddrPort
-	Seq      uint32 // initial sequence number
-}
+type Key queue.SYN
 
 // accepted is how an accepted connection is recognised: its source port may have
 // been rewritten.
@@ -192,12 +189,15 @@ func (s *Source) read(takeover []uint16) {
 			return
 		default:
 			s.Log.Warn("packet queue", "error", err)
-			select {
-			case <-s.life.Done():
-				return
-			case <-time.After(10 * time.Millisecond): // an error that repeats must not spin
-			}
+			s.pause(10 * time.Millisecond) // an error that repeats must not spin
 		}
+	}
+}
+
+func (s *Source) pause(d time.Duration) {
+	select {
+	case <-s.life.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -209,51 +209,44 @@ func (s *Source) fail(err error) {
 
 func (s *Source) arrived(p queue.Packet) {
 	syn, ok := queue.ParseSYN(p.Payload)
-	if !ok {
-		s.verdict(p, drop)
-		return
-	}
 	p.Payload = nil // is not ours to keep
-	now := time.Now()
-	k := Key{syn.Src, syn.Dst, syn.Seq}
-
-	s.mu.Lock()
-	if v, ok := s.decision(k); ok { // a copy gets what the first one got
-		s.mu.Unlock()
+	v, decided := drop, true
+	if ok {
+		v, decided = s.enter(Key(syn), p)
+	}
+	if decided {
 		s.verdict(p, v)
-		return
+	}
+}
+
+// enter makes an attempt of a SYN, of which there is none yet and nothing was decided.
+func (s *Source) enter(k Key, p queue.Packet) (v verdict, decided bool) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.decided {
+		if v, ok := m[k]; ok { // a copy gets what the first one got
+			return v, true
+		}
 	}
 	if a := s.pending[k]; a != nil { // the kernel dropped the first one
 		a.at = p
-		s.mu.Unlock()
-		return
+		return drop, false
 	}
 	if len(s.pending) >= maxPending || s.PerUID > 0 && s.perUID[p.UID] >= s.PerUID {
-		s.mu.Unlock()
 		s.bounded.Add(1)
-		s.verdict(p, drop)
-		return
+		return drop, true
 	}
 	a := &Attempt{source: s, key: k, at: p}
 	a.flow = capture.Flow{
-		Src: syn.Src, Dst: syn.Dst, UID: p.UID, Arrived: now,
-		Local:  s.Local != nil && s.Local(syn.Dst.Addr()),
+		Src: k.Src, Dst: k.Dst, UID: p.UID, Arrived: now,
+		Local:  s.Local != nil && s.Local(k.Dst.Addr()),
 		Origin: sync.OnceValue(a.origin),
 	}
 	s.pending[k] = a
 	s.perUID[p.UID]++
 	s.turn(now)
-	s.mu.Unlock()
 	s.ready <- a // never blocks: it has room for every pending attempt
-}
-
-// decision finds what was decided of an earlier copy. The caller holds mu.
-func (s *Source) decision(k Key) (verdict, bool) {
-	for _, m := range s.decided {
-		if v, ok := m[k]; ok {
-			return v, true
-		}
-	}
 	return drop, false
 }
 
@@ -285,24 +278,18 @@ func (s *Source) verdict(p queue.Packet, v verdict) {
 func (s *Source) accept(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if s.exhausted(err) {
-				continue
-			}
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case s.exhausted(err):
+		case err != nil:
 			s.Log.Warn("accept", "error", err) // wait and go on
-			select {
-			case <-s.life.Done():
-				return
-			case <-time.After(acceptPause):
+			s.pause(acceptPause)
+		default:
+			if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
+				s.strangers.Add(1)
+				reset(c)
 			}
-			continue
-		}
-		if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
-			s.strangers.Add(1)
-			reset(c)
 		}
 	}
 }
