@@ -299,16 +299,15 @@ func (c HostCapture) counter(o capture.Outcome, number int) string {
 
 // parseCounter is counter's inverse.
 func parseCounter(name string) (h Hit, ok bool) {
-	parts := strings.SplitN(name, "_", 3)
-	if len(parts) != 3 {
-		return h, false
+	outcome, rest, _ := strings.Cut(name, "_")
+	number, id, ok := strings.Cut(rest, "_")
+	n, err := strconv.Atoi(number)
+	for _, o := range []capture.Outcome{capture.Pass, capture.Reset} {
+		if ok && err == nil && o.String() == outcome {
+			return Hit{Capture: id, Rule: n, Outcome: o}, true
+		}
 	}
-	number, err := strconv.Atoi(parts[1])
-	h.Capture, h.Rule, h.Outcome = parts[2], number, capture.Pass
-	if parts[0] == capture.Reset.String() {
-		h.Outcome = capture.Reset
-	}
-	return h, err == nil && parts[0] == h.Outcome.String()
+	return Hit{}, false
 }
 
 // ask is the chain for SYNs that a broker decides.

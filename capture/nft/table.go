@@ -193,7 +193,7 @@ type contents struct {
 // fits reports whether the table can become one of ownership o as it is. One that
 // outlived its owner may be adopted, by naming both flags.
 func (c contents) fits(o Ownership) bool {
-	return !c.exists || c.flags == o || o == OwnedPersistent && c.flags == flagPersist
+	return c.flags == o || o == OwnedPersistent && c.flags == flagPersist
 }
 
 func (t *Table) contents(table string) (c contents, err error) {
@@ -271,21 +271,16 @@ type Hit struct {
 func (t *Table) Counters() (c Counters, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	totals := map[string]*uint64{counterLostMark: &c.LostMark, counterDiverted: &c.Diverted, counterMetered: &c.Metered}
 	counters, err := t.socket.dump(HostTableName, unix.NFT_MSG_GETOBJ)
 	for _, a := range counters {
+		name := a.text(unix.NFTA_OBJ_NAME)
 		n := number(netlink.Find(a[unix.NFTA_OBJ_DATA], unix.NFTA_COUNTER_PACKETS))
-		switch name := a.text(unix.NFTA_OBJ_NAME); name {
-		case counterLostMark:
-			c.LostMark = n
-		case counterDiverted:
-			c.Diverted = n
-		case counterMetered:
-			c.Metered = n
-		default:
-			if h, ok := parseCounter(name); ok {
-				h.Count = n
-				c.Hits = append(c.Hits, h)
-			}
+		if total := totals[name]; total != nil {
+			*total = n
+		} else if h, ok := parseCounter(name); ok {
+			h.Count = n
+			c.Hits = append(c.Hits, h)
 		}
 	}
 	return c, err

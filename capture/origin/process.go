@@ -3,6 +3,7 @@ package origin
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,13 +22,12 @@ func Holder(pids []int, inode uint32) capture.Origin {
 	want := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
 	// The newest process and its newest descriptor are the likeliest.
 	var failed error
-	for i := len(pids) - 1; i >= 0; i-- {
-		found, err := holds(pids[i], want)
-		if err != nil {
+	for _, pid := range slices.Backward(pids) {
+		switch found, err := holds(pid, want); {
+		case err != nil:
 			failed = err
-		}
-		if found {
-			return Running(pids[i])
+		case found:
+			return Running(pid)
 		}
 	}
 	return capture.Origin{Err: failed}
@@ -51,8 +51,8 @@ func holds(pid int, want string) (bool, error) {
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return false, err
 	}
-	for i := len(names) - 1; i >= 0; i-- {
-		if link, err := os.Readlink(proc(pid, "fd/"+names[i])); err == nil && link == want {
+	for _, name := range slices.Backward(names) {
+		if link, err := os.Readlink(proc(pid, "fd/"+name)); err == nil && link == want {
 			return true, nil
 		}
 	}

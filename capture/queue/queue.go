@@ -161,8 +161,6 @@ func (q *Queue) Receive(each func(Packet)) error {
 	case errors.Is(err, unix.ENOBUFS):
 		q.overruns.Add(1)
 		return nil
-	case err == os.ErrClosed:
-		return err
 	case err != nil:
 		return fmt.Errorf("packet queue: %w", err)
 	}
@@ -270,10 +268,10 @@ func (q *Queue) send(typ, flags uint16, seq uint32, number uint16, attrs ...[]by
 	header := netlink.Netfilter(unix.AF_UNSPEC, number)
 	err := q.socket.Send(netlink.Append(nil, typ, unix.NLM_F_REQUEST|flags, seq, append([][]byte{header}, attrs...)...))
 	switch {
-	case err == nil, err == os.ErrClosed:
-		return err
 	case errors.Is(err, unix.EPERM):
 		return ErrNotPermitted
+	case err != nil:
+		return fmt.Errorf("packet queue %d: %w", number, err)
 	}
-	return fmt.Errorf("packet queue %d: %w", number, err)
+	return nil
 }
