@@ -130,7 +130,8 @@ func merge(spans []span) (out []span) {
 		switch {
 		case bytes.Compare(s.first, s.last) > 0, last >= 0 && bytes.Compare(s.last, out[last].last) <= 0:
 		case last >= 0 && (bytes.Compare(s.first, out[last].last) <= 0 || ranges && bytes.Equal(s.first, next(out[last].last))):
-			out[last].last, out[last].text = s.last, out[last].text+", "+s.text
+			begin, _, _ := strings.Cut(out[last].text, "-")
+			out[last].last, out[last].text = s.last, begin+"-"+s.text[strings.LastIndex(s.text, "-")+1:]
 		default:
 			out = append(out, s)
 		}
@@ -156,7 +157,10 @@ func spanOf(p netip.Prefix) span {
 	for i := p.Bits(); i < len(last)*8; i++ {
 		last[i/8] |= 0x80 >> (i % 8)
 	}
-	return span{first: first, last: last, text: strings.TrimSuffix(p.String(), fmt.Sprintf("/%d", len(first)*8))}
+	if p.IsSingleIP() {
+		return span{first: first, last: last, text: p.Addr().String()}
+	}
+	return span{first: first, last: last, text: p.String()}
 }
 
 // inPrefixes returns the ways for a packet's destination to be within prefixes, in
