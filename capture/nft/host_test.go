@@ -165,6 +165,28 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestJoined: spans that were joined are called by their two ends.
+func TestJoined(t *testing.T) {
+	var spans []span
+	for i := range 256 {
+		spans = append(spans, spanOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(255 - i), 0}), 24)))
+	}
+	spans = append(spans, spanOf(netip.MustParsePrefix("10.0.7.0/25")), spanOf(netip.MustParsePrefix("10.2.0.1/32")))
+	ports := []span{{first: be16(80), last: be16(99), text: "80-99"}, {first: be16(1), last: be16(80), text: numbers[uint16](1, 80)}, {first: be16(100), last: be16(100), text: "100"}}
+	for _, c := range []struct {
+		spans []span
+		want  string
+	}{{spans, "10.0.0.0/24-10.0.255.0/24 10.2.0.1"}, {ports, "1-100"}} {
+		var got []string
+		for _, s := range merge(c.spans) {
+			got = append(got, s.text)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
 // TestMask compares masks with the spans they stand for, at their ends and beyond.
 func TestMask(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
