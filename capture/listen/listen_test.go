@@ -56,7 +56,12 @@ func TestOpen(t *testing.T) {
 	if _, err := OpenUDP(netip.MustParseAddrPort("192.0.2.1:0")); !errors.Is(err, unix.EADDRNOTAVAIL) {
 		t.Errorf("an address that is not ours: %v", err)
 	}
-	if _, err := Port(os.Stdin); err == nil {
-		t.Error("a port of what is no socket")
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if _, err := Port(null); !errors.Is(err, unix.ENOTSOCK) {
+		t.Errorf("a port of what is no socket: %v", err)
 	}
 }
