@@ -31,6 +31,7 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	{"capture/descriptor", nil},
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.
