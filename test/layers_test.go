@@ -48,6 +48,7 @@ var layers = []struct {
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
+	{"broker/gateway/ca", []string{"broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
@@ -71,6 +72,7 @@ var thirdParty = []struct {
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
+	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
 	{"encoding/xml", []string{"broker/config"}},
 }
 

@@ -285,7 +285,7 @@ func (f *File) Close() error {
 func Make(name string, data []byte, mode fs.FileMode, over bool) error {
 	dir, err := filepath.EvalSymlinks(filepath.Dir(name))
 	if err != nil {
-		return err
+		return fmt.Errorf("write %s: %w", name, err)
 	}
 	f := &File{path: filepath.Join(dir, filepath.Base(name))}
 	if f.next, err = lock(f.nextName()); err != nil {
