@@ -49,6 +49,7 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/gateway/ca", []string{"broker/replace"}},
+	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
@@ -73,6 +74,7 @@ var thirdParty = []struct {
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
+	{"go.yaml.in/yaml/v3", []string{"broker/kubeconfig", "broker/gateway/..."}},
 	{"encoding/xml", []string{"broker/config"}},
 }
 
