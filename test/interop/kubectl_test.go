@@ -126,7 +126,7 @@ func (w *world) useKubectl(t *testing.T, api *kubeAPI, cmd netns.Cmd, marker str
 		t.Fatal(err)
 	}
 	file := w.Alice.Write(t, "body", string(body), 0o600)
-	requireText(t, w.Client.Run(t, with(cmd, "--request-timeout=60s", "replace", "--raw", "/sink", "-f", file)), fmt.Sprintf("%d %x <nil>\n", len(body), sha256.Sum256(body)))
+	requireText(t, w.Client.Run(t, with(cmd, "--request-timeout=60s", "create", "--raw", "/sink", "-f", file)), fmt.Sprintf("%d %x <nil>\n", len(body), sha256.Sum256(body)))
 
 	// A watch, which is told of what happens when it happens.
 	watch := w.Client.Start(t, with(cmd, "--request-timeout=0", "get", "pods", "--watch"))
