@@ -85,7 +85,7 @@ var thirdParty = []struct {
 // are git's own and what `make build` makes.
 var topLevel = []string{
 	"cmd", "broker", "capture", "filter", "profiles", "etc", "test", "docs", ".ci",
-	"go.mod", "go.sum", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", ".gitignore",
+	"go.mod", "go.sum", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore",
 	".git", "bin",
 }
 
