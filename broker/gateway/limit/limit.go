@@ -3,6 +3,7 @@ package limit
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -25,6 +26,8 @@ func (e *Exceeded) Is(target error) bool { return target == ErrLimit }
 
 // Limits are how much there may be. A zero refuses everything.
 type Limits struct {
+	Descriptors         int // that connections and flows may have, one each
+	Handshakes          int // under way; a quarter of them from one address
 	Connections         int
 	IdentityConnections int
 	Flows               int
@@ -38,6 +41,8 @@ type Limiter struct {
 	limits      Limits
 	connections int
 	flows       int
+	handshakes  map[netip.Addr]int
+	underWay    int // handshakes in all
 	identities  map[string]*account
 	swept       time.Time
 }
@@ -51,7 +56,9 @@ type account struct {
 }
 
 // New makes a Limiter.
-func New(l Limits) *Limiter { return &Limiter{limits: l, identities: map[string]*account{}} }
+func New(l Limits) *Limiter {
+	return &Limiter{limits: l, identities: map[string]*account{}, handshakes: map[netip.Addr]int{}}
+}
 
 // Set changes the limits. What is open stays.
 func (l *Limiter) Set(limits Limits) {
@@ -65,14 +72,46 @@ func (l *Limiter) Set(limits Limits) {
 func (l *Limiter) Connection() (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.connections >= l.limits.Connections {
+	switch {
+	case l.connections >= l.limits.Connections:
 		return nil, &Exceeded{"connections", l.limits.Connections}
+	case l.connections+l.flows >= l.limits.Descriptors:
+		return nil, &Exceeded{"descriptors", l.limits.Descriptors}
 	}
 	l.connections++
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.connections--
+	}, nil
+}
+
+// Handshake counts one that is under way with an address. Who has many addresses of one
+// IPv6 network has one here.
+func (l *Limiter) Handshake(from netip.Addr) (release func(), err error) {
+	from = from.Unmap()
+	if from.Is6() {
+		network, _ := from.Prefix(64) // cannot fail for an IPv6 address
+		from = network.Addr()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	share := (l.limits.Handshakes + 3) / 4
+	switch {
+	case l.underWay >= l.limits.Handshakes:
+		return nil, &Exceeded{"handshakes", l.limits.Handshakes}
+	case l.handshakes[from] >= share:
+		return nil, &Exceeded{"address-handshakes", share}
+	}
+	l.underWay++
+	l.handshakes[from]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.underWay--
+		if l.handshakes[from]--; l.handshakes[from] == 0 {
+			delete(l.handshakes, from)
+		}
 	}, nil
 }
 
@@ -107,6 +146,8 @@ func (l *Limiter) Flow(key string) (release func(), err error) {
 		return nil, &Exceeded{"identity-rate", l.limits.IdentityRate}
 	case l.flows >= l.limits.Flows:
 		return nil, &Exceeded{"flows", l.limits.Flows}
+	case l.connections+l.flows >= l.limits.Descriptors:
+		return nil, &Exceeded{"descriptors", l.limits.Descriptors}
 	}
 	a.tokens--
 	a.flows++

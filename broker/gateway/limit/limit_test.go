@@ -3,6 +3,7 @@ package limit
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ func TestZeroRefuses(t *testing.T) {
 }
 
 func TestCounts(t *testing.T) {
-	l := New(Limits{Connections: 3, IdentityConnections: 1, Flows: 3, IdentityFlows: 2, IdentityRate: 100})
+	l := New(Limits{Descriptors: 100, Connections: 3, IdentityConnections: 1, Flows: 3, IdentityFlows: 2, IdentityRate: 100})
 	var release []func()
 	take := func(f func(), err error) {
 		t.Helper()
@@ -64,9 +65,53 @@ func TestCounts(t *testing.T) {
 	take(l.Flow("b"))
 }
 
+func TestDescriptors(t *testing.T) {
+	l := New(Limits{Descriptors: 2, Connections: 9, Flows: 9, IdentityFlows: 9, IdentityRate: 9})
+	if _, err := l.Connection(); err != nil {
+		t.Fatal(err)
+	}
+	release, err := l.Flow("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Flow("a")
+	exceeded(t, err, "descriptors")
+	_, err = l.Connection()
+	exceeded(t, err, "descriptors")
+	release()
+	if _, err := l.Connection(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHandshakes(t *testing.T) {
+	l := New(Limits{Handshakes: 8})
+	addr := netip.MustParseAddr
+	first, err := l.Handshake(addr("2001:db8::1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Handshake(addr("2001:db8::2")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Handshake(addr("2001:db8::3"))
+	exceeded(t, err, "address-handshakes")
+	for i := range 6 {
+		if _, err := l.Handshake(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = l.Handshake(addr("192.0.2.100"))
+	exceeded(t, err, "handshakes")
+	first()
+	if _, err = l.Handshake(addr("::ffff:192.0.2.100")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(Limits{Connections: 1, Flows: 1, IdentityFlows: 1, IdentityRate: 5})
+		l := New(Limits{Descriptors: 100, Connections: 1, Flows: 1, IdentityFlows: 1, IdentityRate: 5})
 		open := func() error {
 			release, err := l.Flow("a")
 			if err == nil {
@@ -96,7 +141,7 @@ func TestRate(t *testing.T) {
 // Whoever comes with ever new identities leaves nothing behind.
 func TestForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(Limits{Connections: 1, IdentityConnections: 1, Flows: 10, IdentityFlows: 1, IdentityRate: 1})
+		l := New(Limits{Descriptors: 100, Connections: 1, IdentityConnections: 1, Flows: 10, IdentityFlows: 1, IdentityRate: 1})
 		for i := range 1000 {
 			if release, err := l.Flow(fmt.Sprint(i)); err == nil {
 				release()
