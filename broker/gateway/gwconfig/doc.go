@@ -1,0 +1,2 @@
+// Package gwconfig reads ssh-gateway.yaml.
+package gwconfig
