@@ -1,0 +1,99 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"sshbroker/broker/gateway/httpconnect"
+	"sshbroker/broker/relay"
+)
+
+// serveRaw carries a connection as it is to the target of its service.
+func (c *client) serveRaw() {
+	c.flow(request{carrier: "raw"}, &whole{client: c})
+}
+
+// serveConnect reads one CONNECT and serves it.
+func (c *client) serveConnect() {
+	c.tls.SetDeadline(time.Now().Add(c.gen.config.Limits.HandshakeTimeout))
+	req, err := httpconnect.Read(c.tls)
+	c.tls.SetDeadline(time.Time{})
+	w := &whole{client: c, http: true, rest: req.Rest}
+	r := request{carrier: "connect", host: req.Host, port: req.Port, flowID: req.Flow}
+	var bad *httpconnect.Error
+	switch {
+	case err == nil:
+		c.flow(r, w)
+	case errors.Is(err, httpconnect.ErrEmpty):
+	default:
+		no := byRequest(err)
+		c.newFlow(r).refused(no)
+		if errors.As(err, &bad) {
+			w.refuse(no)
+		}
+	}
+}
+
+// whole is a connection that is one flow.
+type whole struct {
+	client *client
+	http   bool   // an answer is due
+	rest   []byte // that was read with the request
+}
+
+func (w *whole) accept(func() string) (relay.Stream, error) {
+	c := w.client
+	if w.http {
+		c.tls.SetWriteDeadline(time.Now().Add(answerTime))
+		if _, err := io.WriteString(c.tls, httpconnect.Opened); err != nil {
+			return nil, err
+		}
+		c.tls.SetWriteDeadline(time.Time{})
+	}
+	return &tlsStream{Conn: c.tls, tcp: c.tcp, rest: w.rest}, nil
+}
+
+// refuse answers, or where nobody would understand an answer, resets.
+func (w *whole) refuse(no *refusal) {
+	c := w.client
+	if !w.http {
+		c.tcp.SetLinger(0)
+		c.tcp.Close()
+		return
+	}
+	c.tls.SetDeadline(time.Now().Add(answerTime))
+	text := httpconnect.Refusal{Status: no.status, Error: no.proxy, Details: no.rule, Text: no.text}
+	if _, err := c.tls.Write(text.Append(nil)); err == nil {
+		c.tls.CloseWrite()
+	}
+	farewell(c.tcp)
+}
+
+// tlsStream is a TLS connection as the client's end of a flow: close_notify ends one
+// direction. An end of TCP without it is no end of data, but a fault (RFC 8446 section
+// 6.1), and Read says so.
+type tlsStream struct {
+	*tls.Conn
+	tcp  *net.TCPConn
+	rest []byte
+}
+
+func (s *tlsStream) Read(p []byte) (int, error) {
+	if len(s.rest) > 0 {
+		n := copy(p, s.rest)
+		if s.rest = s.rest[n:]; len(s.rest) == 0 {
+			s.rest = nil
+		}
+		return n, nil
+	}
+	return s.Conn.Read(p)
+}
+
+// Reset makes the kernel send RST in place of close_notify and FIN.
+func (s *tlsStream) Reset() error {
+	s.tcp.SetLinger(0)
+	return s.tcp.Close()
+}

@@ -1,0 +1,149 @@
+package gateway
+
+import (
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"sshbroker/broker/gateway/policy"
+	"sshbroker/broker/relay"
+	"sshbroker/profiles/tlstun/wire"
+)
+
+// serveMux serves the streams of one of our own clients.
+func (c *client) serveMux() {
+	session, err := wire.Server(c.tls)
+	if err != nil {
+		c.g.log.Error("session", "client", c.from, "error", err)
+		return
+	}
+	defer session.Close()
+	// Retired, it is closed with its last flow; meanwhile the client opens another one.
+	c.whenEmpty(func() { session.Close() })
+	c.mu.Lock()
+	c.onRetire = func() { session.GoAway() }
+	retired := c.retired != nil
+	c.mu.Unlock()
+	if retired {
+		session.GoAway()
+	}
+	for {
+		ys, err := session.Accept()
+		if err != nil {
+			break
+		}
+		c.g.serving.Go(func() { c.serveStream(session, ys) })
+	}
+	c.retire(errGone)
+	c.cancel(errGone) // what is being dialled is for nobody
+}
+
+// serveStream serves one stream of a session.
+func (c *client) serveStream(session *wire.Session, ys *yamux.Stream) {
+	c.mu.Lock()
+	limit := c.gen.config.Limits.HandshakeTimeout
+	c.mu.Unlock()
+	ys.SetReadDeadline(time.Now().Add(limit))
+	q, err := wire.ReadRequest(ys)
+	ys.SetReadDeadline(time.Time{})
+	m := &muxed{session: session, ys: ys}
+	r := request{carrier: "mux", host: q.Host, port: q.Port, service: q.Service, flowID: q.Flow, program: q.Program}
+	switch {
+	case err != nil:
+		f := c.newFlow(r)
+		no := byRequest(err)
+		f.refused(no)
+		m.refuse(no)
+	case q.Kind == wire.KindServices:
+		c.listServices(ys)
+	default:
+		c.flow(r, m)
+	}
+}
+
+// answerTime is how long a client may take to read an answer.
+const answerTime = 10 * time.Second
+
+// muxed is a flow's stream before it is one.
+type muxed struct {
+	session *wire.Session
+	ys      *yamux.Stream
+}
+
+func (m *muxed) accept(why func() string) (relay.Stream, error) {
+	m.ys.SetWriteDeadline(time.Now().Add(answerTime))
+	if err := wire.WriteAnswer(m.ys, wire.Answer{Status: wire.OK}); err != nil {
+		m.ys.Close()
+		return nil, err
+	}
+	m.ys.SetWriteDeadline(time.Time{})
+	return &muxStream{m.session.NewStream(m.ys), why}, nil
+}
+
+func (m *muxed) refuse(no *refusal) {
+	m.ys.SetWriteDeadline(time.Now().Add(answerTime))
+	_ = wire.WriteAnswer(m.ys, wire.Answer{Status: no.answer, Detail: no.text, Rule: no.rule})
+	m.ys.Close()
+}
+
+// muxStream is a stream whose reset says why, where we are the reason.
+type muxStream struct {
+	*wire.Stream
+	why func() string
+}
+
+func (s *muxStream) Reset() error {
+	if why := s.why(); why != "" {
+		s.EndFor(why)
+		return nil
+	}
+	return s.Stream.Reset()
+}
+
+// listServices tells a client what it may use.
+func (c *client) listServices(ys *yamux.Stream) {
+	defer ys.Close()
+	ys.SetWriteDeadline(time.Now().Add(answerTime))
+	gen := c.g.current.Load()
+	list := []wire.Service{}
+	for _, s := range gen.config.Services {
+		if (c.bound && s.Name != c.service) || !s.Admit(&c.who).Allowed() {
+			continue
+		}
+		list = append(list, offer(s))
+	}
+	if wire.WriteAnswer(ys, wire.Answer{Status: wire.OK}) != nil {
+		return
+	}
+	if err := wire.WriteServices(ys, list); err != nil {
+		c.g.log.Debug("list of services", "client", c.from, "error", err)
+	}
+}
+
+// offer is a service in the words of the protocol.
+func offer(s *policy.Service) wire.Service {
+	o := wire.Service{Name: s.Name, Kind: s.Kind, Description: s.Description, Port: s.Client.Port, Overridable: s.Client.AllowOverride}
+	if !s.Backend.HTTPConnect {
+		o.Target = net.JoinHostPort(s.Backend.Target.Host.String(), strconv.Itoa(int(s.Backend.Target.Port)))
+		return o
+	}
+	for _, w := range s.Backend.Whitelist {
+		o.Hosts = append(o.Hosts, w.String())
+	}
+	if len(o.Hosts) == 0 {
+		for _, p := range s.Backend.AllowPatterns {
+			for _, h := range p.Hostnames {
+				o.Hosts = append(o.Hosts, h.String())
+			}
+			for _, n := range p.CIDRs {
+				o.Hosts = append(o.Hosts, n.String())
+			}
+		}
+	}
+	if s.Backend.AllowAll {
+		o.Hosts = []string{"*"}
+	}
+	return o
+}
