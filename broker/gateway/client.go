@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,15 +38,15 @@ type client struct {
 	mu      sync.Mutex
 	gen     *generation // that it was judged by last
 	flows   map[*flow]struct{}
-	retired error  // no flow begins any more
-	onEmpty func() // called once, when it is retired and has no flow
+	retired error         // no flow begins any more
+	session *wire.Session // nil where the connection is one flow
 }
 
 // serve is one connection, from its first byte to its last. ready is called when the
 // handshake is over.
 func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, ready func()) {
 	neg := &negotiation{gen: g.current.Load()}
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime(neg.gen.config))
+	ctx, cancel := context.WithTimeout(context.Background(), neg.gen.config.Limits.Handshake)
 	conn := tls.Server(tcp, neg.config(l.addr.Port()))
 	err := conn.HandshakeContext(ctx)
 	cancel()
@@ -169,52 +171,48 @@ func (c *client) allowed(gen *generation) error {
 	return nil
 }
 
-// retire has no flow begin any more, and the connection end with its last one.
+// retire has no flow begin any more, and the connection end with its last one. Our own
+// clients are told, and open another one for the next.
 func (c *client) retire(why error) {
 	c.mu.Lock()
 	if c.retired == nil {
 		c.retired = why
 	}
-	f := c.emptied()
+	session := c.session
 	c.mu.Unlock()
-	f()
+	if session != nil {
+		session.GoAway()
+	}
+	c.closeEmpty()
 }
 
 // end ends all flows now, and the connection.
 func (c *client) end(why error) {
 	c.mu.Lock()
+	again := c.ctx.Err() != nil
 	c.retired = why
-	flows := make([]*flow, 0, len(c.flows))
-	for f := range c.flows {
-		flows = append(flows, f)
-	}
-	f := c.emptied()
+	flows := slices.Collect(maps.Keys(c.flows))
 	c.mu.Unlock()
-	c.g.log.Info("client ended", "client", c.from, "identity", c.who.Name(), "flows", len(flows), "reason", why)
+	if again {
+		return
+	}
+	c.g.say.say(slog.LevelInfo, "client ended", "client ended", "client", c.from, "identity", c.who.Name(), "flows", len(flows), "reason", why)
 	c.cancel(why)
 	for _, f := range flows {
 		f.end(why)
 	}
-	f()
+	c.closeEmpty()
 }
 
-// emptied is what is to be done now that there may be no flow left; called with the lock.
-func (c *client) emptied() func() {
-	if c.retired == nil || len(c.flows) > 0 || c.onEmpty == nil {
-		return func() {}
-	}
-	f := c.onEmpty
-	c.onEmpty = nil
-	return f
-}
-
-// whenEmpty has f called when the client is retired and has no flow.
-func (c *client) whenEmpty(f func()) {
+// closeEmpty closes the session of a client that is retired and has no flow left.
+func (c *client) closeEmpty() {
 	c.mu.Lock()
-	c.onEmpty = f
-	now := c.emptied()
+	session := c.session
+	over := c.retired != nil && len(c.flows) == 0
 	c.mu.Unlock()
-	now()
+	if over && session != nil {
+		session.Close()
+	}
 }
 
 // begin enters a flow, or says why none begins.
@@ -237,10 +235,9 @@ func (c *client) finish(f *flow) {
 		c.g.up += f.count.Down.Load()
 		c.g.down += f.count.Up.Load()
 	}
-	empty := c.emptied()
 	c.mu.Unlock()
 	c.g.mu.Unlock()
-	empty()
+	c.closeEmpty()
 }
 
 // record begins an audit record with what is known of the client.

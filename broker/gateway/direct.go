@@ -13,28 +13,22 @@ import (
 
 // serveRaw carries a connection as it is to the target of its service.
 func (c *client) serveRaw() {
-	c.flow(request{carrier: "raw"}, &whole{client: c})
+	c.serveFlow("raw", &whole{client: c}, func() (request, error) { return request{}, nil })
 }
 
 // serveConnect reads one CONNECT and serves it.
 func (c *client) serveConnect() {
-	c.tls.SetDeadline(time.Now().Add(c.gen.config.Limits.HandshakeTimeout))
-	req, err := httpconnect.Read(c.tls)
-	c.tls.SetDeadline(time.Time{})
-	w := &whole{client: c, http: true, rest: req.Rest}
-	r := request{carrier: "connect", host: req.Host, port: req.Port, flowID: req.Flow}
-	var bad *httpconnect.Error
-	switch {
-	case err == nil:
-		c.flow(r, w)
-	case errors.Is(err, httpconnect.ErrEmpty):
-	default:
-		no := byRequest(err)
-		c.newFlow(r).refused(no)
-		if errors.As(err, &bad) {
-			w.refuse(no)
+	w := &whole{client: c, http: true}
+	c.serveFlow("connect", w, func() (request, error) {
+		c.tls.SetReadDeadline(time.Now().Add(c.g.current.Load().config.Limits.Handshake))
+		req, err := httpconnect.Read(c.tls)
+		c.tls.SetReadDeadline(time.Time{})
+		if errors.Is(err, httpconnect.ErrEmpty) {
+			return request{}, errServed
 		}
-	}
+		w.rest = req.Rest
+		return request{host: req.Host, port: req.Port, flowID: req.Flow}, err
+	})
 }
 
 // whole is a connection that is one flow.

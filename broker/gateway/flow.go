@@ -23,7 +23,6 @@ var errGone = errors.New("the client has gone")
 
 // request is what a client asks for.
 type request struct {
-	carrier string // "mux", "connect" or "raw"
 	host    string // "" with port 0: the target of the service
 	port    uint16
 	service string // "" to have one found
@@ -43,10 +42,11 @@ type asker interface {
 // flow is one connection that a client asks for.
 type flow struct {
 	request
-	number uint64
-	client *client
-	begun  time.Time
-	count  relay.Counters // up is from the backend, which relay has for its program
+	carrier string // "mux", "connect" or "raw"
+	number  uint64
+	client  *client
+	begun   time.Time
+	count   relay.Counters // up is from the backend, which relay has for its program
 
 	// What was decided.
 	service string
@@ -66,17 +66,35 @@ type flow struct {
 
 	opened bool // it has a record of its opening
 
-	moved    int64     // bytes, when the sweep looked last
-	movedAt  time.Time // when that was another number
-	released func()    // of the limiter
+	moved   int64     // bytes, when the sweep looked last
+	movedAt time.Time // when that was another number
+	release func()    // of the limiter; nil: there was no room
 }
 
-// flow is one flow from its request to its record.
-func (c *client) flow(r request, a asker) {
-	f := &flow{request: r, number: c.g.flows.Add(1), client: c, begun: time.Now(), movedAt: time.Now()}
-	f.ctx, f.cancel = context.WithCancelCause(c.ctx)
+// serveFlow is one flow, from before its request to its record. read reads the request;
+// errServed is one that asks for no flow, and was answered.
+func (c *client) serveFlow(carrier string, a asker, read func() (request, error)) {
+	now := time.Now()
+	f := &flow{carrier: carrier, number: c.g.flows.Add(1), client: c, begun: now, movedAt: now, gen: c.g.current.Load()}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	defer f.cancel(nil)
-	backend, no := f.open()
+	no := f.begin()
+	if no == nil {
+		var err error
+		f.request, err = read()
+		f.begun = time.Now()
+		switch {
+		case errors.Is(err, errServed):
+			f.finish()
+			return
+		case err != nil:
+			no = byRequest(err)
+		}
+	}
+	var backend *net.TCPConn
+	if no == nil {
+		backend, no = f.open()
+	}
 	if no == nil {
 		no = f.carry(backend, a)
 	}
@@ -84,31 +102,44 @@ func (c *client) flow(r request, a asker) {
 		f.refused(no)
 		a.refuse(no)
 	}
-	c.finish(f)
-	if f.released != nil {
-		f.released()
+	f.finish()
+}
+
+var errServed = errors.New("served")
+
+// begin takes room for the flow, before anything of it is read.
+func (f *flow) begin() *refusal {
+	c, g := f.client, f.client.g
+	if err := c.begin(f); err != nil {
+		return byEnd(err)
+	}
+	release, err := g.limiter.Flow(c.key)
+	if err != nil {
+		g.limited(err)
+		return byLimit(err)
+	}
+	f.release = release
+	if err := g.audit.Ready(); err != nil {
+		return byAudit(err)
+	}
+	return nil
+}
+
+func (f *flow) finish() {
+	f.client.finish(f)
+	if f.release != nil {
+		f.release()
 	}
 }
 
 // open decides, and connects to the backend.
 func (f *flow) open() (*net.TCPConn, *refusal) {
-	c, g := f.client, f.client.g
-	if err := c.begin(f); err != nil {
-		return nil, byEnd(err)
-	}
-	release, err := g.limiter.Flow(c.key)
-	if err != nil {
-		g.limited(err)
-		return nil, byLimit(err)
-	}
-	f.released = release
-	if err := g.audit.Ready(); err != nil {
-		return nil, byAudit(err)
-	}
+	g := f.client.g
 	f.gen = g.current.Load()
-	limits := &f.gen.config.Limits
-	ctx, cancel := context.WithTimeout(f.ctx, limits.DialTimeout)
+	ctx, cancel := context.WithTimeout(f.ctx, f.gen.config.Limits.Dial)
 	defer cancel()
+	// The end of the connection, too: later the stream tells of it.
+	defer context.AfterFunc(f.client.ctx, func() { f.cancel(context.Cause(f.client.ctx)) })()
 	no := f.decide(ctx)
 	f.decision = time.Since(f.begun)
 	if no != nil {

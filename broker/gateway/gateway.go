@@ -54,7 +54,7 @@ type Gateway struct {
 	auditFile  string
 	limiter    *limit.Limiter
 	metrics    *metrics.Metrics
-	metricsAt  string
+	metricsAt  gwconfig.Metrics
 	metricsEnd func() error
 	relay      relay.Relay
 
@@ -116,8 +116,8 @@ func New(o Options) (*Gateway, error) {
 		g.Close()
 		return nil, err
 	}
-	if cfg.Metrics != "" {
-		server, err := g.metrics.Serve(cfg.Metrics, o.Log)
+	if cfg.Metrics.Network != "" {
+		server, err := g.metrics.Serve(cfg.Metrics.Network, cfg.Metrics.Address, o.Log)
 		if err != nil {
 			g.Close()
 			return nil, err

@@ -22,7 +22,7 @@ type generation struct {
 	number uint64
 	config *gwconfig.Config
 	trust  *trust.Trust
-	cert   *tls.Certificate
+	certs  []tls.Certificate
 	files  map[string]fileState
 
 	byName      map[string]*policy.Service
@@ -38,11 +38,14 @@ func newGeneration(number uint64, cfg *gwconfig.Config) (*generation, error) {
 	}
 	gen.files = statAll(gen.fileNames()) // before they are read: what changes after it is seen
 	var errs []error
-	cert, err := tls.LoadX509KeyPair(cfg.Certificate, cfg.Key)
-	if err != nil {
-		errs = append(errs, fmt.Errorf("the gateway's certificate %s with the key %s: %w", cfg.Certificate, cfg.Key, err))
+	for _, pair := range cfg.Certificates {
+		cert, err := tls.LoadX509KeyPair(pair.Certificate, pair.Key)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("the gateway's certificate %s with the key %s: %w", pair.Certificate, pair.Key, err))
+		}
+		gen.certs = append(gen.certs, cert)
 	}
-	gen.cert = &cert
+	var err error
 	if gen.trust, err = trust.Load(cfg.ClientCAs, cfg.CRLs); err != nil {
 		errs = append(errs, err)
 	}
@@ -66,7 +69,11 @@ func newGeneration(number uint64, cfg *gwconfig.Config) (*generation, error) {
 
 // fileNames are the files beside the configuration that count.
 func (gen *generation) fileNames() []string {
-	return slices.Concat([]string{gen.config.Certificate, gen.config.Key}, gen.config.ClientCAs, gen.config.CRLs)
+	names := slices.Concat(gen.config.ClientCAs, gen.config.CRLs)
+	for _, pair := range gen.config.Certificates {
+		names = append(names, pair.Certificate, pair.Key)
+	}
+	return names
 }
 
 // addresses are those to listen at: the gateway's, and with the same hosts the ports of
@@ -86,8 +93,10 @@ func (gen *generation) addresses() []netip.AddrPort {
 // expiry is when what this generation stands on ends.
 func (gen *generation) expiry() map[string]time.Time {
 	all := map[string]time.Time{"revocation-list": gen.trust.NextUpdate()}
-	if gen.cert.Leaf != nil {
-		all["certificate"] = gen.cert.Leaf.NotAfter
+	for _, cert := range gen.certs {
+		if first := all["certificate"]; first.IsZero() || cert.Leaf.NotAfter.Before(first) {
+			all["certificate"] = cert.Leaf.NotAfter
+		}
 	}
 	return all
 }
@@ -97,8 +106,8 @@ func limitsOf(cfg *gwconfig.Config) limit.Limits {
 	l := &cfg.Limits
 	return limit.Limits{
 		Descriptors: descriptors(l.Reserve), Handshakes: l.Handshakes,
-		Connections: l.Connections, IdentityConnections: l.IdentityConnections,
-		Flows: l.Flows, IdentityFlows: l.IdentityFlows, IdentityRate: l.IdentityRate,
+		Connections: l.Connections, IdentityConnections: l.FlowsPerIdentity, // many a connection is one flow
+		Flows: l.Flows, IdentityFlows: l.FlowsPerIdentity, IdentityRate: l.ConnectsPerSecond,
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sshbroker/broker/gateway/gwconfig"
 	"sshbroker/broker/gateway/policy"
 	"sshbroker/broker/gateway/trust"
 	"sshbroker/profiles/tlstun/wire"
@@ -57,7 +56,7 @@ func (n *negotiation) config(port uint16) *tls.Config {
 		}
 		return &tls.Config{
 			MinVersion:             tls.VersionTLS13,
-			Certificates:           []tls.Certificate{*n.gen.cert},
+			Certificates:           n.gen.certs,
 			NextProtos:             protocols,
 			ClientAuth:             tls.RequireAndVerifyClientCert,
 			ClientCAs:              n.gen.trust.Roots(),
@@ -199,6 +198,3 @@ func farewell(conn *net.TCPConn) {
 	io.CopyN(io.Discard, conn, lastWordsSize)
 	conn.Close()
 }
-
-// handshakeTime is what a handshake may take, with the header of a request behind it.
-func handshakeTime(cfg *gwconfig.Config) time.Duration { return cfg.Limits.Handshake }

@@ -20,14 +20,12 @@ func (c *client) serveMux() {
 		return
 	}
 	defer session.Close()
-	// Retired, it is closed with its last flow; meanwhile the client opens another one.
-	c.whenEmpty(func() { session.Close() })
 	c.mu.Lock()
-	c.onRetire = func() { session.GoAway() }
-	retired := c.retired != nil
+	c.session = session
+	retired := c.retired
 	c.mu.Unlock()
-	if retired {
-		session.GoAway()
+	if retired != nil {
+		c.retire(retired)
 	}
 	for {
 		ys, err := session.Accept()
@@ -42,25 +40,19 @@ func (c *client) serveMux() {
 
 // serveStream serves one stream of a session.
 func (c *client) serveStream(session *wire.Session, ys *yamux.Stream) {
-	c.mu.Lock()
-	limit := c.gen.config.Limits.HandshakeTimeout
-	c.mu.Unlock()
-	ys.SetReadDeadline(time.Now().Add(limit))
-	q, err := wire.ReadRequest(ys)
-	ys.SetReadDeadline(time.Time{})
-	m := &muxed{session: session, ys: ys}
-	r := request{carrier: "mux", host: q.Host, port: q.Port, service: q.Service, flowID: q.Flow, program: q.Program}
-	switch {
-	case err != nil:
-		f := c.newFlow(r)
-		no := byRequest(err)
-		f.refused(no)
-		m.refuse(no)
-	case q.Kind == wire.KindServices:
-		c.listServices(ys)
-	default:
-		c.flow(r, m)
-	}
+	c.serveFlow("mux", &muxed{session: session, ys: ys}, func() (request, error) {
+		ys.SetReadDeadline(time.Now().Add(c.g.current.Load().config.Limits.Handshake))
+		q, err := wire.ReadRequest(ys)
+		ys.SetReadDeadline(time.Time{})
+		switch {
+		case err != nil:
+			return request{}, err
+		case q.Kind == wire.KindServices:
+			c.listServices(ys)
+			return request{}, errServed
+		}
+		return request{host: q.Host, port: q.Port, service: q.Service, flowID: q.Flow, program: q.Program}, nil
+	})
 }
 
 // answerTime is how long a client may take to read an answer.

@@ -141,7 +141,7 @@ func (g *Gateway) sweep(stop <-chan struct{}) {
 }
 
 func (g *Gateway) sweepClients(now time.Time) {
-	idle := g.current.Load().config.Limits.IdleTimeout
+	idle := g.current.Load().config.Limits.Idle
 	g.mu.Lock()
 	clients := g.list()
 	g.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -24,11 +23,11 @@ type Server struct {
 	done     chan struct{}
 }
 
-// Serve listens at address: an absolute path for a Unix socket, which root and our own
-// account may connect to, or HOST:PORT of a loopback address. It returns at once; the
-// caller closes the server.
-func (m *Metrics) Serve(address string, log *slog.Logger) (*Server, error) {
-	l, err := listen(address)
+// Serve listens at a Unix socket ("unix" and a path), which root and our own account may
+// connect to, or at a loopback address ("tcp"). It returns at once; the caller closes
+// the server.
+func (m *Metrics) Serve(network, address string, log *slog.Logger) (*Server, error) {
+	l, err := listen(network, address)
 	if err != nil {
 		return nil, fmt.Errorf("metrics at %s: %w", address, err)
 	}
@@ -58,13 +57,10 @@ func (s *Server) Close() error {
 // Addr is where it listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-func listen(address string) (net.Listener, error) {
-	if !filepath.IsAbs(address) {
+func listen(network, address string) (net.Listener, error) {
+	if network != "unix" {
 		addr, err := netip.ParseAddrPort(address)
-		switch {
-		case err != nil:
-			return nil, errors.New("it is neither an absolute path nor an address with a port")
-		case !addr.Addr().Unmap().IsLoopback():
+		if err != nil || !addr.Addr().Unmap().IsLoopback() {
 			return nil, errors.New("it is no loopback address, and metrics are not for everybody")
 		}
 		return net.Listen("tcp", address)
