@@ -63,7 +63,7 @@ func ParseHost(text string) (Host, error) {
 	if err := checkName(name); err != nil {
 		return Host{}, err
 	}
-	if endsInNumber(name) {
+	if EndsInNumber(name) {
 		return Host{}, fmt.Errorf("%+q is neither a name nor an IPv4 address of four decimal numbers", text)
 	}
 	return Host{name: name}, nil
@@ -111,10 +111,10 @@ func checkLetters(name string) error {
 	return nil
 }
 
-// endsInNumber tells whether resolvers that follow inet_aton(3) would take the name for an
+// EndsInNumber tells whether resolvers that follow inet_aton(3) would take the name for an
 // IPv4 address: its last label is a decimal, octal or hexadecimal number. No such name
 // exists in the DNS.
-func endsInNumber(name string) bool {
+func EndsInNumber(name string) bool {
 	last := name[strings.LastIndexByte(name, '.')+1:]
 	digits := "0123456789"
 	if hex, ok := strings.CutPrefix(last, "0x"); ok {
@@ -195,6 +195,9 @@ func canonicalFragment(core string, head, tail bool) (string, error) {
 }
 
 func (p HostPattern) String() string { return p.description }
+
+// Addr is the address that the entry is, invalid for one of names.
+func (p HostPattern) Addr() netip.Addr { return p.addr }
 
 // IsAny tells whether it is "*", which matches all names.
 func (p HostPattern) IsAny() bool { return p.text == "" && (p.head || p.tail) }

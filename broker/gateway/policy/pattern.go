@@ -66,3 +66,10 @@ func (p *Pattern) writesDown(addr netip.Addr, within netip.Prefix) bool {
 		return c.Contains(addr) && c.Bits() >= within.Bits()
 	})
 }
+
+// MayCover tells whether the pattern can cover a name that was asked for and replaced by
+// another host, for the port; with port 0 for some port. What a name leads to is not known,
+// so it passes any CIDR.
+func (p *Pattern) MayCover(asked, host Host, port uint16) bool {
+	return p.matchHost(asked) && (port == 0 || p.matchPort(port)) && (!host.addr.IsValid() || p.matchAddr(host.addr))
+}
