@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"strconv"
 	"time"
@@ -27,9 +29,15 @@ func (c *client) serveMux() {
 	if retired != nil {
 		c.retire(retired)
 	}
+	// A stream that we have ended is there until the client ends it, too.
+	most := c.g.current.Load().config.Limits.FlowsPerIdentity + spareStreams
 	for {
 		ys, err := session.Accept()
 		if err != nil {
+			break
+		}
+		if n := ys.Session().NumStreams(); n > most {
+			c.end(fmt.Errorf("%w: %d", errStreams, n))
 			break
 		}
 		c.g.serving.Go(func() { c.serveStream(session, ys) })
@@ -37,6 +45,12 @@ func (c *client) serveMux() {
 	c.retire(errGone)
 	c.cancel(errGone) // what is being dialled is for nobody
 }
+
+// spareStreams is how many streams a client may have beside its flows.
+const spareStreams = 1024
+
+// errStreams is a client that takes streams and gives none back.
+var errStreams = errors.New("the client does not end its streams")
 
 // serveStream serves one stream of a session.
 func (c *client) serveStream(session *wire.Session, ys *yamux.Stream) {
@@ -48,7 +62,7 @@ func (c *client) serveStream(session *wire.Session, ys *yamux.Stream) {
 		case err != nil:
 			return request{}, err
 		case q.Kind == wire.KindServices:
-			c.listServices(ys)
+			c.listServices(session, ys)
 			return request{}, errServed
 		}
 		return request{host: q.Host, port: q.Port, service: q.Service, flowID: q.Flow, program: q.Program}, nil
@@ -67,7 +81,6 @@ type muxed struct {
 func (m *muxed) accept(why func() string) (relay.Stream, error) {
 	m.ys.SetWriteDeadline(time.Now().Add(answerTime))
 	if err := wire.WriteAnswer(m.ys, wire.Answer{Status: wire.OK}); err != nil {
-		m.ys.Close()
 		return nil, err
 	}
 	m.ys.SetWriteDeadline(time.Time{})
@@ -77,7 +90,7 @@ func (m *muxed) accept(why func() string) (relay.Stream, error) {
 func (m *muxed) refuse(no *refusal) {
 	m.ys.SetWriteDeadline(time.Now().Add(answerTime))
 	_ = wire.WriteAnswer(m.ys, wire.Answer{Status: no.answer, Detail: no.text, Rule: no.rule})
-	m.ys.Close()
+	m.session.NewStream(m.ys).Reset() // which throws away what the client still sends
 }
 
 // muxStream is a stream whose reset says why, where we are the reason.
@@ -95,8 +108,8 @@ func (s *muxStream) Reset() error {
 }
 
 // listServices tells a client what it may use.
-func (c *client) listServices(ys *yamux.Stream) {
-	defer ys.Close()
+func (c *client) listServices(session *wire.Session, ys *yamux.Stream) {
+	defer func() { session.NewStream(ys).Reset() }()
 	ys.SetWriteDeadline(time.Now().Add(answerTime))
 	gen := c.g.current.Load()
 	list := []wire.Service{}
