@@ -22,7 +22,7 @@ import (
 type client struct {
 	g     *Gateway
 	id    uint64
-	tcp   *net.TCPConn
+	tcp   *tcpConn
 	tls   *tls.Conn
 	from  netip.AddrPort
 	who   policy.Identity
@@ -47,7 +47,8 @@ type client struct {
 func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, ready func()) {
 	neg := &negotiation{gen: g.current.Load()}
 	ctx, cancel := context.WithTimeout(context.Background(), neg.gen.config.Limits.Handshake)
-	conn := tls.Server(tcp, neg.config(l.addr.Port()))
+	below := &tcpConn{TCPConn: tcp}
+	conn := tls.Server(below, neg.config(l.addr.Port()))
 	err := conn.HandshakeContext(ctx)
 	cancel()
 	outcome := neg.outcome(err)
@@ -62,7 +63,7 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 		return
 	}
 	ready()
-	c := newClient(g, neg, tcp, conn, from)
+	c := newClient(g, neg, below, conn, from)
 	release, err := g.limiter.Identity(c.key)
 	if err != nil {
 		g.limited(err)
@@ -98,7 +99,7 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 	}
 }
 
-func newClient(g *Gateway, neg *negotiation, tcp *net.TCPConn, conn *tls.Conn, from netip.AddrPort) *client {
+func newClient(g *Gateway, neg *negotiation, tcp *tcpConn, conn *tls.Conn, from netip.AddrPort) *client {
 	c := &client{
 		g: g, id: g.connections.Add(1), tcp: tcp, tls: conn, from: from, who: neg.id, gen: neg.gen, bound: neg.bound,
 		key: neg.id.Issuer + "\x00" + neg.id.Name(), chain: conn.ConnectionState().PeerCertificates, flows: map[*flow]struct{}{},

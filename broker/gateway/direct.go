@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"sshbroker/broker/gateway/httpconnect"
@@ -63,7 +64,7 @@ func (w *whole) refuse(no *refusal) {
 	if _, err := c.tls.Write(text.Append(nil)); err == nil {
 		c.tls.CloseWrite()
 	}
-	farewell(c.tcp)
+	farewell(c.tcp.TCPConn)
 }
 
 // tlsStream is a TLS connection as the client's end of a flow: close_notify ends one
@@ -71,8 +72,23 @@ func (w *whole) refuse(no *refusal) {
 // 6.1), and Read says so.
 type tlsStream struct {
 	*tls.Conn
-	tcp  *net.TCPConn
+	tcp  *tcpConn
 	rest []byte
+}
+
+// tcpConn is what is below TLS. The library takes an end of TCP for close_notify where
+// it comes between two records; this tells them apart.
+type tcpConn struct {
+	*net.TCPConn
+	ended atomic.Bool
+}
+
+func (c *tcpConn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if err == io.EOF {
+		c.ended.Store(true)
+	}
+	return n, err
 }
 
 func (s *tlsStream) Read(p []byte) (int, error) {
@@ -83,7 +99,11 @@ func (s *tlsStream) Read(p []byte) (int, error) {
 		}
 		return n, nil
 	}
-	return s.Conn.Read(p)
+	n, err := s.Conn.Read(p)
+	if err == io.EOF && s.tcp.ended.Load() {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // Reset makes the kernel send RST in place of close_notify and FIN.
