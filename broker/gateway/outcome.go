@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 
 	"sshbroker/broker/audit"
@@ -79,8 +80,15 @@ func byEnd(why error) *refusal {
 func byRequest(err error) *refusal {
 	r := &refusal{reason: "bad-request", text: err.Error(), status: http.StatusBadRequest, proxy: "http_request_error", answer: wire.BadRequest}
 	var known *httpconnect.Error
-	if errors.As(err, &known) {
+	var slow net.Error
+	switch {
+	case errors.As(err, &known):
 		r.status, r.text = known.Status, known.Text
+	case errors.Is(err, wire.ErrMalformed):
+	case errors.As(err, &slow) && slow.Timeout():
+		r.status, r.text, r.err = http.StatusRequestTimeout, "the request did not come in time", err
+	default:
+		r.text, r.err = "the request did not come whole", err
 	}
 	return r
 }

@@ -203,7 +203,8 @@ func (w *world) client(email string) tls.Certificate { return w.ca.Client(email)
 func (w *world) tlsConfig(cert tls.Certificate, name string, protocols ...string) *tls.Config {
 	config := &tls.Config{RootCAs: w.serverCA.Pool(), ServerName: name, NextProtos: protocols, MinVersion: tls.VersionTLS13}
 	if cert.Leaf != nil {
-		config.Certificates = []tls.Certificate{cert}
+		// Whatever authorities the gateway names.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	}
 	return config
 }

@@ -1,10 +1,12 @@
 package metrics
 
 import (
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/expfmt"
 )
 
 // Live is what is asked for when somebody looks.
@@ -128,4 +130,19 @@ func (c *liveCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(when.Unix()), what)
 		}
 	}
+}
+
+// Gather is what Prometheus would get, in its text form.
+func (m *Metrics) Gather() (string, error) {
+	families, err := m.registry.Gather()
+	if err != nil {
+		return "", err
+	}
+	var text strings.Builder
+	for _, family := range families {
+		if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
+			return "", err
+		}
+	}
+	return text.String(), nil
 }
