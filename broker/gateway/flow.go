@@ -238,6 +238,9 @@ func (f *flow) carry(backend *net.TCPConn, a asker) *refusal {
 	}
 	res := g.relay.Pipe(f.ctx, backend, stream, &f.count)
 	lasted := time.Since(f.begun)
+	if m, ok := stream.(*muxStream); ok {
+		m.settle()
+	}
 
 	r := f.record(audit.GatewayClose, audit.Carried.String())
 	if why := f.reason(); why != nil {

@@ -107,6 +107,16 @@ func (s *muxStream) Reset() error {
 	return s.Stream.Reset()
 }
 
+// settle waits until the end of the stream was said: the session may be closed next.
+func (s *muxStream) settle() {
+	limit := time.NewTimer(answerTime)
+	defer limit.Stop()
+	select {
+	case <-s.Closed():
+	case <-limit.C:
+	}
+}
+
 // listServices tells a client what it may use.
 func (c *client) listServices(session *wire.Session, ys *yamux.Stream) {
 	defer func() { session.NewStream(ys).Reset() }()

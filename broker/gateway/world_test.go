@@ -156,7 +156,9 @@ func (w *world) change(old, new string) {
 	gatewaytest.Write(w.t, w.dir, "gateway.yaml", []byte(strings.ReplaceAll(string(text), old, new)))
 }
 
-func (w *world) start() {
+func (w *world) start() { w.startWith(context.Background()) }
+
+func (w *world) startWith(ctx context.Context) {
 	w.t.Helper()
 	gw, err := New(Options{
 		Load:     func() (*gwconfig.Config, error) { return gwconfig.Load(filepath.Join(w.dir, "gateway.yaml")) },
@@ -168,7 +170,7 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	w.gw, w.ended = gw, make(chan error, 1)
-	go func() { w.ended <- gw.Run(context.Background()) }()
+	go func() { w.ended <- gw.Run(ctx) }()
 	w.t.Cleanup(w.end)
 }
 
