@@ -91,12 +91,18 @@ func checkJSON(name string, data []byte) error {
 
 var lineOf = regexp.MustCompile(`^yaml: line (\d+): (.*)`)
 
-// where tells the place of a syntax error. The library gives a line for what its scanner
-// finds wrong: where that begins. For the rest it is where the library noticed, which is the
-// last thing that it had read by then.
+// ofScanner is what the library says when its scanner finds something wrong.
+var ofScanner = regexp.MustCompile(`^(yaml: )?(found (a tab |character|unexpected|unknown|invalid)|could not find|mapping |block )`)
+
+// where tells the place of a syntax error. For what its scanner finds wrong the library gives
+// the line where that begins, or where it noticed, or none for the first line. For the rest
+// it is where the library noticed, which is the last thing that it had read by then.
 func where(name string, data []byte, err error) schema.Pos {
-	if m := lineOf.FindStringSubmatch(err.Error()); m != nil && !strings.HasPrefix(m[2], "did not find expected") {
-		line, _ := strconv.Atoi(m[1])
+	if ofScanner.MatchString(problem(err)) {
+		line := 1
+		if m := lineOf.FindStringSubmatch(err.Error()); m != nil {
+			line, _ = strconv.Atoi(m[1])
+		}
 		text := data
 		for range line - 1 {
 			_, text, _ = bytes.Cut(text, []byte("\n"))
@@ -155,7 +161,7 @@ func hintOf(err error) string {
 	case strings.Contains(text, "escape c"):
 		return `write the character itself: escapes are those of YAML, which has neither \/ nor pairs of \u`
 	case strings.Contains(text, "unexpected end of stream"):
-		return "a quote that is opened here is not closed"
+		return "a quote is opened here or before, and not closed"
 	}
 	return ""
 }

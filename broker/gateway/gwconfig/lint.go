@@ -2,7 +2,6 @@ package gwconfig
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,10 +22,10 @@ func (r *reader) lintRole(o object, role *policy.Role) {
 }
 
 // lintUnused warns of roles and policies that nothing refers to.
-func (r *reader) lintUnused(at map[string]value, used map[string]bool) {
-	for _, name := range slices.Sorted(maps.Keys(at)) {
-		if !used[name] {
-			r.warn(at[name], "remove it, or refer to it", "nothing uses %s", name)
+func lintUnused[T any](r *reader, n *named[T]) {
+	for _, name := range n.names {
+		if !n.used[name] {
+			r.warn(n.at[name], "remove it, or refer to it", "nothing refers to the %s %s", n.what, name)
 		}
 	}
 }

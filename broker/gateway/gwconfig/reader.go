@@ -156,13 +156,14 @@ func (r *reader) pairs(v value) []pair {
 // object is a mapping with the keys of the table.
 type object struct {
 	value
-	fields map[string]value
+	fields   map[string]value
+	misspelt bool // it has keys that are not known, so that others may only seem to be missing
 }
 
 // object reads a mapping whose keys are those of its row; also maps other spellings of
 // keys to those. It is false where there is none.
 func (r *reader) object(v value, also map[string]string) (object, bool) {
-	o := object{v, make(map[string]value)}
+	o := object{value: v, fields: make(map[string]value)}
 	if !v.given() || v.node.Kind != yaml.MappingNode {
 		r.pairs(v)
 		return o, false
@@ -171,6 +172,7 @@ func (r *reader) object(v value, also map[string]string) (object, bool) {
 	for _, k := range children[v.row] {
 		names = append(names, k.Name())
 	}
+	meant := make(map[string]bool)
 	for _, p := range r.pairs(v) {
 		name := p.name
 		if other, ok := also[name]; ok {
@@ -178,6 +180,8 @@ func (r *reader) object(v value, also map[string]string) (object, bool) {
 			p.value.row = v.row + "." + name
 		}
 		if _, ok := table[p.value.row]; !ok {
+			o.misspelt = true
+			meant[schema.Suggest(name, names)] = true
 			r.fail(p.key, schema.DidYouMean(name, names, "keys here: "+strings.Join(names, ", ")), "there is no key %s", p.name)
 			continue
 		}
@@ -188,7 +192,7 @@ func (r *reader) object(v value, also map[string]string) (object, bool) {
 		o.fields[name] = p.value
 	}
 	for _, k := range children[v.row] {
-		if _, ok := o.fields[k.Name()]; !ok && k.Required {
+		if _, ok := o.fields[k.Name()]; !ok && k.Required && !meant[k.Name()] {
 			r.fail(v, "add "+k.Name()+": ("+k.Type+")", "%s is missing", k.Name())
 		}
 	}
@@ -299,7 +303,7 @@ func (r *reader) yes(v value) bool {
 
 // number returns a decimal number between two bounds, 0 after an error.
 func (r *reader) number(v value, low, high int) int {
-	s, ok := r.scalar(v, "a number", "!!int")
+	s, ok := r.scalar(v, "a whole number", "!!int")
 	if !ok {
 		return 0
 	}
@@ -336,7 +340,7 @@ func (r *reader) duration(v value, low, high time.Duration) time.Duration {
 		return 0
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < low || d > high || v.given() && v.node.Tag == "!!int" {
+	if err != nil || d < low || d > high || s != "0" && v.given() && v.node.Tag == "!!int" {
 		r.fail(v, cure, "%q is not a duration from %v to %v", s, low, high)
 		return 0
 	}

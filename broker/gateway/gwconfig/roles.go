@@ -1,6 +1,7 @@
 package gwconfig
 
 import (
+	"errors"
 	"strings"
 
 	"sshbroker/broker/config/schema"
@@ -97,6 +98,10 @@ func parsed[T any](r *reader, v value, hint string, parse func(string) (T, error
 			continue
 		}
 		item, err := parse(text)
+		if cured, ok := errors.AsType[*curedError](err); ok {
+			r.fail(v, cured.hint, "%s", cured.msg)
+			continue
+		}
 		if err != nil {
 			r.fail(v, hint, "%v", err)
 			continue
@@ -108,6 +113,11 @@ func parsed[T any](r *reader, v value, hint string, parse func(string) (T, error
 	}
 	return list
 }
+
+// curedError knows its cure better than the list that it is in.
+type curedError struct{ msg, hint string }
+
+func (e *curedError) Error() string { return e.msg + "; " + e.hint }
 
 func (r *reader) policies(v value, roles *named[policy.Role]) *named[policy.Policy] {
 	policies := newNamed[policy.Policy]("policy", "policies")

@@ -32,8 +32,11 @@ func (r *reader) services(c *Config, o object) {
 			specs, at = append(specs, spec), append(at, v)
 		}
 	}
-	r.lintUnused(roles.at, roles.used)
-	r.lintUnused(policies.at, policies.used)
+	lintUnused(r, roles)
+	lintUnused(r, policies)
+	if r.wrong > 0 {
+		return
+	}
 	self := c.self(specs)
 	for i, spec := range specs {
 		spec.Self = self
@@ -78,7 +81,7 @@ func (r *reader) service(c *Config, o object, policies *named[policy.Policy], ta
 	switch {
 	case spec.AnyCertificate && refers.given():
 		r.fail(o.get("any_certificate"), "remove one of the two", "it contradicts policy: a policy is for some, any_certificate for all")
-	case !spec.AnyCertificate && !refers.given():
+	case !spec.AnyCertificate && !refers.given() && !o.misspelt:
 		r.fail(o.value, "add policy: with the name of one, or any_certificate: true to mean everybody with a valid client certificate", "the service has no policy, so nobody could use it")
 	}
 	r.lintService(o, &spec, taken)
@@ -221,6 +224,8 @@ func (r *reader) target(v value) policy.Target {
 		return policy.Target{}
 	}
 	switch {
+	case (empty(name) || empty(port)) && o.misspelt:
+		return policy.Target{}
 	case empty(name):
 		r.fail(o.value, "add the name or address of the host", "the target has a port and no name")
 		return policy.Target{}
@@ -252,7 +257,7 @@ func empty(v value) bool {
 }
 
 func (r *reader) overrides(v value) map[string]policy.Host {
-	all := make(map[string]policy.Host)
+	all, seen := make(map[string]policy.Host), make(map[policy.Host]bool)
 	for _, p := range r.pairs(v) {
 		name, err := policy.ParseHost(p.name)
 		switch {
@@ -263,10 +268,11 @@ func (r *reader) overrides(v value) map[string]policy.Host {
 			r.fail(p.key, "write a name; what is asked for by address is not replaced", "%s is an address", name)
 			continue
 		}
-		if _, ok := all[name.String()]; ok {
+		if seen[name] {
 			r.fail(p.key, "remove one of them", "the name %s stands here in two spellings", name)
 			continue
 		}
+		seen[name] = true
 		if !p.value.given() {
 			continue
 		}
@@ -317,16 +323,17 @@ func (r *reader) patterns(v value, allows bool) []policy.Pattern {
 // parseCIDR takes only what has one meaning: no bits behind the mask, no IPv4 in IPv6.
 func parseCIDR(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil {
-		return netip.Prefix{}, fmt.Errorf("%q is an address; as a CIDR it is %s/%d", text, addr.Unmap(), addr.Unmap().BitLen())
+		addr = addr.Unmap().WithZone("")
+		return netip.Prefix{}, &curedError{fmt.Sprintf("%q is an address", text), fmt.Sprintf("as a CIDR it is %s/%d", addr, addr.BitLen())}
 	}
 	p, err := netip.ParsePrefix(text)
 	switch {
 	case err != nil:
 		return p, fmt.Errorf("%q is not a CIDR", text)
 	case p.Addr().Is4In6():
-		return p, fmt.Errorf("%q is an IPv4 network in IPv6; write the IPv4 network", text)
+		return p, &curedError{fmt.Sprintf("%q is an IPv4 network in IPv6", text), "write the IPv4 network"}
 	case p.Masked() != p:
-		return p, fmt.Errorf("%q has bits behind the mask; the network is %s, the address %s/%d", text, p.Masked(), p.Addr(), p.Addr().BitLen())
+		return p, &curedError{fmt.Sprintf("%q has bits behind the mask", text), fmt.Sprintf("the network is %s, the address %s/%d", p.Masked(), p.Addr(), p.Addr().BitLen())}
 	}
 	return p, nil
 }

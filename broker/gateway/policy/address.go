@@ -50,7 +50,7 @@ func embedded(addr netip.Addr) netip.Addr {
 	}
 	b := addr.As16()
 	switch {
-	case nat64.Contains(addr), compatible.Contains(addr):
+	case nat64.Contains(addr), compatible.Contains(addr) && b[12] != 0: // so not :: and ::1
 		return netip.AddrFrom4([4]byte(b[12:]))
 	case sixToFour.Contains(addr):
 		return netip.AddrFrom4([4]byte(b[2:6]))

@@ -48,8 +48,6 @@ func ParseHost(text string) (Host, error) {
 		return Host{}, errors.New("no host")
 	case len(text) > maxSpelling:
 		return Host{}, errors.New("the host has more than 253 characters")
-	case !utf8.ValidString(text):
-		return Host{}, errors.New("the host is not UTF-8")
 	case strings.Contains(text, "%"):
 		return Host{}, fmt.Errorf("the host %+q has a zone id", text)
 	}
@@ -71,6 +69,9 @@ func ParseHost(text string) (Host, error) {
 
 // canonicalName folds case and converts other letters than ASCII.
 func canonicalName(text string) (string, error) {
+	if !utf8.ValidString(text) {
+		return "", errors.New("the host is not UTF-8")
+	}
 	lower := strings.ToLower(text)
 	if !strings.ContainsFunc(text, beyondASCII) && !strings.Contains("."+lower, ".xn--") {
 		return lower, nil
@@ -151,11 +152,14 @@ func ParseHostPattern(text string) (HostPattern, error) {
 	if err != nil {
 		return HostPattern{}, fmt.Errorf("%q: %w", text, err)
 	}
+	if core == "" {
+		return HostPattern{head: true, description: "*"}, nil
+	}
 	p := HostPattern{text: core, head: head, tail: tail, description: core}
 	if head {
 		p.description = "*" + p.description
 	}
-	if tail && core != "" {
+	if tail {
 		p.description += "*"
 	}
 	return p, nil
@@ -200,7 +204,7 @@ func (p HostPattern) String() string { return p.description }
 func (p HostPattern) Addr() netip.Addr { return p.addr }
 
 // IsAny tells whether it is "*", which matches all names.
-func (p HostPattern) IsAny() bool { return p.text == "" && (p.head || p.tail) }
+func (p HostPattern) IsAny() bool { return p.text == "" && p.head }
 
 // match tells whether the host is covered. Stars cover names only.
 func (p HostPattern) match(h Host) bool {
