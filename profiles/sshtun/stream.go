@@ -114,7 +114,7 @@ func (s *stream) watchClose(reqs <-chan *ssh.Request) {
 	// The library ends its channels in the same way for a CLOSE and for a lost
 	// transport. After the latter its reader never comes back for more.
 	switch {
-	case !s.t.wire.awaitReader(s.t.done):
+	case !s.t.wire.AwaitReader(s.t.done):
 		s.farEnd = s.t.Err()
 	case s.eofByGone:
 		s.farEnd = io.EOF
@@ -141,7 +141,7 @@ func (s *stream) watchEOF() {
 	if isDone(s.gone) {
 		return
 	}
-	if _, err := s.ch.SendRequest("keepalive@openssh.com", false, nil); err == nil && s.t.wire.awaitReader(s.t.done) {
+	if _, err := s.ch.SendRequest("keepalive@openssh.com", false, nil); err == nil && s.t.wire.AwaitReader(s.t.done) {
 		close(s.sawEOF)
 	}
 }
