@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -19,6 +20,24 @@ type Destination struct {
 	// program behind it where that is known: for servers that record them too.
 	Flow, Program string
 }
+
+// Addr is the destination as an address of the net package: a *net.TCPAddr where Host is
+// one, else the name as it is.
+func (d Destination) Addr() net.Addr {
+	if ip, err := netip.ParseAddr(d.Host); err == nil {
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, d.Port))
+	}
+	return hostAddr(d.String())
+}
+
+// String is host:port.
+func (d Destination) String() string { return net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))) }
+
+// hostAddr is the address of a destination that the server resolves.
+type hostAddr string
+
+func (hostAddr) Network() string  { return "tcp" }
+func (a hostAddr) String() string { return string(a) }
 
 // Stream is one flow inside a transport. Deadlines work, Close may be called more
 // than once, and Close and Reset always release local readers and writers, even

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -85,7 +83,7 @@ func newStream(t *Transport, ch ssh.Channel, reqs <-chan *ssh.Request, dst profi
 		t:      t,
 		ch:     ch,
 		local:  t.wire.LocalAddr(),
-		remote: destinationAddr(dst),
+		remote: dst.Addr(),
 		read:   newHalf(),
 		write:  newHalf(),
 		gone:   make(chan struct{}),
@@ -344,19 +342,6 @@ func isDone(c <-chan struct{}) bool {
 	default:
 		return false
 	}
-}
-
-// hostAddr is the address of a destination that the server resolves.
-type hostAddr string
-
-func (hostAddr) Network() string  { return "tcp" }
-func (a hostAddr) String() string { return string(a) }
-
-func destinationAddr(dst profiles.Destination) net.Addr {
-	if ip, err := netip.ParseAddr(dst.Host); err == nil {
-		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, dst.Port))
-	}
-	return hostAddr(net.JoinHostPort(dst.Host, strconv.Itoa(int(dst.Port))))
 }
 
 // errPipe is what a write gets after CloseWrite.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -169,7 +167,7 @@ type opened struct {
 func (t *Transport) Open(ctx context.Context, dst profiles.Destination) (profiles.Stream, error) {
 	s, err := t.open(ctx, dst)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", net.JoinHostPort(dst.Host, strconv.Itoa(int(dst.Port))), err)
+		return nil, fmt.Errorf("open %s: %w", dst, err)
 	}
 	return s, nil
 }
