@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"sync/atomic"
+
+	"sshbroker/profiles/socket"
 )
 
 // Of yamux's frames (spec.md of the library): twelve bytes of header, with the type in
@@ -21,7 +24,10 @@ const joinable = 4 << 10
 // by two calls. Small ones it makes one of, so that they are one record of TLS.
 type joined struct {
 	net.Conn
-	lost func(error)
+	below *socket.Conn // under the TLS; nil: none that has to be flushed
+	lost  func(error)
+
+	sent, received atomic.Uint64 // of Conn
 
 	// Writing; only yamux's sender comes here.
 	frame [frameHeader + joinable]byte
@@ -33,6 +39,7 @@ func (j *joined) Write(p []byte) (int, error) {
 	if err != nil {
 		j.lost(err)
 	}
+	j.sent.Add(uint64(n))
 	return n, err
 }
 
@@ -41,7 +48,9 @@ func (j *joined) write(p []byte) (int, error) {
 	case j.head:
 		j.head = false
 		n := copy(j.frame[frameHeader:], p)
-		if _, err := j.Conn.Write(j.frame[:frameHeader+n]); err != nil {
+		_, err := j.Conn.Write(j.frame[:frameHeader+n])
+		j.flush()
+		if err != nil {
 			return 0, err
 		}
 		return n, nil
@@ -50,13 +59,24 @@ func (j *joined) write(p []byte) (int, error) {
 		j.head = true
 		return len(p), nil
 	}
-	return j.Conn.Write(p)
+	n, err := j.Conn.Write(p)
+	if more := len(p) == frameHeader && p[1] == frameData && frameLength(p) > 0; !more {
+		j.flush()
+	}
+	return n, err
+}
+
+func (j *joined) flush() {
+	if j.below != nil {
+		j.below.Flush()
+	}
 }
 
 func frameLength(header []byte) uint32 { return binary.BigEndian.Uint32(header[8:]) }
 
 func (j *joined) Read(p []byte) (int, error) {
 	n, err := j.Conn.Read(p)
+	j.received.Add(uint64(n))
 	if err != nil {
 		if err == io.EOF {
 			err = errEnded

@@ -1,29 +1,41 @@
 package wire
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/yamux"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/socket"
 )
 
 // Session is one connection between the two ends. Safe for concurrent use.
 type Session struct {
-	mux  *yamux.Session
-	conn *joined
+	mux     *yamux.Session
+	conn    *joined
+	probing atomic.Bool
 
 	once sync.Once
 	done chan struct{}
 	err  error // written before done is closed
 }
 
+var _ socket.Watched = (*Session)(nil)
+
+// NewSocket is what belongs between a TCP connection and TLS: it reads ahead and makes one
+// system call of the records of a frame. The caller closes it until it is a session's.
+func NewSocket(c net.Conn) *socket.Conn { return socket.New(c, func(int) bool { return true }) }
+
 // Client begins the broker's end on a connection that has agreed on ALPN, Server the
-// gateway's. The session owns conn from then on; the caller closes the session.
+// gateway's. conn is one of TLS on top of what NewSocket made; others do, but slower. The
+// session owns conn from then on; the caller closes the session.
 func Client(conn net.Conn) (*Session, error) { return newSession(conn, yamux.Client) }
 
 // Server is Client for the gateway.
@@ -31,13 +43,24 @@ func Server(conn net.Conn) (*Session, error) { return newSession(conn, yamux.Ser
 
 func newSession(conn net.Conn, begin func(io.ReadWriteCloser, *yamux.Config) (*yamux.Session, error)) (*Session, error) {
 	s := &Session{done: make(chan struct{})}
-	s.conn = &joined{Conn: conn, lost: s.end}
+	s.conn = &joined{Conn: conn, below: below(conn), lost: s.end}
+	if s.conn.below != nil {
+		s.conn.below.Settle()
+	}
 	mux, err := begin(s.conn, Config())
 	if err != nil {
 		return nil, fmt.Errorf("yamux: %w", err)
 	}
 	s.mux = mux
 	return s, nil
+}
+
+func below(conn net.Conn) *socket.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	s, _ := conn.(*socket.Conn)
+	return s
 }
 
 // Open begins a stream. It does not wait for the far end unless very many others do. The
@@ -104,10 +127,14 @@ var (
 	errProtocol   = errors.New("the other side broke the protocol of yamux")
 )
 
-// Close ends all streams and the connection.
+// Close ends all streams and the connection. What is on its way has a second to leave.
 func (s *Session) Close() error {
 	s.end(errClosedByUs)
-	return s.mux.Close()
+	err := s.mux.Close()
+	if s.conn.below != nil {
+		<-s.conn.below.Ended()
+	}
+	return err
 }
 
 // end notes why the session ends.
@@ -118,5 +145,89 @@ func (s *Session) end(why error) {
 	})
 }
 
-// awaitRoom waits until the connection has room for a record of n bytes.
-func (s *Session) awaitRoom(st *Stream, n int) error { return nil }
+// Ask has the far end's yamux answer, and waits for that or for the end of the session.
+func (s *Session) Ask() { s.mux.Ping() }
+
+// Lose ends the session at once.
+func (s *Session) Lose(err error) {
+	s.end(err)
+	if s.conn.below != nil {
+		s.conn.below.Abort(err)
+	}
+	s.mux.Close()
+}
+
+// Sent is how many bytes went out over the connection, with what encryption adds.
+func (s *Session) Sent() uint64 {
+	if s.conn.below != nil {
+		return s.conn.below.Sent()
+	}
+	return s.conn.sent.Load()
+}
+
+// Received is how many bytes came over the connection, as Sent counts them.
+func (s *Session) Received() uint64 {
+	if s.conn.below != nil {
+		return s.conn.below.Received()
+	}
+	return s.conn.received.Load()
+}
+
+// KeepAlive is socket.KeepAlive in a goroutine.
+func (s *Session) KeepAlive(interval time.Duration, misses int) {
+	go socket.KeepAlive(s, interval, misses)
+}
+
+// Probe is profiles.Prober's.
+func (s *Session) Probe(limit time.Duration) {
+	if !s.probing.CompareAndSwap(false, true) {
+		return // the one under way is as good
+	}
+	go func() {
+		defer s.probing.Store(false)
+		socket.Probe(s, limit)
+	}()
+}
+
+// smallWrite is what need not wait while much waits to be sent.
+const smallWrite = 1 << 10
+
+// awaitRoom waits until the connection has room for n bytes of st, which st's deadline and
+// its end interrupt: inside of yamux nothing would.
+func (s *Session) awaitRoom(st *Stream, n int) error {
+	if s == nil || s.conn.below == nil || n <= smallWrite {
+		return nil
+	}
+	for {
+		room := s.conn.below.Room()
+		if room == nil {
+			return nil
+		}
+		if err := s.waitFor(room, st); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Session) waitFor(room <-chan struct{}, st *Stream) error {
+	var late <-chan time.Time
+	st.mu.Lock()
+	until := st.writeUntil
+	st.mu.Unlock()
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-room:
+	case <-late:
+	case <-st.woken:
+	case <-s.done:
+		return s.err
+	}
+	if err := st.barred(&st.writeUntil); err != nil {
+		return err
+	}
+	return st.goneError()
+}

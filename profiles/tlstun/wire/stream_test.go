@@ -38,10 +38,10 @@ func sessions(t testing.TB) (client, server *wire.Session) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if client, err = wire.Client(c); err != nil {
+	if client, err = wire.Client(wire.NewSocket(c)); err != nil {
 		t.Fatal(err)
 	}
-	if server, err = wire.Server(d); err != nil {
+	if server, err = wire.Server(wire.NewSocket(d)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close(); server.Close() })

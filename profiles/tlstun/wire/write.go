@@ -106,16 +106,23 @@ func (s *Stream) mayWrite() error {
 	if err := s.barred(&s.writeUntil); err != nil {
 		return err
 	}
+	if err := s.goneError(); err != nil {
+		return err
+	}
 	s.mu.Lock()
-	ended, gone := s.ourEnd, s.farGone
+	ended := s.ourEnd
 	s.mu.Unlock()
-	switch {
-	case gone != nil:
-		return gone
-	case ended:
+	if ended {
 		return errPipe
 	}
 	return s.sendRest()
+}
+
+// goneError is why the far end takes no more, nil while it does.
+func (s *Stream) goneError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.farGone
 }
 
 // writeRecord sends n bytes of data, which stand in buf behind the room for a header, and
@@ -163,11 +170,8 @@ func (s *Stream) push(b []byte) (n int, err error) {
 		if err := s.barred(&s.writeUntil); err != nil {
 			return n, err
 		}
-		s.mu.Lock()
-		gone := s.farGone
-		s.mu.Unlock()
-		if gone != nil {
-			return n, gone
+		if err := s.goneError(); err != nil {
+			return n, err
 		}
 		if err := s.meaning(err); err != nil {
 			s.gone(err)
