@@ -39,16 +39,22 @@ var layers = []struct {
 	{"broker/relay", nil},
 	{"broker/audit", nil},
 	{"broker/regular", nil},
+	{"broker/replace", []string{"broker/regular"}},
 	{"broker/location", []string{"filter", "broker/regular"}},
 	{"broker/wake", nil},
 	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/prompt", []string{"broker/control"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
-	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
+	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles/tlstun/wire"}},
+	{"broker/gateway/...", nil},
+	{"broker/gateway/trust", []string{"broker/regular"}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
+	{"broker/gateway/ca", []string{"broker/replace"}},
+	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
@@ -59,7 +65,7 @@ var layers = []struct {
 }
 
 // forTests may be imported by tests of broker and below, beside what the row says.
-var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest"}
+var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest", "broker/gateway/gatewaytest"}
 
 // thirdParty says where a package from outside may be imported at all, tests
 // included. What is not listed may be imported anywhere.
@@ -72,6 +78,8 @@ var thirdParty = []struct {
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
+	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
+	{"go.yaml.in/yaml/v3", []string{"broker/kubeconfig", "broker/gateway/..."}},
 	{"encoding/xml", []string{"broker/config"}},
 }
 

@@ -62,6 +62,8 @@ func (n *negotiation) config(port uint16) *tls.Config {
 			ClientCAs:              n.gen.trust.Roots(),
 			SessionTicketsDisabled: true,
 			VerifyConnection:       n.verify,
+			// Many a flow begins with much data, and small records cost more than they gain.
+			DynamicRecordSizingDisabled: true,
 		}, nil
 	}
 	return base
