@@ -71,6 +71,7 @@ type Gateway struct {
 	up, down  int64 // bytes of flows that have ended
 	serving   sync.WaitGroup
 	stop      chan time.Duration // capacity 1: how long Run may drain
+	abort     chan struct{}      // capacity 1: no longer
 }
 
 // New reads the configuration and opens everything that it names. Nobody is let in
@@ -87,7 +88,7 @@ func New(o Options) (*Gateway, error) {
 	g := &Gateway{
 		log: o.Log, load: o.Load, resolver: o.Resolver, dialer: o.Dialer, instance: rand.Text()[:16],
 		limiter: limit.New(limitsOf(cfg)), auditFile: cfg.Audit.File, metricsAt: cfg.Metrics,
-		listeners: map[netip.AddrPort]*listener{}, clients: map[*client]struct{}{}, stop: make(chan time.Duration, 1),
+		listeners: map[netip.AddrPort]*listener{}, clients: map[*client]struct{}{}, stop: make(chan time.Duration, 1), abort: make(chan struct{}, 1),
 	}
 	if g.resolver == nil {
 		g.resolver = net.DefaultResolver
@@ -208,6 +209,14 @@ func (g *Gateway) Stop(drain time.Duration) {
 	}
 }
 
+// Abort has a Stop drain no longer.
+func (g *Gateway) Abort() {
+	select {
+	case g.abort <- struct{}{}:
+	default:
+	}
+}
+
 // Draining is how long flows may go on after a Stop, by the configuration.
 func (g *Gateway) Draining() time.Duration { return g.current.Load().config.Limits.Drain }
 
@@ -234,6 +243,7 @@ func (g *Gateway) drain(ctx context.Context, most time.Duration) {
 	case <-gone:
 		return
 	case <-limit.C:
+	case <-g.abort:
 	case <-ctx.Done():
 	}
 	g.mu.Lock()
