@@ -47,7 +47,7 @@ var layers = []struct {
 	{"broker/prompt", []string{"broker/control"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
-	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/tlstun/wire"}},
+	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/socket", "profiles/tlstun/wire"}},
 	{"broker/gateway/...", nil},
 	{"broker/gateway/trust", []string{"broker/regular"}},
 	{"broker/gateway/policy", nil},

@@ -25,7 +25,7 @@ type listener struct {
 }
 
 func listen(addr netip.AddrPort) (*listener, error) {
-	config := net.ListenConfig{KeepAliveConfig: keepAlive}
+	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	l, err := config.Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
@@ -33,9 +33,6 @@ func listen(addr netip.AddrPort) (*listener, error) {
 	}
 	return &listener{TCPListener: l.(*net.TCPListener), addr: addr}, nil
 }
-
-// keepAlive finds peers that are gone without a word, in about a minute.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
 // accept lets clients in until the listener is closed. Nothing else ends it: where
 // there are no descriptors, clients wait in the kernel's queue.

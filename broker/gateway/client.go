@@ -15,6 +15,7 @@ import (
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/gateway/policy"
+	"sshbroker/profiles/socket"
 	"sshbroker/profiles/tlstun/wire"
 )
 
@@ -47,6 +48,7 @@ type client struct {
 func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, ready func()) {
 	neg := &negotiation{gen: g.current.Load()}
 	ctx, cancel := context.WithTimeout(context.Background(), neg.gen.config.Limits.Handshake)
+	socket.Tune(tcp, 0, 0)
 	below := &tcpConn{TCPConn: tcp}
 	conn := tls.Server(below, neg.config(l.addr.Port()))
 	err := conn.HandshakeContext(ctx)

@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"net"
-	"sync/atomic"
 	"time"
 
 	"sshbroker/broker/gateway/httpconnect"
@@ -74,21 +72,6 @@ type tlsStream struct {
 	*tls.Conn
 	tcp  *tcpConn
 	rest []byte
-}
-
-// tcpConn is what is below TLS. The library takes an end of TCP for close_notify where
-// it comes between two records; this tells them apart.
-type tcpConn struct {
-	*net.TCPConn
-	ended atomic.Bool
-}
-
-func (c *tcpConn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
-	if err == io.EOF {
-		c.ended.Store(true)
-	}
-	return n, err
 }
 
 func (s *tlsStream) Read(p []byte) (int, error) {

@@ -16,6 +16,7 @@ import (
 	"sshbroker/broker/gateway/dial"
 	"sshbroker/broker/gateway/policy"
 	"sshbroker/broker/relay"
+	"sshbroker/profiles/socket"
 )
 
 // errGone is a client that has given a flow up before it was open.
@@ -156,7 +157,7 @@ func (f *flow) open() (*net.TCPConn, *refusal) {
 	default:
 		return nil, byBackend(err)
 	}
-	backend.SetKeepAliveConfig(keepAlive)
+	socket.Tune(backend, 0, 0)
 	if addr, ok := backend.RemoteAddr().(*net.TCPAddr); ok {
 		f.dialled = addr.AddrPort()
 		f.dialled = netip.AddrPortFrom(f.dialled.Addr().Unmap(), f.dialled.Port())

@@ -16,12 +16,14 @@ import (
 
 // serveMux serves the streams of one of our own clients.
 func (c *client) serveMux() {
+	c.tcp.gather()
 	session, err := wire.Server(c.tls)
 	if err != nil {
 		c.g.log.Error("session", "client", c.from, "error", err)
 		return
 	}
 	defer session.Close()
+	session.KeepAlive(signOfLife, missedSigns)
 	c.mu.Lock()
 	c.session = session
 	retired := c.retired
@@ -45,6 +47,13 @@ func (c *client) serveMux() {
 	c.retire(errGone)
 	c.cancel(errGone) // what is being dialled is for nobody
 }
+
+// A client that is gone without a word is noticed by this: what the kernel asks for
+// waits behind what is unread.
+const (
+	signOfLife  = 30 * time.Second
+	missedSigns = 3
+)
 
 // spareStreams is how many streams a client may have beside its flows.
 const spareStreams = 1024
