@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -284,4 +285,14 @@ func (tr *transcript) waitFor(t *testing.T, text string) {
 			t.Fatalf("it does not say %q:\n%s", text, said)
 		}
 	}
+}
+
+// dial is a plain TLS client with Anna's certificate.
+func (w *world) dial(name string) (*tls.Conn, error) {
+	w.t.Helper()
+	cert, err := tls.LoadX509KeyPair(w.file("anna.pem"), w.file("anna.key"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return tls.Dial("tcp", w.addr, &tls.Config{RootCAs: w.ca.Pool(), ServerName: name, Certificates: []tls.Certificate{cert}})
 }
