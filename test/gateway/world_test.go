@@ -2,10 +2,13 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -295,4 +298,35 @@ func (w *world) dial(name string) (*tls.Conn, error) {
 		w.t.Fatal(err)
 	}
 	return tls.Dial("tcp", w.addr, &tls.Config{RootCAs: w.ca.Pool(), ServerName: name, Certificates: []tls.Certificate{cert}})
+}
+
+// metrics asks the gateway as Prometheus would.
+func (w *world) metrics() string {
+	w.t.Helper()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", w.file("metrics.sock"))
+		}}}
+	answer, err := client.Get("http://gateway/metrics")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		w.t.Fatalf("%s: %v\n%s", answer.Status, err, text)
+	}
+	return string(text)
+}
+
+// awaitFlows waits until so many are open.
+func (w *world) awaitFlows(n int) {
+	w.t.Helper()
+	want := fmt.Sprintf("\nssh_gateway_flows %d\n", n)
+	for end := time.Now().Add(patience); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if strings.Contains(w.metrics(), want) {
+			return
+		}
+	}
+	w.t.Fatalf("there are never %d flows", n)
 }
