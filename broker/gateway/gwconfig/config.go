@@ -95,7 +95,7 @@ func Parse(name string, data []byte) (*Config, error) {
 		syntax := err.(*syntaxError)
 		return nil, Problems{{Pos: syntax.pos, Msg: syntax.msg, Hint: syntax.hint}}
 	}
-	c := r.config(r.value(root, "", "", 0))
+	c := r.config(r.value(root, "", ""))
 	if r.wrong > 0 {
 		return nil, r.Sorted().Errors()
 	}

@@ -56,7 +56,7 @@ func (resolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, er
 		"desk1.example.com":                 {netip.MustParseAddr("10.10.34.10"), netip.MustParseAddr("10.10.34.1")},
 		"rebound.example.com":               {netip.MustParseAddr("10.10.35.1"), netip.MustParseAddr("127.0.0.1")},
 		"anything.example":                  {netip.MustParseAddr("192.0.2.1")},
-	}[host], nil
+	}[strings.TrimSuffix(host, ".")], nil
 }
 
 // The backend of banyan-http-connect-collections.txt, as it stands there, in a service with
@@ -208,6 +208,20 @@ policies: [{name: p, roles: [r]}, {name: q, roles: [r], allow: [{ports: {port_li
 	c = parse(t, strings.Replace(one("{target: {name: a, port: 1}}"), "client_ca: ca.pem", "client_ca: ca.pem\nmetrics: unix:m.sock", 1))
 	equal(t, "metrics", fmt.Sprint(c.Metrics), "{unix /etc/ssh-gateway/m.sock}")
 	equal(t, "all addresses", fmt.Sprint(c.Listen), "[[::]:8443]")
+}
+
+// A gateway that listens on all addresses is on those of its machine, and on no others.
+func TestSelf(t *testing.T) {
+	c := parse(t, one("{allow_patterns: [{cidrs: [192.0.2.0/24]}, {cidrs: [127.0.0.0/8], ports: {port_list: [22]}}]}"))
+	for addr, want := range map[string]bool{"127.0.0.1": true, "192.0.2.77": false} {
+		if c.Services[0].Self.Local(netip.MustParseAddr(addr)) != want {
+			t.Errorf("%s is of this machine: %t", addr, !want)
+		}
+	}
+	equal(t, "another host at the same port", decide(c.Services[0], "192.0.2.77", 8443), "permitted[192.0.2.77:8443]")
+	c = parse(t, one("{allow_patterns: [{cidrs: [127.0.0.0/8]}]}"))
+	equal(t, "the gateway", decide(c.Services[0], "127.0.0.1", 8443), "address-reserved[]")
+	equal(t, "beside it", decide(c.Services[0], "127.0.0.1", 22), "permitted[127.0.0.1:22]")
 }
 
 func equal(t *testing.T, what, got, want string) {

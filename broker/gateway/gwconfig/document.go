@@ -17,10 +17,10 @@ import (
 	"sshbroker/broker/config/schema"
 )
 
-// Bounds of a file. A configuration of a thousand services is far below them.
+// Bounds of a file. A configuration of a thousand services is far below them. How deep it
+// goes is bounded by the library, and what is looked at of it by the table of keys.
 const (
 	maxSize  = 1 << 20 // bytes
-	maxDepth = 16      // mappings and lists inside each other; the table of keys has 8
 	maxNodes = 200_000 // values that are looked at, those behind aliases each time
 )
 

@@ -64,6 +64,7 @@ func (r *reader) lintBackend(o object, b *policy.Backend) {
 	if len(b.Whitelist) > 0 && len(b.AllowPatterns) > 0 {
 		r.warn(o.get("allow_patterns"), "move the names of whitelist here, as hostnames", "these are ignored, as there is a whitelist")
 	}
+	r.lintExclusions(o.get("exclude_patterns"), b)
 	asked := func(name policy.Host, to policy.Host, port uint16) bool {
 		patterns := b.AllowPatterns
 		if len(b.Whitelist) > 0 {
@@ -81,6 +82,17 @@ func (r *reader) lintBackend(o object, b *policy.Backend) {
 		if name, err := policy.ParseHost(p.name); err == nil && !asked(name, b.DNSOverrides[name.String()], 0) {
 			r.warn(p.key, "add the name to the hostnames of a pattern, and the address to its cidrs where it has some", "no pattern allows %s as it is asked for, with the address that it is replaced by", name)
 		}
+	}
+}
+
+// lintExclusions warns of exclusions by name that an address goes round.
+func (r *reader) lintExclusions(v value, b *policy.Backend) {
+	byAddress := b.AllowAll || slices.ContainsFunc(b.AllowPatterns, func(p policy.Pattern) bool { return len(p.Hostnames) == 0 })
+	if !byAddress || len(b.Whitelist) > 0 {
+		return
+	}
+	if slices.ContainsFunc(b.ExcludePatterns, func(p policy.Pattern) bool { return len(p.Hostnames) > 0 && len(p.CIDRs) == 0 }) {
+		r.warn(v, "exclude its addresses as well, as a pattern of its own", "a host that is excluded by name stays reachable by its address, which other patterns allow")
 	}
 }
 

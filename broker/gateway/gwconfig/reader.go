@@ -25,11 +25,10 @@ type reader struct {
 
 // value is what stands at one place.
 type value struct {
-	node  *yaml.Node // with aliases followed; nil where nothing is said
-	pos   schema.Pos // where it stands; where nothing is said, where it could
-	path  string     // for people: services[0].backend
-	row   string     // in the table of keys: services[].backend
-	depth int
+	node *yaml.Node // with aliases followed; nil where nothing is said
+	pos  schema.Pos // where it stands; where nothing is said, where it could
+	path string     // for people: services[0].backend
+	row  string     // in the table of keys: services[].backend
 }
 
 // given tells whether something is said.
@@ -46,16 +45,12 @@ func (r *reader) warn(v value, hint, format string, args ...any) {
 
 // value makes one of a node, behind an alias or not. What is null, or beyond the bounds, is
 // an error, and then as if nothing was said.
-func (r *reader) value(n *yaml.Node, path, row string, depth int) value {
-	v := value{nil, schema.Pos{File: r.name, Line: n.Line, Col: n.Column}, path, row, depth}
+func (r *reader) value(n *yaml.Node, path, row string) value {
+	v := value{nil, schema.Pos{File: r.name, Line: n.Line, Col: n.Column}, path, row}
 	if r.nodes++; r.nodes > maxNodes {
 		if r.nodes == maxNodes+1 {
 			r.fail(v, "use fewer aliases, or split the file", "the file has more than %d values", maxNodes)
 		}
-		return v
-	}
-	if depth > maxDepth {
-		r.fail(v, "", "there are more than %d levels", maxDepth)
 		return v
 	}
 	if n.Kind == yaml.AliasNode {
@@ -128,7 +123,7 @@ func (r *reader) pairs(v value) []pair {
 	var list []pair
 	first := make(map[string]schema.Pos)
 	for i := 0; i+1 < len(v.node.Content); i += 2 {
-		key := r.value(v.node.Content[i], v.path, v.row, v.depth+1)
+		key := r.value(v.node.Content[i], v.path, v.row)
 		if !key.given() {
 			continue
 		}
@@ -148,7 +143,7 @@ func (r *reader) pairs(v value) []pair {
 			continue
 		}
 		first[name] = key.pos
-		list = append(list, pair{key, r.value(v.node.Content[i+1], path, strings.TrimPrefix(v.row+"."+name, "."), v.depth+1), name})
+		list = append(list, pair{key, r.value(v.node.Content[i+1], path, strings.TrimPrefix(v.row+"."+name, ".")), name})
 	}
 	return list
 }
@@ -204,7 +199,7 @@ func (o object) get(name string) value {
 	if v, ok := o.fields[name]; ok {
 		return v
 	}
-	return value{nil, o.pos, strings.TrimPrefix(o.path+"."+name, "."), strings.TrimPrefix(o.row+"."+name, "."), o.depth + 1}
+	return value{nil, o.pos, strings.TrimPrefix(o.path+"."+name, "."), strings.TrimPrefix(o.row+"."+name, ".")}
 }
 
 // list returns the entries of a list. One that is empty is an error: it could be taken for
@@ -222,7 +217,7 @@ func (r *reader) list(v value) []value {
 	}
 	var list []value
 	for i, n := range v.node.Content {
-		if entry := r.value(n, fmt.Sprintf("%s[%d]", v.path, i), v.row+"[]", v.depth+1); entry.given() {
+		if entry := r.value(n, fmt.Sprintf("%s[%d]", v.path, i), v.row+"[]"); entry.given() {
 			list = append(list, entry)
 		}
 	}

@@ -184,7 +184,7 @@ func (r *reader) backend(o object) policy.Backend {
 	}
 	lists, fixed := len(b.Whitelist)+len(b.AllowPatterns) > 0, b.Target != (policy.Target{})
 	if !o.get("http_connect").given() {
-		b.HTTPConnect = !fixed && (lists || b.AllowAll)
+		b.HTTPConnect = !fixed
 	}
 	switch {
 	case fixed && b.HTTPConnect:

@@ -11,7 +11,8 @@ import (
 )
 
 // Resolver looks names up; *net.Resolver is one. Decide asks it at most once, with the
-// network "ip".
+// network "ip" and with a dot at the end of the name, so that no search list makes another
+// name of it, which no pattern was held against.
 type Resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
@@ -59,7 +60,7 @@ func (s *Service) Decide(ctx context.Context, id *Identity, host string, port ui
 	byPolicy := admitted
 	if len(policies) > 0 {
 		byPolicy = before(policies, &to)
-		byPolicy.Permissive = s.Permissive && byPolicy.Reason != Permitted
+		byPolicy.Permissive = s.Permissive
 	}
 	if !byPolicy.Allowed() {
 		return Route{}, byPolicy
@@ -276,7 +277,7 @@ func lookup(ctx context.Context, host Host, r Resolver) ([]netip.Addr, Verdict) 
 	if r == nil {
 		return nil, Verdict{Reason: LookupFailed, Detail: "there is no resolver"}
 	}
-	answers, err := r.LookupNetIP(ctx, "ip", host.name)
+	answers, err := r.LookupNetIP(ctx, "ip", host.name+".")
 	if err != nil {
 		return nil, lookupFailed(host, err)
 	}

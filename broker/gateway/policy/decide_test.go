@@ -145,6 +145,7 @@ func TestDecide(t *testing.T) {
 		{"an answer with a zone", everything, "zone.example", 1, NameNotFound, "", "", "zone.example"},
 		{"the gateway", listening, "self.example", 8443, AddressReserved, "", "", "self.example"},
 		{"beside the gateway", listening, "self.example", 443, Permitted, "allow_all", "198.51.100.1:443", "self.example"},
+		{"another host at the gateway's port", listening, "a.example", 8443, Permitted, "allow_all", "192.0.2.1:8443", "a.example"},
 		{"the gateway by its network", with(listening, func(s *Spec) {
 			s.Backend.AllowAll, s.Backend.AllowPatterns = false, []Pattern{{CIDRs: cidrs("198.51.100.0/24")}}
 		}), "self.example", 8443, AddressReserved, "", "", "self.example"},
@@ -182,7 +183,7 @@ func TestDecide(t *testing.T) {
 			equal(t, "addresses", dialled(route), strings.Fields(c.addrs))
 			var lookups []string
 			if c.lookup != "" {
-				lookups = []string{"ip " + c.lookup}
+				lookups = []string{"ip " + c.lookup + "."}
 			}
 			equal(t, "looked up", r.asked, lookups)
 			if (v.Detail == "") != (c.want == Permitted) {

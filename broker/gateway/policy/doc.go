@@ -16,8 +16,9 @@
 // Names of hosts are matched as they were asked for, before dns_overrides; exclusions and
 // denials match the name after it as well. A CIDR is tested against the address that will be
 // dialled and against nothing else: Decide looks a name up once and returns the addresses
-// that passed, so that a second answer of the same name can never be dialled. A name that
-// no pattern can allow is not looked up.
+// that passed, so that a second answer of the same name can never be dialled. The name is
+// looked up as it stands, without a search list. One that no pattern can allow is not looked
+// up at all.
 //
 // An address that is asked for in place of a name matches no pattern of names, "*"
 // included, but one that is this address letter for letter after parsing; CIDRs match it.

@@ -241,7 +241,7 @@ func someService(r *rand.Rand) (plainService, *Service) {
 func TestAgainstPlainReading(t *testing.T) {
 	r := rand.New(rand.NewPCG(6, 27))
 	outcomes := map[Reason]int{}
-	for range 40_000 {
+	for range 20_000 {
 		plain, service := someService(r)
 		zone := map[string][]string{}
 		for _, name := range someNames {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -62,7 +63,7 @@ type answers struct {
 func (a *answers) LookupNetIP(_ context.Context, network, host string) ([]netip.Addr, error) {
 	a.asked = append(a.asked, network+" "+host)
 	var list []netip.Addr
-	for _, s := range a.addrs[host] {
+	for _, s := range a.addrs[strings.TrimSuffix(host, ".")] {
 		list = append(list, netip.MustParseAddr(s))
 	}
 	return list, a.err
