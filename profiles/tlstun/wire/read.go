@@ -7,11 +7,23 @@ import (
 	"time"
 )
 
+// A stream that has been quiet for so long after it has received so much gives back the
+// buffer that yamux has grown for it.
+const (
+	quiet      = time.Second
+	worthwhile = 16 << 10
+)
+
 // reader is the direction from the far end.
 type reader struct {
 	mu     sync.Mutex // who holds it reads ys; released by every wake of ys
 	parser parser
 	err    error // for every Read from now on
+	grown  int   // bytes received since the buffer was given back
+
+	// Guarded by the stream's mu.
+	armed bool // a wake after quiet is set
+	mark  int  // grown then
 }
 
 // Read is net.Conn's; see profiles.Stream for its errors.
@@ -30,8 +42,9 @@ func (s *Stream) readSome(p []byte) (int, error) {
 	for {
 		n, err := s.ys.Read(p[:min(len(p), s.read.parser.left)])
 		s.read.parser.left -= n
-		s.received.Add(uint64(n))
 		if n > 0 {
+			s.received.Add(uint64(n))
+			s.read.grown += n
 			return n, nil
 		}
 		if err := s.readFailure(fromBelow{err}); err != nil {
@@ -54,11 +67,46 @@ func (s *Stream) awaitData(atOnce bool) error {
 		if atOnce || r.parser.left > 0 {
 			return nil
 		}
+		s.arm()
 		if err := r.parser.next(s.ys); err != nil {
 			if err := s.readFailure(err); err != nil {
 				return err
 			}
+			s.relax()
 		}
+	}
+}
+
+// arm has a wait for data end when it was quiet for a while.
+func (s *Stream) arm() {
+	r := &s.read
+	if r.grown < worthwhile {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := time.Now().Add(quiet)
+	if !r.armed && !s.shut && (s.readUntil.IsZero() || at.Before(s.readUntil)) {
+		r.armed, r.mark = true, r.grown
+		s.ys.SetReadDeadline(at)
+	}
+}
+
+// relax gives the buffer back where nothing has come since arm.
+func (s *Stream) relax() {
+	r := &s.read
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !r.armed {
+		return
+	}
+	r.armed = false
+	if !s.shut {
+		s.ys.SetReadDeadline(s.readUntil)
+	}
+	if r.grown == r.mark {
+		s.ys.Shrink()
+		r.grown = 0
 	}
 }
 

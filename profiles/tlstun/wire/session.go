@@ -68,8 +68,9 @@ func below(conn net.Conn) *socket.Conn {
 	return nil
 }
 
-// Open begins a stream. It does not wait for the far end unless very many others do. The
-// caller writes a Request, reads the Answer and makes a Stream of it.
+// Open begins a stream, of which the far end hears with the Request. It does not wait
+// unless very many others do. The caller writes a Request, reads the Answer and makes a
+// Stream of it.
 func (s *Session) Open() (*yamux.Stream, error) {
 	ys, err := s.mux.OpenStream()
 	if err != nil {

@@ -100,6 +100,7 @@ func (s *Stream) SetReadDeadline(t time.Time) error {
 		return s.fault("set", net.ErrClosed)
 	}
 	s.readUntil = t
+	s.read.armed = false
 	return s.ys.SetReadDeadline(t)
 }
 

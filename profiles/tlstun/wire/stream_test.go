@@ -7,11 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/yamux"
 	"go.uber.org/goleak"
 
 	"sshbroker/profiles"
@@ -57,19 +59,34 @@ func streams(t testing.TB) (a, b *wire.Stream) {
 
 func flow(t testing.TB, client, server *wire.Session) (a, b *wire.Stream) {
 	t.Helper()
-	x, err := client.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := server.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	x, y := begin(t, client, server)
 	a, b = client.NewStream(x), server.NewStream(y)
 	for _, s := range []*wire.Stream{a, b} {
 		s.SetDeadline(time.Now().Add(patience))
 	}
 	return a, b
+}
+
+// begin opens a stream of yamux and asks and answers on it.
+func begin(t testing.TB, client, server *wire.Session) (x, y *yamux.Stream) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, err := client.Open()
+	must(err)
+	must(wire.WriteRequest(x, wire.Request{Kind: wire.KindFlow, Service: "any"}))
+	y, err = server.Accept()
+	must(err)
+	_, err = wire.ReadRequest(y)
+	must(err)
+	must(wire.WriteAnswer(y, wire.Answer{Status: wire.OK}))
+	_, err = wire.ReadAnswer(x)
+	must(err)
+	return x, y
 }
 
 // reads wants data and then want from s.
@@ -374,14 +391,7 @@ func TestBadRecords(t *testing.T) {
 		"a reason without end": "\x04\xff\xff\xff",
 	} {
 		client, server := sessions(t)
-		x, err := client.Open()
-		if err != nil {
-			t.Fatal(err)
-		}
-		y, err := server.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		x, y := begin(t, client, server)
 		s := server.NewStream(y)
 		io.WriteString(x, bytes)
 		s.SetReadDeadline(time.Now().Add(patience))
@@ -398,4 +408,43 @@ func TestBadRecords(t *testing.T) {
 			t.Errorf("%s: read %q", name, got)
 		}
 	}
+}
+
+// TestIdleMemory: what a flow has grown while data moved it gives back when it is quiet.
+func TestIdleMemory(t *testing.T) {
+	const flows, burst = 50, 900 << 10
+	client, server := sessions(t)
+	heap := func() int {
+		runtime.GC()
+		runtime.GC() // pools keep what they have for one
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before := heap()
+	var far []*wire.Stream
+	for range flows {
+		a, b := flow(t, client, server)
+		a.SetDeadline(time.Time{})
+		b.SetDeadline(time.Time{})
+		writes(t, a, string(make([]byte, burst)))
+		far = append(far, b)
+	}
+	if grown := heap() - before; grown < flows*burst {
+		t.Errorf("%d bytes wait for readers; want %d at least", grown, flows*burst)
+	}
+	for _, b := range far {
+		if _, err := io.CopyN(io.Discard, b, burst); err != nil {
+			t.Fatal(err)
+		}
+		go b.Read(make([]byte, 1))
+	}
+	var each int
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if each = (heap() - before) / flows; each < 16<<10 {
+			t.Logf("%d bytes a flow, both ends", each)
+			return
+		}
+	}
+	t.Errorf("%d bytes a flow, both ends, after it was quiet", each)
 }
