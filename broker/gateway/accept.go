@@ -77,6 +77,6 @@ func (g *Gateway) admit(l *listener, conn *net.TCPConn) {
 	conn.SetLinger(0)
 	conn.Close()
 	g.limited(err)
-	g.metrics.Handshake("limit")
+	g.metrics.Handshake(handshakeLimit)
 	g.say.say(slog.LevelWarn, "limit", "connection refused", "client", from, "error", err)
 }

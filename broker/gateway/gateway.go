@@ -167,7 +167,7 @@ func (g *Gateway) Addrs() []net.Addr {
 func (g *Gateway) Run(ctx context.Context) error {
 	gen := g.current.Load()
 	g.tellGeneration(gen)
-	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStart, Instance: g.instance, Generation: gen.number, Reason: "started"})
+	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStart, Instance: g.instance, Generation: gen.number, Reason: reasonStarted})
 	g.startAccepting()
 	sweeping := make(chan struct{})
 	swept := make(chan struct{})

@@ -20,11 +20,36 @@ import (
 	"sshbroker/profiles/tlstun/wire"
 )
 
-// Outcomes of handshakes, for logs and metrics.
+// Outcomes of handshakes, for logs and metrics. Where the policy refuses, it is the word
+// of its reason.
 const (
-	handshakeDone  = "done"
-	handshakeLimit = "limit"
+	handshakeDone       = "done"
+	handshakeLimit      = "limit"
+	handshakeTimeout    = "timeout"
+	handshakeClosed     = "closed"
+	handshakeNotTLS     = "not-tls"
+	handshakeVersion    = "tls-version"
+	handshakeALPN       = "no-protocol"
+	handshakeService    = "unknown-service"
+	handshakeNoCert     = "no-certificate"
+	handshakeAuthority  = "unknown-authority"
+	handshakeExpired    = "expired"
+	handshakeEarly      = "not-yet-valid"
+	handshakeUsage      = "wrong-usage"
+	handshakeRevoked    = "revoked"
+	handshakeUnknown    = "revocation-unknown"
+	handshakeBadCert    = "bad-certificate"
+	handshakeTheirAlert = "refused-by-client"
+	handshakeProtocol   = "protocol"
 )
+
+// Outcomes returns every word for how a handshake can end, but those of the policy. For
+// documents and tests.
+func Outcomes() []string {
+	return []string{handshakeDone, handshakeLimit, handshakeTimeout, handshakeClosed, handshakeNotTLS, handshakeVersion, handshakeALPN, handshakeService,
+		handshakeNoCert, handshakeAuthority, handshakeExpired, handshakeEarly, handshakeUsage, handshakeRevoked, handshakeUnknown, handshakeBadCert,
+		handshakeTheirAlert, handshakeProtocol}
+}
 
 // refusedHandshake is a decision of ours, in VerifyConnection or before.
 type refusedHandshake struct {
@@ -81,7 +106,7 @@ func (n *negotiation) choose(port uint16, hello *tls.ClientHelloInfo) ([]string,
 	case n.service != nil && !n.service.Backend.HTTPConnect:
 		return nil, nil // what is spoken is between client and target
 	case n.service == nil && len(n.gen.collections) == 0:
-		return nil, &refusedHandshake{"unknown-service", fmt.Errorf("no service has the name %q", hello.ServerName)}
+		return nil, &refusedHandshake{handshakeService, fmt.Errorf("no service has the name %q", hello.ServerName)}
 	}
 	return []string{"http/1.1"}, nil
 }
@@ -120,11 +145,11 @@ func (gen *generation) admits(s *policy.Service, id *policy.Identity) policy.Ver
 func trustWord(err error) string {
 	switch {
 	case errors.Is(err, trust.ErrRevoked):
-		return "revoked"
+		return handshakeRevoked
 	case errors.Is(err, trust.ErrNoStatus):
-		return "revocation-unknown"
+		return handshakeUnknown
 	case errors.Is(err, trust.ErrUsage):
-		return "wrong-usage"
+		return handshakeUsage
 	}
 	return certificateWord(err)
 }
@@ -135,18 +160,18 @@ func certificateWord(err error) string {
 	if errors.As(err, &invalid) {
 		switch {
 		case invalid.Reason == x509.IncompatibleUsage:
-			return "wrong-usage"
+			return handshakeUsage
 		case invalid.Reason == x509.Expired && invalid.Cert != nil && time.Now().Before(invalid.Cert.NotBefore):
-			return "not-yet-valid"
+			return handshakeEarly
 		case invalid.Reason == x509.Expired:
-			return "expired"
+			return handshakeExpired
 		}
-		return "bad-certificate"
+		return handshakeBadCert
 	}
 	if errors.As(err, new(x509.UnknownAuthorityError)) {
-		return "unknown-authority"
+		return handshakeAuthority
 	}
-	return "bad-certificate"
+	return handshakeBadCert
 }
 
 // outcome is a word for how a handshake has ended.
@@ -163,26 +188,26 @@ func (n *negotiation) outcome(err error) string {
 	case errors.As(err, &chain):
 		return certificateWord(chain.Err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return "timeout"
+		return handshakeTimeout
 	case errors.As(err, &header):
-		return "not-tls"
+		return handshakeNotTLS
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, net.ErrClosed):
-		return "closed"
+		return handshakeClosed
 	case errors.As(err, &alert):
-		return "refused-by-client"
+		return handshakeTheirAlert
 	}
 	// The library has no types for these; a test holds its words.
 	for words, outcome := range map[string]string{
-		"didn't provide a certificate":     "no-certificate",
-		"unsupported application protocol": "no-protocol",
-		"unsupported versions":             "tls-version",
-		"remote error":                     "refused-by-client",
+		"didn't provide a certificate":     handshakeNoCert,
+		"unsupported application protocol": handshakeALPN,
+		"unsupported versions":             handshakeVersion,
+		"remote error":                     handshakeTheirAlert,
 	} {
 		if strings.Contains(err.Error(), words) {
 			return outcome
 		}
 	}
-	return "protocol"
+	return handshakeProtocol
 }
 
 // lastWords is how long a client that was refused may take to read why, and how much

@@ -14,6 +14,28 @@ import (
 	"sshbroker/profiles/tlstun/wire"
 )
 
+// Reasons of flows beside those of the policy and of package audit, for records and
+// metrics.
+const (
+	reasonTimedOut   = "timed-out"
+	reasonBadRequest = "bad-request"
+	reasonNoService  = "unknown-service"
+	reasonExpired    = "expired"
+	reasonIdle       = "idle"
+	reasonDisallowed = "no-longer-allowed"
+	reasonStarted    = "started"
+)
+
+// Reasons returns every word that a record has for what became of a flow, but those of
+// policy.Reasons that refuse. For documents and tests.
+func Reasons() []string {
+	return []string{
+		audit.Carried.String(), audit.RefusedByDestination.String(), audit.Unreachable.String(), reasonTimedOut, audit.NoDescriptors.String(),
+		audit.Limit.String(), reasonBadRequest, reasonNoService, audit.AuditRequired.String(), audit.Abandoned.String(),
+		reasonExpired, reasonIdle, reasonDisallowed, audit.Shutdown.String(), reasonStarted,
+	}
+}
+
 // refusal is why a flow is not carried, in the words of everybody who is told.
 type refusal struct {
 	reason string // for the record and metrics
@@ -50,7 +72,7 @@ func byBackend(err error) *refusal {
 		return &refusal{reason: audit.RefusedByDestination.String(), text: "the destination refuses connections", err: err,
 			status: http.StatusBadGateway, proxy: "connection_refused", answer: wire.Refused}
 	case errors.Is(err, dial.ErrTimeout):
-		return &refusal{reason: "timed-out", text: "the destination does not answer", err: err,
+		return &refusal{reason: reasonTimedOut, text: "the destination does not answer", err: err,
 			status: http.StatusGatewayTimeout, proxy: "connection_timeout", answer: wire.TimedOut}
 	case errors.Is(err, dial.ErrNoDescriptors):
 		return &refusal{reason: audit.NoDescriptors.String(), text: "the gateway has no descriptors left", err: err,
@@ -78,7 +100,7 @@ func byEnd(why error) *refusal {
 
 // byRequest is a request that cannot be understood.
 func byRequest(err error) *refusal {
-	r := &refusal{reason: "bad-request", text: err.Error(), status: http.StatusBadRequest, proxy: "http_request_error", answer: wire.BadRequest}
+	r := &refusal{reason: reasonBadRequest, text: err.Error(), status: http.StatusBadRequest, proxy: "http_request_error", answer: wire.BadRequest}
 	var known *httpconnect.Error
 	var slow net.Error
 	switch {
@@ -100,7 +122,7 @@ func byAudit(err error) *refusal {
 }
 
 func noService(name string) *refusal {
-	return &refusal{reason: "unknown-service", text: "there is no service " + name, status: http.StatusForbidden, proxy: "http_request_denied", answer: wire.Prohibited}
+	return &refusal{reason: reasonNoService, text: "there is no service " + name, status: http.StatusForbidden, proxy: "http_request_denied", answer: wire.Prohibited}
 }
 
 // endWord is the reason of a flow that was ended by us.
@@ -109,13 +131,13 @@ func endWord(why error) string {
 	case errors.Is(why, errShutdown):
 		return audit.Shutdown.String()
 	case errors.Is(why, errExpired):
-		return "expired"
+		return reasonExpired
 	case errors.Is(why, errIdle):
-		return "idle"
+		return reasonIdle
 	case errors.Is(why, errGone), errors.Is(why, context.Canceled):
 		return audit.Abandoned.String()
 	}
-	return "no-longer-allowed"
+	return reasonDisallowed
 }
 
 // limited counts a limit that was hit.

@@ -424,6 +424,7 @@ type names struct {
 func (n *names) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	host = strings.TrimSuffix(host, ".") // no search list
 	n.asked = append(n.asked, host)
 	values := n.zone[host]
 	if len(values) == 0 {
