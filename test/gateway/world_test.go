@@ -46,6 +46,9 @@ type world struct {
 func newWorld(t *testing.T, limits, services string) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), ca: gatewaytest.NewAuthority(t, "authority", nil)}
+	if !strings.Contains(limits, "drain_timeout") {
+		limits = strings.TrimPrefix(limits+", drain_timeout: 1s", ", ")
+	}
 	w.ca.WriteCA(w.dir, "ca.pem")
 	gatewaytest.WritePair(t, w.dir, "server", w.ca.Server("127.0.0.1", "gw.test", "web.test", "db.test", "echo.test", "proxy.test"))
 	gatewaytest.WritePair(t, w.dir, "anna", w.ca.Client("anna@example.com"))
