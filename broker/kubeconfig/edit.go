@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -429,7 +430,7 @@ func (t *Text) editable(name string) (*cluster, error) {
 	case c.body.Kind != yaml.MappingNode:
 		return nil, t.fail(c.body.Line, "", "cluster %q is not a mapping", name)
 	case c.Server == "":
-		return nil, t.fail(c.Line, "kubectl config set clusters."+name+".server URL adds it", "cluster %q has no server", name)
+		return nil, t.fail(c.Line, "kubectl config set "+word("clusters."+name+".server")+" URL adds it", "cluster %q has no server", name)
 	}
 	// What an alias elsewhere stands for would change with it.
 	_, extensions := pair(c.body, keyExtensions)
@@ -467,7 +468,18 @@ func (t *Text) changed(c *cluster) error {
 
 // forget is what one can do about a mark that does not fit any more.
 func (c *cluster) forget() string {
-	return "to keep the proxy-url as it is: ssh-broker-ctl kubeconfig unset " + c.Name + " --forget"
+	return "to keep the proxy-url as it is: ssh-broker-ctl kubeconfig unset " + word(c.Name) + " --forget"
+}
+
+var plainWord = regexp.MustCompile(`^[\w.:/@%+=][\w.:/@%+=-]*$`)
+
+// word is a text as one word of a shell: whoever has written the file may not say what is
+// pasted from a hint.
+func word(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // form is the error about a node that is written in a form that is not edited.

@@ -403,6 +403,14 @@ clusters:
 	}
 }
 
+func TestHintsAreSafeToPaste(t *testing.T) {
+	p := mustParse(t, "clusters:\n- {name: \"x'; rm y '\", cluster: {server: a, extensions: [{name: ssh-broker}]}}\n")
+	var e *Error
+	if _, _, err := p.Unset("x'; rm y '"); !errors.As(err, &e) || !strings.Contains(e.Cure, `unset 'x'\''; rm y '\''' --forget`) {
+		t.Errorf("%v", err)
+	}
+}
+
 // A mark that somebody has made up cannot get anything else into the file.
 func TestHostileMark(t *testing.T) {
 	for _, was := range []string{`http://x\n    insecure-skip-tls-verify: true`, `x, insecure-skip-tls-verify: true`, `*x`, `&x y`, `[a]`, `"`, `# x`, `\u0000`, `x: y`} {

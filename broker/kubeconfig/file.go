@@ -71,7 +71,7 @@ func Open(name string) (*File, error) {
 	names := []string{name}
 	if path, err := filepath.EvalSymlinks(name); err != nil {
 		return nil, err
-	} else if clean := filepath.Clean(name); path != clean {
+	} else if !besides(name, path) {
 		names = append(names, path)
 	}
 	for _, n := range names {
@@ -84,6 +84,14 @@ func Open(name string) (*File, error) {
 		return nil, errors.Join(err, f.unlock())
 	}
 	return f, nil
+}
+
+// besides tells whether a lock beside one name is one beside the other: the way to the
+// directory may have links in it.
+func besides(a, b string) bool {
+	x, errX := os.Stat(filepath.Dir(a))
+	y, errY := os.Stat(filepath.Dir(b))
+	return errX == nil && errY == nil && os.SameFile(x, y) && filepath.Base(a) == filepath.Base(b)
 }
 
 func (f *File) lock(name string) error {

@@ -93,6 +93,18 @@ func TestLock(t *testing.T) {
 	if info, err := os.Stat(name); err != nil || info.Mode() != 0o640 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
+	// Where it is the directory that is linked to, there is one lock.
+	away := filepath.Join(t.TempDir(), "kube")
+	if err := os.Symlink(real, away); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = Open(filepath.Join(away, "config")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil || left(t, real) != "config" {
+		t.Errorf("%v, left %s", err, left(t, real))
+	}
+
 	if err := os.Remove(name); err != nil {
 		t.Fatal(err)
 	}

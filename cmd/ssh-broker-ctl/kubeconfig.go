@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -381,8 +382,14 @@ func serverOf(c kubeconfig.Cluster) (host string, port uint16, err error) {
 	if err != nil || n == 0 {
 		return "", 0, fmt.Errorf("the server of cluster %q, %q: %q is not a port", c.Name, c.Server, text)
 	}
+	if !plainHost.MatchString(u.Hostname()) {
+		return "", 0, fmt.Errorf("the server of cluster %q, %q: %q is not a host", c.Name, c.Server, u.Hostname())
+	}
 	return u.Hostname(), uint16(n), nil
 }
+
+// plainHost also keeps what is not a host out of commands that a hint offers.
+var plainHost = regexp.MustCompile(`^[A-Za-z0-9_.:-]+$`)
 
 // profile is the id of a profile that is given by its id or name.
 func (o *offer) profile(name string) (string, error) {
@@ -439,15 +446,26 @@ func (o *offer) listener(profile string) (control.ListenerRow, error) {
 
 // leads refuses unless the rules lead kubectl to host and port through a profile.
 func (o *offer) leads(host string, port uint16, profile string) error {
+	condition := "--host"
+	if _, err := netip.ParseAddr(host); err == nil {
+		condition = "--ip-address"
+	}
+	refuse := func(does, place string) error {
+		return &control.Error{Message: fmt.Sprintf("the rules do not lead kubectl to %s through profile %s: %s", net.JoinHostPort(host, strconv.Itoa(int(port))), profile, does),
+			Hint: fmt.Sprintf("ssh-broker-ctl rule add %s '%s' --ports %d --action TUNNEL --profile-id %s%s --reload", condition, strings.ReplaceAll(host, ".", `\.`), port, profile, place)}
+	}
 	rows, err := o.explain(control.ExplainArgs{Program: executable("kubectl"), Host: host, Port: port})
+	if answer := (*control.Error)(nil); errors.As(err, &answer) {
+		return refuse(answer.Message, "") // as there are no rules at all
+	}
 	if err != nil {
 		return err
 	}
 	r := takeApart(rows).result
-	if r == nil {
+	switch {
+	case r == nil:
 		return errors.New("explain: the broker answered without a result")
-	}
-	if r.Action == "TUNNEL" && r.Profile == profile {
+	case r.Action == "TUNNEL" && r.Profile == profile:
 		return nil
 	}
 	does, place := r.Action, ""
@@ -460,12 +478,7 @@ func (o *offer) leads(host string, port uint16, profile string) error {
 		does += fmt.Sprintf(" by rule %d, %s", r.Rule, r.Source)
 		place = fmt.Sprintf(" --before %d", r.Rule)
 	}
-	condition := "--host"
-	if _, err := netip.ParseAddr(host); err == nil {
-		condition = "--ip-address"
-	}
-	return &control.Error{Message: fmt.Sprintf("the rules do not lead kubectl to %s through profile %s: %s", net.JoinHostPort(host, strconv.Itoa(int(port))), profile, does),
-		Hint: fmt.Sprintf("ssh-broker-ctl rule add %s '%s' --ports %d --action TUNNEL --profile-id %s%s --reload", condition, strings.ReplaceAll(host, ".", `\.`), port, profile, place)}
+	return refuse(does, place)
 }
 
 func (k *kubeRun) unsetCommand() *cobra.Command {

@@ -128,6 +128,12 @@ func TestKubeconfigRefuses(t *testing.T) {
 	w.write(w.user, strings.Replace(kubeXML, `\.internal`, `\.example`, 1))
 	w.failsWith([]string{"kubeconfig", "set", "prod", "--profile", "gw"}, "DIRECT, as no rule matches", `--profile-id gw --reload`)
 
+	w.write(w.user, strings.Replace(strings.Replace(kubeXML, "<filter-engine>", "<!--", 1), "</filter-engine>", "-->", 1))
+	w.failsWith([]string{"kubeconfig", "set", "prod", "--profile", "gw"}, "through profile gw: there is no filter-engine in "+w.user, "hint: ssh-broker-ctl rule add --host")
+	w.write(name, strings.Replace(kubeFile, "api.internal", "a';b", 1))
+	w.failsWith([]string{"kubeconfig", "set", "prod", "--profile", "gw"}, `"a';b" is not a host`)
+	w.write(name, kubeFile)
+
 	// Of the file itself.
 	w.write(w.user, kubeXML)
 	if err := os.WriteFile(name+".lock", nil, 0); err != nil {

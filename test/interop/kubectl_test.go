@@ -37,7 +37,7 @@ func TestKubectl(t *testing.T) {
 
 	// Without any of them there is no way.
 	plain := netns.Cmd{Args: []string{kubectl, "--request-timeout=10s"}, User: w.Alice}
-	if r := w.Client.Run(t, with(plain, "get", "--raw", "/marker")); r.Code == 0 {
+	if r := w.Client.Run(t, with(plain, "--request-timeout=3s", "get", "--raw", "/marker")); r.Code == 0 {
 		t.Fatalf("the API is reached without a tunnel: %v", r)
 	}
 

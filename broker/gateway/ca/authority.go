@@ -116,27 +116,27 @@ func Open(dir string, passphrase func() ([]byte, error)) (*Authority, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	cert, err := ReadAuthority(dir) // before a lock is made where there is none
+	if err != nil {
+		return nil, err
+	}
 	lock, err := os.OpenFile(inDir(dir, lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{dir: dir, lock: lock}
-	if err := a.read(passphrase); err != nil {
+	if err := a.read(cert, passphrase); err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *Authority) read(passphrase func() ([]byte, error)) error {
+func (a *Authority) read(cert *x509.Certificate, passphrase func() ([]byte, error)) error {
 	if err := unix.Flock(int(a.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("%s: %w", a.dir, ErrBusy)
 	} else if err != nil {
 		return fmt.Errorf("lock %s: %w", a.lock.Name(), err)
-	}
-	cert, err := ReadAuthority(a.dir)
-	if err != nil {
-		return err
 	}
 	keyName := inDir(a.dir, keyFile)
 	if err := private(keyName, 0); err != nil {

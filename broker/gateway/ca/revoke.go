@@ -68,8 +68,8 @@ func ParseSerial(text string) (string, error) {
 	return SerialOf(new(big.Int).SetBytes(b)), nil
 }
 
-// SerialOf is a serial number as the index has it.
-func SerialOf(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }
+// SerialOf is a serial number as the index has it, and as the gateway's records do.
+func SerialOf(n *big.Int) string { return n.Text(16) }
 
 var (
 	// ErrNotIssued says that a certificate is none of this authority's.
