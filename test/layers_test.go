@@ -31,6 +31,7 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	{"capture/descriptor", nil},
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.
@@ -50,10 +51,10 @@ var layers = []struct {
 	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/socket", "profiles/tlstun/wire"}},
 	{"broker/gateway/...", nil},
 	{"broker/gateway/trust", []string{"broker/regular"}},
+	{"broker/gateway/ca", []string{"broker/gateway/policy", "broker/replace"}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
-	{"broker/gateway/ca", []string{"broker/replace"}},
 	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.

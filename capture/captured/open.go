@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture"
 	"sshbroker/capture/hold"
 	"sshbroker/capture/listen"
 	"sshbroker/capture/message"
@@ -97,7 +98,8 @@ func (s *Server) open() error {
 			read = append(read, c.Queue)
 		}
 	}
-	s.source = hold.New(hold.Config{Queue: s.queue, Listeners: listeners, Diag: diag, WayOut: true, PerUID: synsPerUID,
+	everywhere := func(capture.Flow) bool { return true }
+	s.source = hold.New(hold.Config{Queue: s.queue, Listeners: listeners, Diag: diag, WayOut: everywhere, PerUID: synsPerUID,
 		Find: s.find, Log: s.Log}, read...)
 	if err := s.restore(saved, known, old); err != nil {
 		return err

@@ -172,10 +172,7 @@ func (s *Server) watchTable() {
 
 // repair loads the rules again where another program changed or removed them, which it
 // can where the kernel knows no owners.
-func (s *Server) repair(c nft.Change) {
-	if !c.Ours {
-		return
-	}
+func (s *Server) repair(by string) {
 	began := time.Now()
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -183,12 +180,12 @@ func (s *Server) repair(c nft.Change) {
 		return
 	}
 	if err := s.apply(s.config); err != nil {
-		s.Log.Error("our rules were changed and cannot be loaded again", "by", c.Process, "error", err)
+		s.Log.Error("our rules were changed and cannot be loaded again", "by", by, "error", err)
 		return
 	}
 	s.repairs.Add(1)
 	s.gap.Store(int64(time.Since(began)))
-	s.Log.Warn("our rules were changed by another program, and loaded again", "by", c.Process, "after", time.Since(began))
+	s.Log.Warn("our rules were changed by another program, and loaded again", "by", by, "after", time.Since(began))
 }
 
 // ratemask are the ICMP answers that the kernel limits (icmp(7)). While something is

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/broker/gateway/policy"
 )
 
 // What a copy of the test does in place of the tests: KIND=DIR.
@@ -110,6 +112,12 @@ func TestClientCertificate(t *testing.T) {
 			!slices.Equal(slices.Sorted(slices.Values(cert.Subject.Organization)), []string{"site one", "staff"}) || cert.Subject.CommonName != "ann@example.com" {
 			t.Errorf("names %v %v %v", cert.EmailAddresses, cert.URIs, cert.Subject)
 		}
+		// It is to a gateway whom it was made for.
+		id, err := policy.IdentityOf(cert)
+		if err != nil || !slices.Equal(id.Emails, ann.Emails) || !slices.Equal(id.URIs, ann.URIs) || id.Serial != SerialOf(cert.SerialNumber) ||
+			!slices.Equal(slices.Sorted(slices.Values(id.Groups)), []string{"site one", "staff"}) {
+			t.Errorf("identity %+v, %v", id, err)
+		}
 		if len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.Subject.OrganizationalUnit) != 0 {
 			t.Errorf("more names: %v %v", cert.DNSNames, cert.IPAddresses)
 		}
@@ -124,6 +132,9 @@ func TestClientCertificate(t *testing.T) {
 			t.Errorf("serial number of %d bits, the same again: %t", n, seen[cert.SerialNumber.String()])
 		}
 		seen[cert.SerialNumber.String()] = true
+	}
+	if _, err := a.IssueClient(Client{Emails: []string{"ann@[10.0.0.1]"}}, mustKey(t, "p256").Public(), short); err == nil || !strings.Contains(err.Error(), "would not take it") {
+		t.Errorf("an email that a gateway does not take: %v", err)
 	}
 	authority := a.Certificate()
 	if !authority.IsCA || authority.MaxPathLen != 0 || !authority.MaxPathLenZero || authority.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {

@@ -15,6 +15,8 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"sshbroker/broker/gateway/policy"
 )
 
 // Issuer signs certificates with the key of an authority.
@@ -52,7 +54,14 @@ func (i *Issuer) Client(c Client, key crypto.PublicKey, v Validity) (*x509.Certi
 		}
 		template.URIs = append(template.URIs, u)
 	}
-	return i.sign(template, key, v)
+	cert, err := i.sign(template, key, v)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := policy.IdentityOf(cert); err != nil { // what we sign a gateway of ours can read
+		return nil, fmt.Errorf("a gateway would not take it: %w", err)
+	}
+	return cert, nil
 }
 
 // Server makes a certificate by which a server is known: extended usage serverAuth and

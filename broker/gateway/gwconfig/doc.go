@@ -12,5 +12,6 @@
 //
 // Load reads the one file. Check also reads the certificates that it names, to warn of those
 // that end; whether they can be used is for the gateway to find out. Nothing here connects
-// or listens. All functions are safe for concurrent use.
+// or listens; the services that are returned ask the kernel which addresses the machine has,
+// for flows to a port of the gateway's own. All functions are safe for concurrent use.
 package gwconfig

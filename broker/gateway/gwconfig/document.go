@@ -92,12 +92,17 @@ func checkJSON(name string, data []byte) error {
 var lineOf = regexp.MustCompile(`^yaml: line (\d+): (.*)`)
 
 // ofScanner is what the library says when its scanner finds something wrong.
-var ofScanner = regexp.MustCompile(`^(yaml: )?(found (a tab |character|unexpected|unknown|invalid)|could not find|mapping |block )`)
+var ofScanner = regexp.MustCompile(`^(yaml: )?(found (a tab |character|unexpected|unknown|invalid)|could not find|mapping |block |did not find expected (alphabetic|comment|whitespace|digit|hexdecimal|tag|version))`)
+
+var unknownAnchor = regexp.MustCompile(`unknown anchor '(.*)' referenced`)
 
 // where tells the place of a syntax error. For what its scanner finds wrong the library gives
 // the line where that begins, or where it noticed, or none for the first line. For the rest
 // it is where the library noticed, which is the last thing that it had read by then.
 func where(name string, data []byte, err error) schema.Pos {
+	if m := unknownAnchor.FindStringSubmatch(err.Error()); m != nil {
+		return position(name, data[:max(bytes.Index(data, []byte("*"+m[1])), 0)])
+	}
 	if ofScanner.MatchString(problem(err)) {
 		line := 1
 		if m := lineOf.FindStringSubmatch(err.Error()); m != nil {
@@ -153,7 +158,9 @@ func hintOf(err error) string {
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "tab character"), strings.Contains(text, "cannot start any token"):
-		return "indent with blanks, and put what begins with @, %, & or a backquote, or holds a tab, in quotes"
+		return "indent with blanks, and put what begins with @, % or a backquote, or holds a tab, in quotes"
+	case strings.Contains(text, "unknown anchor"), strings.Contains(text, "alphabetic or numeric character"):
+		return "put a value that begins with * or & in quotes"
 	case strings.Contains(text, "mapping values are not allowed"):
 		return "the line is indented too far, or a value with a colon in it needs quotes"
 	case strings.Contains(text, "did not find expected"), strings.Contains(text, "could not find expected"):

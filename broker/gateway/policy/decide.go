@@ -27,7 +27,7 @@ type Route struct {
 	// Host is not to be looked up again.
 	Addrs []netip.AddrPort
 
-	Rule string // what of the service allows it: "allow_patterns[0]", "target", ...
+	Rule string // what of the service allows the first of them: "allow_patterns[0]", "target", ...
 }
 
 // maxAnswers bounds the addresses of one name; what comes after them is not dialled.
@@ -94,6 +94,7 @@ func (s *Service) Decide(ctx context.Context, id *Identity, host string, port ui
 	passed, byPolicy := after(policies, &to, route.Addrs)
 	if len(passed) > 0 {
 		route.Addrs = passed
+		route.Rule, _ = s.judge(&to, passed[0].Addr(), allow)
 		return route, byPolicy
 	}
 	byPolicy.Permissive = s.Permissive

@@ -135,6 +135,18 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
+// The rule of a route is that of the first address that is dialled, not of one that a policy
+// took out.
+func TestRuleOfTheRoute(t *testing.T) {
+	spec := collection(Pattern{CIDRs: cidrs("10.0.0.0/8")}, Pattern{CIDRs: cidrs("192.0.2.0/24")})
+	spec.AnyCertificate, spec.Policies = false, []*Policy{{Name: "p", Roles: []*Role{staff}, Anywhere: true, Deny: []Pattern{{CIDRs: cidrs("10.0.0.0/8")}}}}
+	route, v := decide(t, spec, "a.example", 1, &answers{addrs: map[string][]string{"a.example": {"10.0.0.1", "192.0.2.1"}}})
+	if !v.Allowed() || route.Rule != "allow_patterns[1]" {
+		t.Errorf("%v, by %q", v, route.Rule)
+	}
+	equal(t, "addresses", dialled(route), []string{"192.0.2.1:1"})
+}
+
 // New refuses what contradicts itself and what lets nobody use the service: the empty list
 // is never everybody.
 func TestNewRefuses(t *testing.T) {
