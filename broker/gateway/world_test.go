@@ -95,14 +95,21 @@ type setup struct {
 	backend  func(*net.TCPConn)
 }
 
-func freePort(t testing.TB) uint16 {
+func freePort(t testing.TB) uint16 { return freePorts(t, 1)[0] }
+
+// freePorts are different ones.
+func freePorts(t testing.TB, n int) []uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var ports []uint16
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // all are open at once
+		ports = append(ports, uint16(l.Addr().(*net.TCPAddr).Port))
 	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
+	return ports
 }
 
 func newWorld(t testing.TB, s setup) *world {
@@ -127,8 +134,9 @@ func prepare(t testing.TB, s setup) *world {
 	w.ca.WriteCA(w.dir, "ca.pem")
 	gatewaytest.Write(t, w.dir, "ca.crl", w.ca.List(nil))
 	gatewaytest.WritePair(t, w.dir, "server", w.serverCA.Server("gw.test", "echo.test", "web.test", "admins.test"))
-	w.addr = fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	own := freePort(t)
+	ports := freePorts(t, 2)
+	own := ports[1]
+	w.addr = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	w.own = fmt.Sprintf("127.0.0.1:%d", own)
 	if s.services == "" {
 		s.services = services
@@ -327,6 +335,9 @@ func (w *world) records() []record {
 	}
 	var all []record
 	for line := range bytes.Lines(text) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break // it is being written
+		}
 		var r record
 		if err := json.Unmarshal(line, &r); err != nil {
 			w.t.Fatalf("record %q: %v", line, err)

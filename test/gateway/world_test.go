@@ -157,6 +157,9 @@ func (w *world) records() []record {
 	}
 	var all []record
 	for line := range bytes.Lines(text) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			break // it is being written
+		}
 		var r record
 		if err := json.Unmarshal(line, &r); err != nil {
 			w.t.Fatalf("record %q: %v", line, err)
