@@ -46,6 +46,9 @@ func (w *whole) accept(func() string) (relay.Stream, error) {
 		}
 		c.tls.SetWriteDeadline(time.Time{})
 	}
+	// If this process dies the kernel resets it: the client must not take that for the
+	// end of the data. Close takes it back.
+	c.tcp.SetLinger(0)
 	return &tlsStream{Conn: c.tls, tcp: c.tcp, rest: w.rest}, nil
 }
 
@@ -87,6 +90,11 @@ func (s *tlsStream) Read(p []byte) (int, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
+}
+
+func (s *tlsStream) Close() error {
+	s.tcp.SetLinger(-1)
+	return s.Conn.Close()
 }
 
 // Reset makes the kernel send RST in place of close_notify and FIN.

@@ -179,6 +179,10 @@ func (f *flow) decide(ctx context.Context) *refusal {
 		route, verdict := s.Decide(ctx, &f.client.who, f.host, f.port, r)
 		if verdict.Allowed() {
 			f.service, f.route, f.verdict = s.Name, route, verdict
+			if verdict.Permissive {
+				f.client.g.say.say(slog.LevelWarn, "permissive", "let through by a permissive service", "flow", f.number, "identity", f.client.who.Name(),
+					"service", s.Name, "host", f.host, "port", f.port, "verdict", verdict)
+			}
 			return nil
 		}
 		if first == nil || first.reason == policy.NoRole.String() {
@@ -349,6 +353,13 @@ func (f *flow) why() string {
 // refused records a flow that was not carried.
 func (f *flow) refused(no *refusal) {
 	g := f.client.g
+	defer g.metrics.Flow(f.service, no.reason)
+	// All else that a client is refused its rate bounds; these it could repeat until they
+	// are all that the audit file holds.
+	if no.reason == audit.Limit.String() && !g.say.take("audit") {
+		g.metrics.Unrecorded()
+		return
+	}
 	event := audit.GatewayRefused
 	if f.opened {
 		event = audit.GatewayClose
@@ -362,7 +373,6 @@ func (f *flow) refused(no *refusal) {
 		r.Error = no.err.Error()
 	}
 	g.audit.RecordGateway(r)
-	g.metrics.Flow(f.service, no.reason)
 	g.say.say(slog.LevelInfo, "flow "+no.reason, "flow refused", "flow", f.number, "client", f.client.from, "identity", f.client.who.Name(),
 		"service", f.service, "host", f.host, "port", f.port, "reason", no.reason, "rule", no.rule, "error", r.Error)
 }
@@ -371,11 +381,14 @@ func (f *flow) refused(no *refusal) {
 func (f *flow) record(event audit.GatewayEvent, reason string) audit.GatewayRecord {
 	r := f.client.record(f)
 	r.Event, r.Reason, r.Flow, r.FlowID, r.Program = event, reason, f.number, printable(f.flowID, maxFlowID), printable(f.program, maxProgram)
-	if f.gen != nil {
-		r.Generation = f.gen.number
-	}
+	f.mu.Lock()
+	r.Generation = f.gen.number
+	f.mu.Unlock()
 	r.Host, r.Port, r.Service = f.host, f.port, f.service
 	r.Rule, r.Permissive = f.route.Rule, f.verdict.Permissive
+	if r.Permissive {
+		r.Error = f.verdict.String()
+	}
 	if f.verdict.Rule != "" {
 		r.Rule = strings.Trim(r.Rule+", "+f.verdict.Rule, ", ")
 	}

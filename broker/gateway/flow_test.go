@@ -195,6 +195,22 @@ func TestServiceOfOthers(t *testing.T) {
 	}
 }
 
+// A permissive service lets through what its policy refuses, says so, and nothing else.
+func TestPermissive(t *testing.T) {
+	w := prepare(t, setup{})
+	w.change("  - name: admins\n    tls_sni: admins.test\n", "  - name: admins\n    tls_sni: admins.test\n    enforcement: permissive\n")
+	w.start()
+	session := w.mux(w.client("anna@example.com"), "gw.test")
+	w.open(session, wire.Request{Kind: wire.KindFlow, Service: "admins"})
+	if r := w.awaitEvent("open", "carried"); !r.Permissive || !strings.Contains(r.Error, "no-role") {
+		t.Errorf("recorded %+v", r)
+	}
+	w.awaitLog("let through by a permissive service")
+	if _, a := w.ask(session, wire.Request{Kind: wire.KindFlow, Service: "admins", Host: "a.test", Port: 1}); a.Status != wire.Prohibited {
+		t.Errorf("another destination: %+v", a)
+	}
+}
+
 func TestListServices(t *testing.T) {
 	w := newWorld(t, setup{})
 	list := func(email string) []string {

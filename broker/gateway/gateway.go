@@ -133,6 +133,9 @@ func New(o Options) (*Gateway, error) {
 func (g *Gateway) open(gen *generation) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.stopped {
+		return errShutdown
+	}
 	var opened []netip.AddrPort
 	for _, addr := range gen.addresses() {
 		if g.listeners[addr] != nil {

@@ -75,6 +75,19 @@ func TestLimits(t *testing.T) {
 			t.Errorf("got %+v", last)
 		}
 	})
+	t.Run("records", func(t *testing.T) {
+		w := newWorld(t, setup{top: "limits: {connects_per_second: 1}"})
+		session := w.mux(w.client("anna@example.com"), "gw.test")
+		const asked = 500
+		for range asked {
+			w.ask(session, w.flowTo("a.test"))
+		}
+		left := w.metric("ssh_gateway_audit_suppressed_total")
+		if left < asked/2 {
+			t.Errorf("of %d refusals %v have no record", asked, left)
+		}
+		w.await("those that have", func(r record) bool { return r.Event == "refused" && r.Reason == "limit" })
+	})
 	t.Run("connections", func(t *testing.T) {
 		w := newWorld(t, setup{top: "limits: {connections: 1}"})
 		c := w.dial(w.client("anna@example.com"), "echo.test")

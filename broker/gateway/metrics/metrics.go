@@ -30,6 +30,7 @@ type Metrics struct {
 	limits     *prometheus.CounterVec
 	reloads    *prometheus.CounterVec
 	suppressed prometheus.Counter
+	unrecorded prometheus.Counter
 }
 
 // New makes the counters. Every function of live is required.
@@ -52,6 +53,8 @@ func New(version string, live Live) *Metrics {
 			Name: "ssh_gateway_reloads_total", Help: "Reloads of the configuration and its files, by how they went."}, []string{"outcome"}),
 		suppressed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ssh_gateway_log_lines_suppressed_total", Help: "Log lines that were left out as there were too many of a kind."}),
+		unrecorded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ssh_gateway_audit_suppressed_total", Help: "Records of flows refused for want of room that were left out as there were too many."}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "ssh_gateway_build_info", Help: "Always 1; the label is the version.", ConstLabels: prometheus.Labels{"version": version}})
@@ -59,7 +62,7 @@ func New(version string, live Live) *Metrics {
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
-	m.registry.MustRegister(m.handshakes, m.requests, m.duration, m.dial, m.limits, m.reloads, m.suppressed, build,
+	m.registry.MustRegister(m.handshakes, m.requests, m.duration, m.dial, m.limits, m.reloads, m.suppressed, m.unrecorded, build,
 		gauge("ssh_gateway_connections", "Open connections of clients.", func() float64 { return float64(live.Connections()) }),
 		gauge("ssh_gateway_flows", "Open flows.", func() float64 { return float64(live.Flows()) }),
 		gauge("ssh_gateway_config_generation", "Number of the configuration in force.", func() float64 { return float64(live.Generation()) }),
@@ -97,6 +100,9 @@ func (m *Metrics) Reload(ok bool) {
 
 // Suppressed counts log lines that were left out.
 func (m *Metrics) Suppressed(n uint64) { m.suppressed.Add(float64(n)) }
+
+// Unrecorded counts a flow that was refused for want of room, and has no record.
+func (m *Metrics) Unrecorded() { m.unrecorded.Inc() }
 
 // liveCollector shows what several numbers come from at once.
 type liveCollector struct{ Live }
