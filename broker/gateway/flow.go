@@ -273,19 +273,15 @@ func (f *flow) enter() error {
 			f.mu.Unlock()
 			return context.Cause(f.ctx)
 		}
-		if f.gen == gen {
-			f.live = true
-			f.mu.Unlock()
-			return nil
-		}
-		err := f.allowed(gen)
-		if err == nil {
-			f.gen = gen
-		}
+		f.live = f.gen == gen
+		live, err := f.live, f.adopt(gen)
 		f.mu.Unlock()
-		if err != nil {
+		switch {
+		case err != nil:
 			f.end(err)
 			return err
+		case live:
+			return nil
 		}
 	}
 }
@@ -294,18 +290,27 @@ func (f *flow) enter() error {
 // go on.
 func (f *flow) judge(gen *generation) {
 	f.mu.Lock()
-	if !f.live || f.gen == gen {
-		f.mu.Unlock()
-		return
-	}
-	err := f.allowed(gen)
-	if err == nil {
-		f.gen = gen
+	var err error
+	if f.live {
+		err = f.adopt(gen)
 	}
 	f.mu.Unlock()
 	if err != nil {
 		f.end(err)
 	}
+}
+
+// adopt judges the flow by a generation, which counts for it from then on, or says why it
+// may not go on. Called with the lock.
+func (f *flow) adopt(gen *generation) error {
+	if f.gen == gen {
+		return nil
+	}
+	err := f.allowed(gen)
+	if err == nil {
+		f.gen = gen
+	}
+	return err
 }
 
 // allowed decides once more, for the address that was dialled: names are not looked up
