@@ -120,7 +120,7 @@ func (o *options) run(stderr io.Writer) int {
 	if o.origin == "proc" {
 		need = need[:len(need)-1]
 	}
-	if err := privilege.Reduce(need...); err != nil { // starts this program again where it has more
+	if err := privilege.Reduce(need...); err != nil {
 		complain(stderr, err)
 		return exitFailed
 	}
