@@ -10,6 +10,7 @@ import (
 
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
+	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
 
@@ -62,7 +63,7 @@ func (c *client) mine(id string) (*held, error) {
 var validID = regexp.MustCompile(`^[a-z0-9]{4,32}$`)
 
 // make makes a cgroup whose sockets of the caller's are captured. Nothing is in it yet.
-func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) make(m *service.Message, _ []*os.File) (*answer, error) {
 	const patience = 10 * time.Second // with systemd
 	if !validID.MatchString(m.Capture) || m.Capture == service.System {
 		return nil, refusal(service.CodeBadRequest, "capture id %q", m.Capture)
@@ -84,7 +85,7 @@ func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	return &parcel{Message: service.Message{Made: &service.Made{Cgroup: h.leaf.Path, Held: true}}}, nil
+	return &answer{Message: service.Message{Made: &service.Made{Cgroup: h.leaf.Path, Held: true}}}, nil
 }
 
 // add brings a new capture into force, or strips it.
@@ -114,7 +115,7 @@ func (s *Server) add(h *held, spec capture.Spec) error {
 }
 
 // enter moves a process of the owner's, whose sockets are taken, into a capture.
-func (c *client) enter(m *service.Message, files []*os.File) (*parcel, error) {
+func (c *client) enter(m *service.Message, files []*os.File) (*answer, error) {
 	h, err := c.mine(m.Capture)
 	switch {
 	case err != nil:
@@ -129,7 +130,7 @@ func (c *client) enter(m *service.Message, files []*os.File) (*parcel, error) {
 		h.entered = true
 		c.watch(h)
 	}
-	return &parcel{}, nil
+	return &answer{}, nil
 }
 
 // watch ends a capture with its last process. The caller holds changing.
@@ -202,7 +203,7 @@ func (s *Server) drop(h *held, code service.Code) {
 		}
 	}
 	if h.server != nil {
-		h.server.send(&parcel{Message: service.Message{Op: service.OpAnswer, Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)}})
+		h.server.say(service.Message{Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)})
 	}
 	s.mu.Unlock()
 	h.stop()
@@ -211,7 +212,7 @@ func (s *Server) drop(h *held, code service.Code) {
 
 // serve brings rules into force for a capture, and has its attempts go to c from now
 // on, unless they do so already.
-func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) serve(m *service.Message, _ []*os.File) (*answer, error) {
 	h, err := c.mine(m.Capture)
 	first := h == nil && c.admin && m.Capture == service.System && m.Op == service.OpServe
 	if first {
@@ -236,28 +237,33 @@ func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
 	default:
 		err = c.change(false, func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, *m.Spec} })
 	}
-	p := &parcel{}
+	p := &answer{}
 	if err != nil || old == c {
 		return p, err
 	}
 	for _, f := range h.dns {
 		d, err := duplicate(f)
 		if err != nil {
-			p.drop()
+			message.CloseAll(p.files)
 			return nil, fmt.Errorf("capture %s: name sockets: %w", h.id, err)
 		}
 		p.files = append(p.files, d)
 	}
-	p.then = func() { c.takeOver(h) }
 	p.Served = &service.Served{Held: true, Enabled: c.config.Enabled, Origins: c.tracker != nil, Marks: h.marks, Owner: h.owner}
 	if h.leaf != nil {
 		p.Served.Cgroup = h.leaf.Path
 	}
+	c.takeOver(h)
 	return p, nil
 }
 
-// takeOver gives c what waits, behind the answer to serve. The caller holds mu.
+// takeOver gives c what waits, unless it is gone by now.
 func (c *client) takeOver(h *held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.clients[c] {
+		return
+	}
 	h.server = c
 	for a := range h.waiting {
 		switch {
@@ -299,7 +305,7 @@ func sizeOf(s *capture.Spec) int {
 }
 
 // connector switches the capture of the whole host on or off. Live flows go on.
-func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) connector(m *service.Message, _ []*os.File) (*answer, error) {
 	switch {
 	case m.Enable == nil:
 		return nil, refusal(service.CodeBadRequest, "on or off?")
@@ -309,7 +315,7 @@ func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
 		return nil, &service.Error{Code: service.CodeNoSystem, Message: "no system broker has given rules yet: there is nothing to enable",
 			Hint: "start ssh-broker --system, then enable again"}
 	case *m.Enable == c.config.Enabled:
-		return &parcel{}, nil
+		return &answer{}, nil
 	}
 	if err := c.change(false, func(next *config) { next.Enabled = *m.Enable }); err != nil {
 		return nil, err
@@ -325,11 +331,11 @@ func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
 	c.mu.Unlock()
 	c.withdraw()
 	c.Log.Info("system-wide capture", "enabled", *m.Enable, "uid", c.uid)
-	return &parcel{}, nil
+	return &answer{}, nil
 }
 
 // release opens everything: the documented way out.
-func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
+func (c *client) release(*service.Message, []*os.File) (*answer, error) {
 	if !c.admin {
 		return nil, refusal(service.CodeForbidden, "only root and the administrators group may release the host")
 	}
@@ -342,15 +348,5 @@ func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
 	}
 	c.withdraw()
 	c.Log.Warn("everything was released", "uid", c.uid, "pid", c.pid, "error", err)
-	return &parcel{}, err
-}
-
-// endUnused ends those captures of a client that is gone which nobody has entered.
-func (c *client) endUnused(made []*held) {
-	if len(made) == 0 {
-		return
-	}
-	c.changing.Lock()
-	defer c.changing.Unlock()
-	c.end(slices.DeleteFunc(made, func(h *held) bool { return h.entered })...)
+	return &answer{}, err
 }
