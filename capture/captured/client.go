@@ -295,8 +295,8 @@ func (c *client) say(m service.Message) {
 // request is how a kind of message is done that is answered.
 type request struct {
 	do      func(c *client, m *service.Message, files []*os.File) (*answer, error) // nil, nil: somebody answers later
-	changes bool                                                                  // it is done with Server.changing held, one after another
-	begins  bool                                                                  // attempts come after its answer
+	changes bool                                                                   // it is done with Server.changing held, one after another
+	begins  bool                                                                   // attempts come after its answer
 }
 
 var requests = map[service.Op]request{
