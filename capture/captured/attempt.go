@@ -328,7 +328,7 @@ func (c *client) tell(m *service.Message, _ []*os.File) (*answer, error) {
 		p.Origin.Error = o.Err.Error()
 	}
 	if path, err := cgroup.OfProcess(o.PID); o.Known && err == nil {
-		p.Origin.Cgroup, p.Origin.Unit = path, cgroup.Unit(path)
+		p.Origin.Cgroup = path
 	}
 	return p, nil
 }

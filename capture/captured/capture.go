@@ -2,11 +2,14 @@ package captured
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
@@ -25,8 +28,7 @@ type held struct {
 	dns            []*os.File // UDP, then TCP; each on one loopback address or both
 	marks          bool       // the UDP ones tell their datagrams' marks
 
-	entered bool               // guarded by Server.changing, as is stop
-	stop    context.CancelFunc // of the one who watches it
+	entered bool // a process has been in the cgroup; guarded by Server.changing
 
 	// Guarded by Server.mu.
 	server  *client // nil: nobody serves it
@@ -35,7 +37,7 @@ type held struct {
 }
 
 func newHeld(id string, owner uint32) *held {
-	return &held{id: id, owner: owner, stop: func() {}, waiting: map[*attempt]bool{}}
+	return &held{id: id, owner: owner, waiting: map[*attempt]bool{}}
 }
 
 // refusal is what a client is told.
@@ -71,6 +73,7 @@ func (c *client) make(m *service.Message, _ []*os.File) (*answer, error) {
 	if c.tree == nil {
 		return nil, &service.Error{Code: service.CodeKernel, Message: c.treeErr.Error(), Hint: "ssh-capture --backend=namespace needs no cgroup"}
 	}
+	c.endEmpty() // which count no more
 	h := newHeld(m.Capture, c.uid)
 	h.maker = c
 	var err error
@@ -126,51 +129,27 @@ func (c *client) enter(m *service.Message, files []*os.File) (*answer, error) {
 	if err := h.leaf.Enter(files[0], h.owner); err != nil {
 		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	if !h.entered {
-		h.entered = true
-		c.watch(h)
-	}
+	h.entered = true
 	return &answer{}, nil
 }
 
-// watch ends a capture with its last process. The caller holds changing.
-func (s *Server) watch(h *held) {
-	if h.leaf == nil {
-		return
-	}
-	ctx, cancel := context.WithCancel(s.life)
-	h.stop = cancel
-	s.wg.Go(func() {
-		defer cancel()
-		for !s.endIfEmpty(ctx, h) {
-		}
-	})
-}
-
-// endIfEmpty waits until no process is left, and reports whether the capture has ended.
-func (s *Server) endIfEmpty(ctx context.Context, h *held) bool {
-	if err := h.leaf.WaitEmpty(ctx); err != nil && ctx.Err() == nil {
-		s.Log.Warn("capture is not watched for a while", "capture", h.id, "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(tidyEvery):
+// endEmpty ends the captures whose last process has ended, and removes the cgroups of
+// released ones that have become empty. The caller holds changing.
+func (s *Server) endEmpty() {
+	var empty []*held
+	for _, h := range s.captures {
+		if h.entered {
+			if populated, err := h.leaf.Populated(); err == nil && !populated {
+				empty = append(empty, h)
+			}
 		}
 	}
-	if ctx.Err() != nil {
-		return true
-	}
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	if populated, err := h.leaf.Populated(); populated || err != nil { // another has entered
-		return false
-	}
-	s.end(h)
-	return true
+	s.end(empty...)
+	s.released = slices.DeleteFunc(s.released, func(l *cgroup.Leaf) bool { return !errors.Is(l.Remove(), unix.EBUSY) })
 }
 
 // end takes captures out of force that nobody is in. The caller holds changing.
 func (s *Server) end(list ...*held) {
-	list = slices.DeleteFunc(list, func(h *held) bool { return s.captures[h.id] != h })
 	if s.life.Err() != nil || len(list) == 0 {
 		return
 	}
@@ -206,7 +185,6 @@ func (s *Server) drop(h *held, code service.Code) {
 		h.server.say(service.Message{Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)})
 	}
 	s.mu.Unlock()
-	h.stop()
 	s.strip(h)
 }
 

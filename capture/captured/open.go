@@ -264,11 +264,7 @@ func (s *Server) strip(h *held) {
 		err := h.leaf.Remove()
 		switch {
 		case errors.Is(err, unix.EBUSY): // it was released, and means nothing any more
-			s.wg.Go(func() {
-				if h.leaf.WaitEmpty(s.life) == nil {
-					_ = h.leaf.Remove()
-				}
-			})
+			s.released = append(s.released, h.leaf)
 		case err != nil:
 			s.Log.Warn("cgroup of a capture that has ended", "capture", h.id, "error", err)
 		}

@@ -172,8 +172,7 @@ type Origin struct {
 	Known  bool   `json:"known"`
 	PID    int    `json:"pid,omitempty"`
 	Exe    string `json:"exe,omitempty"`
-	Cgroup string `json:"cgroup,omitempty"` // below the root of the hierarchy
-	Unit   string `json:"unit,omitempty"`   // of systemd, where the cgroup is one's
+	Cgroup string `json:"cgroup,omitempty"` // below the root of the hierarchy; see view.Unit
 	Error  string `json:"error,omitempty"`  // looking was not possible
 }
 
