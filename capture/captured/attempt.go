@@ -336,8 +336,8 @@ func (c *client) tell(m *service.Message, _ []*os.File) (*answer, error) {
 // forget gives up what has waited since before and whose program does not any more:
 // nobody tells.
 func (s *Server) forget(before time.Time) {
-	s.mu.Lock()
 	var old []*attempt
+	s.mu.Lock()
 	for _, h := range s.captures {
 		for a := range h.waiting {
 			if a.Flow().Arrived.Before(before) {
@@ -346,13 +346,15 @@ func (s *Server) forget(before time.Time) {
 		}
 	}
 	s.mu.Unlock()
-	old = slices.DeleteFunc(old, func(a *attempt) bool { return a.Waits() })
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, a := range old {
+		if a.Waits() { // asks the kernel
+			continue
+		}
+		s.mu.Lock()
 		if a.capture.waiting[a] && !a.busy {
 			s.decided(a, service.HandLost)
 			a.Refuse(capture.Silent)
 		}
+		s.mu.Unlock()
 	}
 }

@@ -69,13 +69,19 @@ type answer struct {
 	conn  *net.TCPConn // the same
 }
 
-// welcome begins to serve a connection, unless its user has too many.
-func (s *Server) welcome(uc *net.UnixConn) error {
+// connOf makes message connections of those of package net, which it closes.
+func connOf(uc *net.UnixConn) (*message.Conn, error) {
+	defer uc.Close()
 	f, err := uc.File()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	conn, err := message.New(f)
+	return message.New(f)
+}
+
+// welcome begins to serve a connection, unless its user has too many.
+func (s *Server) welcome(uc *net.UnixConn) error {
+	conn, err := connOf(uc)
 	if err != nil {
 		return err
 	}
@@ -83,7 +89,7 @@ func (s *Server) welcome(uc *net.UnixConn) error {
 		Server: s, conn: conn, slot: make(chan struct{}, 1), wake: sync.NewCond(&s.mu),
 		attempts: map[uint64]*attempt{}, lines: map[uint32]*line{},
 	}
-	err = c.control(func(fd int) error { return c.identify(fd) })
+	err = control(conn.File(), c.identify)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.user = s.user(c.uid)
@@ -96,16 +102,6 @@ func (s *Server) welcome(uc *net.UnixConn) error {
 	s.wg.Go(c.read)
 	s.wg.Go(c.write)
 	return nil
-}
-
-// control does something with the connection's descriptor.
-func (c *client) control(f func(fd int) error) error {
-	raw, err := c.conn.File().SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
-	return errors.Join(cerr, err)
 }
 
 // identify takes the credentials of the moment of connect(), which cannot be forged.
@@ -143,7 +139,7 @@ func peerGroups(fd int) ([]uint32, error) {
 // hungUp tells whether the other end is closed, be it that nobody has read so far yet.
 func (c *client) hungUp() bool {
 	p := []unix.PollFd{{}}
-	err := c.control(func(fd int) error {
+	err := control(c.conn.File(), func(fd int) error {
 		p[0].Fd = int32(fd)
 		_, err := unix.Poll(p, 0)
 		return err

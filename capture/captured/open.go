@@ -3,7 +3,6 @@ package captured
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -63,7 +62,7 @@ func (s *Server) kept(name string, open func() ([]*os.File, error)) (files []*os
 // open makes or takes over sockets, table and captures, in an order in which nothing
 // that is held is let go.
 func (s *Server) open() error {
-	saved, known, err := loadConfig(s.StateDir)
+	saved, known, err := s.load()
 	if err != nil {
 		return err
 	}
@@ -112,7 +111,7 @@ func (s *Server) open() error {
 }
 
 func (s *Server) openListeners() (list []*net.TCPListener, err error) {
-	files, _, err := s.kept(nameListener, func() ([]*os.File, error) { return openPair(listen.Open) })
+	files, _, err := s.kept(nameListener, func() ([]*os.File, error) { return openPair(listen.Open, false) })
 	if err != nil {
 		return nil, err
 	}
@@ -170,30 +169,19 @@ func (s *Server) openSocket() error {
 	return err
 }
 
-// openPair opens a pair of sockets, or one where the host has no IPv6.
-func openPair(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, error) {
-	files, _, err := listen.Pair(open, true)
+// openPair opens a pair of sockets, or one where the host has no IPv6. Nobody can take the
+// place of claimed ones once we are gone.
+func openPair(open func(addr netip.AddrPort) (*os.File, error), claim bool) ([]*os.File, error) {
+	files, port, err := listen.Pair(open, true)
 	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
-		files, _, err = listen.Pair(open, false)
+		files, port, err = listen.Pair(open, false)
+	}
+	if err == nil && claim {
+		if err = listen.Claim(port, files...); err != nil {
+			message.CloseAll(files)
+		}
 	}
 	return files, err
-}
-
-// openClaimed opens a pair of which nobody can take the place once we are gone.
-func openClaimed(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, error) {
-	files, err := openPair(open)
-	if err != nil {
-		return nil, err
-	}
-	port, err := listen.Port(files[0])
-	if err == nil {
-		err = listen.Claim(port, files...)
-	}
-	if err != nil {
-		message.CloseAll(files)
-		return nil, err
-	}
-	return files, nil
 }
 
 // equip gives a capture its queue and its sockets for name queries.
@@ -211,7 +199,7 @@ func (s *Server) equip(h *held) (err error) {
 		open func(netip.AddrPort) (*os.File, error)
 		port *uint16
 	}{{nameDNSUDP, listen.OpenUDP, &h.dnsUDP}, {nameDNSTCP, listen.Open, &h.dnsTCP}} {
-		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openClaimed(k.open) })
+		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openPair(k.open, true) })
 		h.dns = append(h.dns, files...)
 		if err == nil {
 			*k.port, err = listen.Port(files[0])
@@ -232,12 +220,6 @@ func (s *Server) equip(h *held) (err error) {
 // bindQueue finds a number that nobody on this host uses.
 func (s *Server) bindQueue(h *held) error {
 	for n := uint16(firstQueue); n < firstQueue+queueNumbers; n++ {
-		s.mu.Lock()
-		ours := s.queues[n] != nil
-		s.mu.Unlock()
-		if ours {
-			continue
-		}
 		err := s.queue.Bind(n, queueLength)
 		if err == nil {
 			h.queue = n
@@ -291,8 +273,6 @@ func (s *Server) abandon(id string) {
 // flows are asked about. Else one that is not known was released.
 func (s *Server) restore(saved config, known, bound bool) error {
 	s.config = config{Enabled: saved.Enabled, Captures: map[string]saveable{}}
-	s.saved = saved
-	s.saved.Captures = maps.Clone(saved.Captures)
 	s.unlimited = saved.Unlimited
 	found := map[string]*held{}
 	if s.tree != nil {
@@ -337,15 +317,21 @@ func (s *Server) restore(saved config, known, bound bool) error {
 
 // duplicate gives a descriptor of its own to a message.
 func duplicate(f *os.File) (d *os.File, err error) {
-	raw, err := f.SyscallConn() // Fd would make it blocking, for everybody
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		var n int
-		if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+	return d, control(f, func(fd int) error {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
 			d = os.NewFile(uintptr(n), f.Name())
 		}
+		return err
 	})
-	return d, errors.Join(cerr, err)
+}
+
+// control does something with a descriptor. Fd would make it blocking, for everybody.
+func control(f *os.File, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
+	return errors.Join(cerr, err)
 }

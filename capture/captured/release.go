@@ -47,12 +47,7 @@ func Release(o Options) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
 		uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: o.Socket, Net: "unixpacket"})
 		if err == nil {
-			f, err := uc.File()
-			uc.Close()
-			if err != nil {
-				return err
-			}
-			conn, err := message.New(f)
+			conn, err := connOf(uc)
 			if err != nil {
 				return err
 			}
@@ -101,7 +96,7 @@ func releaseHere(o Options) error {
 	if nft.Persists() {
 		s.owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
 	}
-	if saved, _, lerr := loadConfig(o.StateDir); lerr == nil {
+	if saved, _, lerr := s.load(); lerr == nil {
 		s.unlimited = saved.Unlimited
 		s.tune(false)
 	}

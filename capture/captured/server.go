@@ -102,7 +102,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	config   config // in force; set under changing as well
-	saved    config // what the state directory has; guarded by changing
+	saved    []byte // what the state directory has; guarded by changing
 	captures map[string]*held
 	queues   map[uint16]*held
 	clients  map[*client]bool
@@ -243,17 +243,13 @@ func (s *Server) accept(ctx context.Context) {
 		uc, err := s.socket.AcceptUnix()
 		if err == nil {
 			err = s.welcome(uc)
-			uc.Close()
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
 			s.Log.Warn("cannot accept a client", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
+			time.Sleep(pause)
 		}
 	}
 }
