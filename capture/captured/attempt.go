@@ -275,7 +275,7 @@ func (c *client) hand(m *service.Message, _ []*os.File) (*answer, error) {
 	if a == nil {
 		return nil, errUnknown
 	}
-	carrier := c.carriers[a.Flow().UID]
+	carrier := c.Server.user(a.Flow().UID).carrier
 	switch {
 	case a.capture.leaf != nil || a.home != nil:
 		return nil, refusal(service.CodeBadRequest, "only the system broker hands over, and once")
@@ -294,11 +294,11 @@ func (c *client) hand(m *service.Message, _ []*os.File) (*answer, error) {
 func (c *client) carry(*service.Message, []*os.File) (*answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.carriers[c.uid]; old != nil && old != c && !old.hungUp() {
+	if old := c.user.carrier; old != nil && old != c && !old.hungUp() {
 		return nil, refusal(service.CodeBusy, "process %d carries for uid %d already", old.pid, c.uid)
 	}
 	if c.clients[c] { // else it is gone by now
-		c.carriers[c.uid] = c
+		c.user.carrier = c
 	}
 	return &answer{}, nil
 }

@@ -188,8 +188,8 @@ func (c *client) gone() {
 	}
 	c.mu.Lock()
 	delete(c.clients, c)
-	if c.carriers[c.uid] == c {
-		delete(c.carriers, c.uid)
+	if c.user.carrier == c {
+		c.user.carrier = nil
 	}
 	for _, h := range c.captures {
 		if h.server == c {

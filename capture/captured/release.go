@@ -74,15 +74,11 @@ func releaseBy(conn *message.Conn, program string) error {
 		var answer service.Message
 		err := conn.Send(m)
 		if err == nil {
-			var files []*os.File
-			files, err = conn.Receive(&answer)
-			message.CloseAll(files)
+			_, err = conn.Receive(&answer)
 		}
 		switch {
-		case errors.Is(err, os.ErrClosed):
-			return errors.New("ssh-captured does not answer: end it with kill -9, and its parent, then release again")
 		case err != nil:
-			return fmt.Errorf("ssh-captured: %w", err)
+			return fmt.Errorf("ssh-captured does not answer: %w: end it with kill -9, and its parent, then release again", err)
 		case answer.Error != nil:
 			return answer.Error
 		}

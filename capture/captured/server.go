@@ -106,13 +106,13 @@ type Server struct {
 	captures map[string]*held
 	queues   map[uint16]*held
 	clients  map[*client]bool
-	carriers map[uint32]*client
 	users    map[uint32]*user // whoever has been there
 }
 
 // user is what the connections of one uid share, so that no other has to wait for it.
 type user struct {
 	conns     int           // guarded by Server.mu
+	carrier   *client       // of what is handed to the uid; guarded by Server.mu
 	slots     chan struct{} // one is taken by each request, until its answer is sent
 	changing  sync.Mutex    // one waits for Server.changing
 	searching sync.Mutex    // one has /proc searched for the owner of a socket
@@ -134,7 +134,7 @@ func New(o Options) (*Server, error) {
 		Options: o, since: time.Now(), form: nft.ProbeQueue(), persists: nft.Persists(),
 		searches: make(chan struct{}, maxSearches), unwatch: func() {},
 		captures: map[string]*held{}, queues: map[uint16]*held{}, clients: map[*client]bool{},
-		carriers: map[uint32]*client{}, users: map[uint32]*user{},
+		users: map[uint32]*user{},
 	}
 	if s.Failpoint == nil {
 		s.Failpoint = func(string) {}

@@ -64,8 +64,8 @@ func (c *client) status(*service.Message, []*os.File) (*answer, error) {
 		}
 		st.Captures = append(st.Captures, row)
 	}
-	for _, uid := range slices.Sorted(maps.Keys(c.carriers)) {
-		if c.admin || uid == c.uid {
+	for _, uid := range slices.Sorted(maps.Keys(c.users)) {
+		if c.users[uid].carrier != nil && (c.admin || uid == c.uid) {
 			st.Carriers = append(st.Carriers, uid)
 		}
 	}
