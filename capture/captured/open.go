@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/cgroup"
 	"sshbroker/capture/hold"
 	"sshbroker/capture/listen"
 	"sshbroker/capture/message"
@@ -274,29 +275,28 @@ func (s *Server) abandon(id string) {
 func (s *Server) restore(saved config, known, bound bool) error {
 	s.config = config{Enabled: saved.Enabled, Captures: map[string]saveable{}}
 	s.unlimited = saved.Unlimited
-	found := map[string]*held{}
+	leaves := map[string]*cgroup.Leaf{}
 	if s.tree != nil {
-		leaves, err := s.tree.Leaves()
+		list, err := s.tree.Leaves()
 		if err != nil {
 			return err
 		}
-		for _, l := range leaves {
-			found[l.ID] = newHeld(l.ID, l.UID)
-			found[l.ID].leaf, found[l.ID].entered = l, true
-			if _, was := saved.Captures[l.ID]; known && !was {
-				_ = l.Remove() // unless there are processes in it
-				delete(found, l.ID)
-			} else if !was {
+		for _, l := range list {
+			switch _, was := saved.Captures[l.ID]; {
+			case !was && known:
+				s.released = append(s.released, l)
+				continue
+			case !was:
 				saved.Captures[l.ID] = saveable{Owner: l.UID}
 			}
+			leaves[l.ID] = l
 		}
 	}
-	if _, was := saved.Captures[service.System]; was {
-		found[service.System] = newHeld(service.System, 0)
-	}
 	for id, c := range saved.Captures {
-		h := found[id]
-		if h == nil || h.owner != c.Owner { // it has ended while nobody looked
+		h := newHeld(id, c.Owner)
+		h.leaf = leaves[id]
+		h.entered = h.leaf != nil
+		if id != service.System && (h.leaf == nil || h.leaf.UID != h.owner) { // it has ended while nobody looked
 			if bound {
 				_ = s.queue.Unbind(c.Queue)
 			}
