@@ -118,16 +118,22 @@ func (c *client) assign(a *attempt) {
 	c.next++
 	a.at, a.id, a.given = c, c.next, false
 	c.attempts[a.id] = a
-	l := c.lines[a.Flow().UID]
-	if l == nil {
-		l = &line{}
-		c.lines[a.Flow().UID] = l
-	}
+	l := c.line(a.Flow().UID)
 	if len(l.waiting) == 0 {
 		c.turns = append(c.turns, l)
 	}
 	l.waiting = append(l.waiting, a)
 	c.wake.Signal()
+}
+
+// line returns the one of that uid.
+func (c *client) line(uid uint32) *line {
+	l := c.lines[uid]
+	if l == nil {
+		l = &line{}
+		c.lines[uid] = l
+	}
+	return l
 }
 
 // detach takes a from whoever has it.
@@ -138,7 +144,11 @@ func (s *Server) detach(a *attempt) {
 	}
 	delete(c.attempts, a.id)
 	if a.given {
-		c.lines[a.Flow().UID].given--
+		uid := a.Flow().UID
+		l := c.line(uid)
+		if l.given--; l.given == 0 && len(l.waiting) == 0 {
+			delete(c.lines, uid)
+		}
 		c.wake.Signal() // there may be room in its window now
 	}
 	a.at, a.given = nil, false
@@ -174,7 +184,7 @@ func (s *Server) returned(a *attempt, word service.Handed) {
 		return
 	}
 	a.at, a.id, a.given = home.by, home.id, true
-	home.by.lines[a.Flow().UID].given++
+	home.by.line(a.Flow().UID).given++
 	home.tell(word)
 }
 
@@ -275,7 +285,10 @@ func (c *client) hand(m *service.Message, _ []*os.File) (*answer, error) {
 	if a == nil {
 		return nil, errUnknown
 	}
-	carrier := c.Server.user(a.Flow().UID).carrier
+	var carrier *client
+	if u := c.users[a.Flow().UID]; u != nil {
+		carrier = u.carrier
+	}
 	switch {
 	case a.capture.leaf != nil || a.home != nil:
 		return nil, refusal(service.CodeBadRequest, "only the system broker hands over, and once")

@@ -244,11 +244,7 @@ func (c *client) takeOver(h *held) {
 	}
 	h.server = c
 	for a := range h.waiting {
-		switch {
-		case a.busy:
-		case a.at == nil:
-			c.offer(a)
-		case a.home == nil: // of a server that has hung up
+		if !a.busy && a.home == nil { // nobody's, or of a server that has hung up
 			c.returned(a, service.Handed{})
 		}
 	}
