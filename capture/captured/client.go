@@ -22,8 +22,6 @@ const (
 	window = 512
 	// recently is how many decided attempts a client may still ask about.
 	recently = 256
-	// helloWithin is how long a client may say nothing at all.
-	helloWithin = 10 * time.Second
 	// flushWithin is how long what was asked for on a connection that ends may take.
 	flushWithin = 3 * time.Second
 )
@@ -149,9 +147,7 @@ func (c *client) hungUp() bool {
 
 func (c *client) read() {
 	defer c.gone()
-	greeted := time.AfterFunc(helloWithin, func() { c.conn.Close() })
 	err := c.hello()
-	greeted.Stop()
 	for err == nil {
 		err = c.handle()
 	}

@@ -25,7 +25,7 @@ const (
 // of 40 bytes for all of them fit into one environment variable (128 KiB).
 const (
 	Max        = 2048
-	envParent  = "SSH_CAPTURED_KEEPER" // set by our parent
+	envParent  = "SSH_CAPTURED_KEEPER" // set by our parent, to its process id
 	nameParent = "keeper"              // of our parent's socket, among what is inherited
 	sendWithin = 5 * time.Second
 )
@@ -36,6 +36,7 @@ var ErrFull = errors.New("no room for another descriptor")
 // Keep is the worker's side. Its methods are safe for concurrent use.
 type Keep struct {
 	parent *net.UnixConn // nil: no parent of ours
+	pid    int           // of the parent
 	notify string        // path of the service manager's socket
 
 	mu    sync.Mutex
@@ -47,7 +48,8 @@ type Keep struct {
 // now on, and the environment does not name it any more. Call it once, early in main.
 func Open() (*Keep, error) {
 	k := &Keep{files: map[string][]*os.File{}, kept: map[string]int{}}
-	self, ours := strconv.Itoa(os.Getpid()), os.Getenv(envParent) != ""
+	self, parent := strconv.Itoa(os.Getpid()), os.Getenv(envParent)
+	ours := parent != ""
 	if by := os.Getenv("SYSTEMD_EXEC_PID"); !ours && (by == "" || by == self) { // else the variable was left by one above us
 		k.notify = os.Getenv("NOTIFY_SOCKET")
 	}
@@ -70,7 +72,10 @@ func Open() (*Keep, error) {
 		return nil, fmt.Errorf("keeper: %s is set, and its socket is not there", envParent)
 	}
 	var err error
-	if k.parent, err = unixConn(sockets[0]); err != nil {
+	if k.parent, err = unixConn(sockets[0]); err == nil {
+		k.pid, err = strconv.Atoi(parent)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("keeper: %w", err)
 	}
 	return k, nil
@@ -89,20 +94,11 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 
 // Kind says who keeps: ServiceManager, Parent, or None, also once the parent is dead.
 func (k *Keep) Kind() string {
-	if k.parent == nil {
-		if k.notify == "" {
-			return None
-		}
+	switch {
+	case k.parent != nil && os.Getppid() == k.pid: // else this process was given another
+		return Parent
+	case k.notify != "":
 		return ServiceManager
-	}
-	raw, err := k.parent.SyscallConn()
-	if err == nil {
-		cerr := raw.Control(func(fd uintptr) { // it never sends: there is either nothing to read or the end
-			_, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		})
-		if cerr == nil && err == unix.EAGAIN {
-			return Parent
-		}
 	}
 	return None
 }
@@ -176,7 +172,7 @@ func (k *Keep) say(text string, oob []byte) (err error) {
 	if err == nil {
 		_, _, err = c.WriteMsgUnix([]byte(text), oob, to)
 	}
-	if err != nil && k.Kind() != None { // else it has died this moment
+	if err != nil && !errors.Is(err, unix.EPIPE) { // else the parent has died this moment
 		return fmt.Errorf("keeper: %s: %w", strings.ReplaceAll(text, "\n", " "), err)
 	}
 	return nil

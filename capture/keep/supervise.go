@@ -120,7 +120,7 @@ func (s *supervisor) start() (*os.Process, *net.UnixConn, error) {
 	env := slices.DeleteFunc(slices.Clone(s.env), func(kv string) bool {
 		return strings.HasPrefix(kv, "LISTEN_") || strings.HasPrefix(kv, "NOTIFY_SOCKET=") || strings.HasPrefix(kv, envParent+"=")
 	})
-	env = append(env, envParent+"=1", fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	env = append(env, fmt.Sprintf("%s=%d", envParent, os.Getpid()), fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	pid := 0
 	path, err := exec.LookPath(s.argv[0]) // each time anew, as it may have been upgraded
 	if err == nil {
