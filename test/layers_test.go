@@ -31,6 +31,8 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	// For everybody, without privilege.
+	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.

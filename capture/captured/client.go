@@ -22,8 +22,9 @@ const (
 	window = 512
 	// recently is how many decided attempts a client may still ask about.
 	recently = 256
-	// flushWithin is how long what was asked for on a connection that ends may take.
-	flushWithin = 3 * time.Second
+	// flushWithin is how long what was asked for on a connection that ends may take:
+	// longer than it takes to admit.
+	flushWithin = 2 * time.Second
 )
 
 // client is one connection: a goroutine reads, one sends attempts, and each request has
@@ -263,18 +264,26 @@ func (c *client) take() *service.Message {
 	return nil
 }
 
-// send sends what was asked for, and waits for a client that does not read.
+// send sends what was asked for, if anybody is there for it, and waits for a client that
+// does not read.
 func (c *client) send(p *answer) {
+	c.mu.Lock()
+	here := c.clients[c]
+	c.mu.Unlock()
 	var err error
-	if p.conn != nil {
+	switch {
+	case !here:
+	case p.conn != nil:
 		err = c.conn.SendSocket(p.Message, p.conn)
-		p.conn.Close() // without the other end's duplicate: a reset
-	} else {
+	default:
 		err = c.conn.Send(p.Message, p.files...)
-		message.CloseAll(p.files)
 	}
 	if err != nil {
 		c.conn.Close() // read finds out
+	}
+	message.CloseAll(p.files)
+	if p.conn != nil {
+		p.conn.Close() // without the other end's duplicate: a reset
 	}
 }
 
@@ -284,11 +293,12 @@ func (c *client) say(m service.Message) {
 	c.wg.Go(func() { c.send(&answer{Message: m}) })
 }
 
-// request is how a kind of message is done that is answered.
+// request is how a kind of message is done that is answered. Where do returns neither an
+// answer nor an error, somebody answers later.
 type request struct {
-	do      func(c *client, m *service.Message, files []*os.File) (*answer, error) // nil, nil: somebody answers later
-	changes bool                                                                   // it is done with Server.changing held, one after another
-	begins  bool                                                                   // attempts come after its answer
+	do      func(c *client, m *service.Message, files []*os.File) (*answer, error)
+	changes bool // it is done with Server.changing held, one after another
+	begins  bool // attempts come after its answer
 }
 
 var requests = map[service.Op]request{
