@@ -317,13 +317,14 @@ func (s *Server) restore(saved config, known, bound bool) error {
 
 // duplicate gives a descriptor of its own to a message.
 func duplicate(f *os.File) (d *os.File, err error) {
-	return d, control(f, func(fd int) error {
+	err = control(f, func(fd int) error {
 		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err == nil {
 			d = os.NewFile(uintptr(n), f.Name())
 		}
 		return err
 	})
+	return d, err
 }
 
 // control does something with a descriptor. Fd would make it blocking, for everybody.
