@@ -23,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long bench bench-growth bench-direct size lint install clean help packages
+.PHONY: build demo demo-system test test-long cover bench bench-growth bench-direct size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -50,6 +50,14 @@ test: packages ## all tests; as root the privileged ones too
 test-long: packages ## what takes long: volume, repetition, every fuzz target
 	SSHBROKER_LONG=1 $(GO) test -count=1 -timeout 120m -p 1 ./profiles/... ./test/...
 	.ci/fuzz
+
+cover: packages ## how much of the code the tests run, in the programs that they start too; one figure, and cover.out
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && chmod 777 "$$dir" && export SSHBROKER_COVER="$$dir" && status=0 && \
+	packages=$$($(GO) list ./... | grep -v '/test\(/\|$$\)') && \
+	{ $(GO) test -count=1 -timeout 25m -cover $$packages -args -test.gocoverdir="$$dir" || status=1; } && \
+	{ $(GO) test -count=1 -timeout 60m -p 1 ./test/... || status=1; } && \
+	$(GO) tool covdata textfmt -i="$$dir" -o cover.out -pkg="$$(echo $$packages | tr ' ' ,)" && \
+	$(GO) tool cover -func cover.out | tail -1 && exit $$status
 
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench Tunnels -benchtime 1x -timeout 20m -args $(BENCH)
@@ -90,7 +98,7 @@ install: build ## programs, manual pages, units, examples, completions
 		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
 		chmod 644 "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit 1; \
 	done
-	for file in etc/*.xml etc/*.dtd etc/apparmor.d/*; do \
+	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/apparmor.d/*; do \
 		[ -f "$$file" ] || continue; \
 		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
 	done

@@ -48,6 +48,8 @@ var layers = []struct {
 	{"broker/prompt", []string{"broker/control"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/gateway/policy", nil},
+	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
