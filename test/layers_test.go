@@ -32,6 +32,8 @@ var layers = []struct {
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
 	{"capture/descriptor", nil},
+	// For everybody, without privilege.
+	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},
 
 	// One flow's life; the only package that knows two of the three above.
