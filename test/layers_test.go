@@ -44,7 +44,7 @@ var layers = []struct {
 	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/prompt", []string{"broker/control"}},
-	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/certfile", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
@@ -69,6 +69,7 @@ var thirdParty = []struct {
 	{"github.com/mdlayher/netlink", []string{"capture/...", "test/..."}},
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
+	{"github.com/hashicorp/yamux", []string{"profiles/tlstun/...", "profiles/tuntest", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"encoding/xml", []string{"broker/config"}},
 }
