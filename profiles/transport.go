@@ -175,4 +175,5 @@ var (
 	ErrNameNotFound = errors.New("name not found by the server")
 	ErrOpen         = errors.New("server could not open the connection")
 	ErrReset        = errors.New("flow reset by the far end")
+	ErrEnded        = errors.New("its policy has ended the flow") // beside ErrReset, with the far end's words
 )

@@ -194,6 +194,13 @@ func (w *Conn) sendNow(p []byte) {
 	}
 }
 
+// SetWriteDeadline does nothing: Write does not wait for the other end, and crypto/tls
+// would stop what waits with the deadline that it sets for the last record.
+func (w *Conn) SetWriteDeadline(time.Time) error { return nil }
+
+// SetDeadline is SetReadDeadline.
+func (w *Conn) SetDeadline(t time.Time) error { return w.SetReadDeadline(t) }
+
 // Settle says that the handshake is over. Until then the sender sends everything, so
 // that nothing depends on a Flush.
 func (w *Conn) Settle() {
@@ -241,6 +248,28 @@ func (w *Conn) Room() <-chan struct{} {
 		w.freed = make(chan struct{})
 	}
 	return w.freed
+}
+
+// AwaitRoomUntil is AwaitRoom that gives up at a time, unless that is zero, or when woken
+// has something; it tells whether there is room.
+func (w *Conn) AwaitRoomUntil(until time.Time, woken <-chan struct{}) bool {
+	room := w.Room()
+	if room == nil {
+		return true
+	}
+	var late <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-room:
+	case <-late:
+	case <-woken:
+	case <-w.ended:
+	}
+	return false // look again: others were waiting too
 }
 
 // AwaitRoom waits for what Room tells of.
@@ -293,20 +322,45 @@ func (w *Conn) send() {
 	w.Conn.Close()
 }
 
-// Close sends what is waiting, within flushTime, and closes. It does not wait, and
-// it ends reading at once.
-func (w *Conn) Close() error {
+// Close is CloseWithin a second.
+func (w *Conn) Close() error { return w.CloseWithin(flushTime) }
+
+// CloseWithin closes when what waits was sent, or limit has passed. It does not wait for
+// that, and it ends reading at once.
+func (w *Conn) CloseWithin(limit time.Duration) error {
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	if !w.closing {
 		w.closing = true
 		now := time.Now()
 		w.Conn.SetReadDeadline(now)
-		w.Conn.SetWriteDeadline(now.Add(flushTime))
+		w.Conn.SetWriteDeadline(now.Add(limit))
 		w.work.Broadcast()
 		w.tellRoom()
 	}
 	return nil
+}
+
+// Delivered tells whether the other end's kernel has acknowledged all that was written,
+// as far as there is one.
+func (w *Conn) Delivered() bool {
+	w.sendMu.Lock()
+	waits := len(w.waiting) > 0 || w.sending
+	w.sendMu.Unlock()
+	if waits {
+		return false
+	}
+	socket, ok := w.Conn.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var n int
+	_ = raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return err != nil || n == 0
 }
 
 // Abort closes without sending what is waiting, for err's sake.

@@ -92,7 +92,7 @@ func (c *Connector) reach(ctx context.Context, p *profiles.Profile, via profiles
 	}
 	// Of class ErrSetup, as the server has not refused it: the next connect may have
 	// another one, and need not wait as long.
-	if err := cred.current(time.Now()); err != nil {
+	if err := cred.Current(time.Now()); err != nil {
 		return nil, nil, fmt.Errorf("%w: %s: %w", profiles.ErrSetup, p.TLS.Certificate, err)
 	}
 	if p.ConnectTimeout > 0 {

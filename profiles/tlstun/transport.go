@@ -56,7 +56,7 @@ func newTransport(ctx context.Context, conn *connection, cred *credential, p *pr
 		}
 		return nil, err
 	}
-	conn.observe.Tell(profiles.Event{Kind: profiles.Authenticated, Profile: p, Method: "certificate " + describe(cred.certificate.Leaf)})
+	conn.observe.Tell(profiles.Event{Kind: profiles.Authenticated, Profile: p, Method: "certificate " + describe(cred.Certificate.Leaf)})
 	t := &transport{
 		Session: session, conn: conn, profile: p, credential: cred, openTimeout: p.OpenTimeout,
 		opens: make(chan struct{}, maxOpens), retired: make(chan struct{}),
@@ -107,7 +107,7 @@ func (c *Connector) watch(t *transport) {
 			return
 		case now := <-tick.C:
 			// By the clock on the wall, which a sleep does not stop.
-			if err := t.credential.current(now); err != nil {
+			if err := t.credential.Current(now); err != nil {
 				t.Lose(err)
 				return
 			}
@@ -145,7 +145,7 @@ func (conn *connection) describe(cred *credential) profiles.Description {
 		ServerVersion: tls.VersionName(conn.state.Version),
 		KeyExchange:   conn.state.CurveID.String(),
 		Cipher:        tls.CipherSuiteName(conn.state.CipherSuite),
-		Expires:       cred.expires(),
+		Expires:       cred.Expires(),
 	}
 	if p := conn.state.NegotiatedProtocol; p != "" {
 		d.ServerVersion += " " + p
@@ -153,8 +153,8 @@ func (conn *connection) describe(cred *credential) profiles.Description {
 	if len(conn.state.PeerCertificates) > 0 {
 		d.HostKey = describe(conn.state.PeerCertificates[0])
 	}
-	if cred.certificate != nil {
-		d.User = cred.certificate.Leaf.Subject.String()
+	if cred.Certificate != nil {
+		d.User = cred.Certificate.Leaf.Subject.String()
 	}
 	return d
 }

@@ -53,7 +53,7 @@ func (p *parser) next(r io.Reader) error {
 		if p.words != nil {
 			n, err := r.Read(p.words[p.have:])
 			if p.have += n; p.have == len(p.words) {
-				return fmt.Errorf("%w: %s", profiles.ErrReset, profiles.RemoteText(string(p.words), maxWords, false))
+				return fmt.Errorf("%w: %w: %q", profiles.ErrReset, profiles.ErrEnded, profiles.RemoteText(string(p.words), maxWords, false))
 			}
 			if err != nil {
 				return fromBelow{err}

@@ -205,35 +205,17 @@ func (s *Session) awaitRoom(st *Stream, n int) error {
 		return nil
 	}
 	for {
-		room := s.conn.below.Room()
-		if room == nil {
+		st.mu.Lock()
+		until := st.writeUntil
+		st.mu.Unlock()
+		if s.conn.below.AwaitRoomUntil(until, st.woken) {
 			return nil
 		}
-		if err := s.waitFor(room, st); err != nil {
+		if err := st.barred(&st.writeUntil); err != nil {
+			return err
+		}
+		if err := st.goneError(); err != nil {
 			return err
 		}
 	}
-}
-
-func (s *Session) waitFor(room <-chan struct{}, st *Stream) error {
-	var late <-chan time.Time
-	st.mu.Lock()
-	until := st.writeUntil
-	st.mu.Unlock()
-	if !until.IsZero() {
-		timer := time.NewTimer(time.Until(until))
-		defer timer.Stop()
-		late = timer.C
-	}
-	select {
-	case <-room:
-	case <-late:
-	case <-st.woken:
-	case <-s.done:
-		return s.err
-	}
-	if err := st.barred(&st.writeUntil); err != nil {
-		return err
-	}
-	return st.goneError()
 }
