@@ -80,7 +80,7 @@ var thirdParty = []struct {
 	{"github.com/mdlayher/netlink", []string{"capture/...", "test/..."}},
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
-	{"github.com/hashicorp/yamux", []string{"profiles/tlstun/...", "profiles/tuntest", "test/..."}},
+	{"github.com/hashicorp/yamux", []string{"broker/gateway", "profiles/tlstun/...", "profiles/tuntest", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
 	{"go.yaml.in/yaml/v3", []string{"broker/kubeconfig", "broker/gateway/..."}},
