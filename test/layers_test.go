@@ -52,6 +52,7 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
 	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/socket", "profiles/tlstun/wire"}},
 	{"broker/gateway/...", nil},
+	{"broker/gateway/generation", []string{"broker/gateway/gwconfig", "broker/gateway/policy", "broker/gateway/trust", "profiles/tlstun/wire"}},
 	{"broker/gateway/trust", []string{"broker/regular"}},
 	{"broker/gateway/ca", []string{"broker/gateway/policy", "broker/replace"}},
 	{"broker/gateway/policy", nil},
