@@ -23,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long cover bench bench-growth bench-direct size lint print-shells install clean help packages
+.PHONY: build demo demo-system test test-long cover compare bench bench-growth bench-direct size lint print-shells install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -58,6 +58,9 @@ cover: packages ## how much of the code the tests run, in the programs that they
 	{ $(GO) test -count=1 -timeout 60m -p 1 ./test/... || status=1; } && \
 	$(GO) tool covdata textfmt -i="$$dir" -o cover.out -pkg="$$(echo $$packages | tr ' ' ,)" && \
 	$(GO) tool cover -func cover.out | tail -1 && exit $$status
+
+compare: packages ## writes the table of docs/comparison.md: neighbours and ssh-capture side by side; needs root
+	$(GO) test ./test/comparison -count=1 -timeout 15m -args -update
 
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench Tunnels -benchtime 1x -timeout 20m -args $(BENCH)

@@ -13,7 +13,7 @@ import (
 )
 
 // documents are those whose commands and XML are checked.
-var documents = []string{"README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/limits.md", "docs/architecture.md", "docs/reliability.md", "docs/performance.md", "docs/security.md"}
+var documents = []string{"README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/limits.md", "docs/architecture.md", "docs/reliability.md", "docs/performance.md", "docs/security.md", "docs/comparison.md"}
 
 var (
 	inlineCode = regexp.MustCompile("`([^`\n]+)`")
