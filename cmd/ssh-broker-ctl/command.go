@@ -115,6 +115,7 @@ capture, no ssh-captured) is running.`,
 		a.listKeysCommand(), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
 		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.kubeconfigCommand(), a.connectorCommand())
 	plain(root)
+	a.completions(root)
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(usageTemplate)
 	return root

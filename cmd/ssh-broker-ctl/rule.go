@@ -302,8 +302,7 @@ func (a *app) ruleRemoveCommand() *cobra.Command {
 rules behind it get new numbers.`,
 		Example: `  ssh-broker-ctl rule remove 3 --dry-run
   ssh-broker-ctl rule remove 3 --reload`,
-		Args:              exactly("N"),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		Args: exactly("N"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := ruleNumber(args[0])
 			if err != nil {
@@ -327,9 +326,8 @@ func (a *app) ruleMoveCommand() *cobra.Command {
 		Short: "Move a rule to another place",
 		Long: `Make rule N the rule of number M: the first rule whose conditions all hold decides, so
 their order counts. The rules in between get new numbers; comments stay.`,
-		Example:           `  ssh-broker-ctl rule move 3 --to 1`,
-		Args:              exactly("N"),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		Example: `  ssh-broker-ctl rule move 3 --to 1`,
+		Args:    exactly("N"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := ruleNumber(args[0])
 			switch {
