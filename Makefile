@@ -100,6 +100,7 @@ install: build ## programs, manual pages, units, examples, completions
 		[ -e "$$page" ] || continue; \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
+	ln -sf ssh-broker.1 $(DESTDIR)$(PREFIX)/share/man/man1/ssh-broker-g3.1
 	install -d $(DESTDIR)$(UNITS)
 	for unit in etc/systemd/*.service; do \
 		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
