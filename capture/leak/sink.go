@@ -18,7 +18,7 @@ import (
 // sink sees outside whether a probe arrives.
 type sink struct {
 	port    uint16
-	token   string // by which a probe is known from what else may come
+	token   string      // by which a probe is known from what else may come
 	arrived chan string // one line of what came; the first counts
 	close   func()
 	file    *os.File // of tokenSink: the other end, for the program that is to inherit it
