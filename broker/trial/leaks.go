@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 
 	"sshbroker/capture/leak"
@@ -110,7 +111,7 @@ func because(err error, words *said) error {
 
 // command is the one in a capture, and what ends all that was made for it.
 func (o LeakOptions) command(ctx context.Context) (*exec.Cmd, func(), error) {
-	inside := append(o.Inside, "3")
+	inside := append(slices.Clone(o.Inside), "3")
 	if o.Backend == NoBackend {
 		return exec.CommandContext(ctx, inside[0], inside[1:]...), func() {}, nil
 	}

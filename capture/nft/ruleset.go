@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
@@ -222,6 +223,12 @@ func ProbeQueue() QueueForm {
 		}
 	}
 	return NoQueue
+}
+
+// MatchesCgroups reports whether this kernel can tell packets by the cgroup of their socket,
+// as the host's table does.
+func MatchesCgroups() bool {
+	return takes(0, chain{name: "probe", rules: []rule{{say("socket cgroupv2 level 1", &expr.Socket{Key: expr.SocketKeyCgroupv2, Level: 1, Register: 1})}}})
 }
 
 // Zones reports whether this kernel can keep connections apart in zones. Like the end of

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
+	"sshbroker/capture/probe"
 )
 
 // Exit codes that are ours; every other one is the command's.
@@ -37,6 +39,10 @@ func main() {
 			netns.Inside(os.Args[2:])
 		case insideCgroupArg:
 			becomeCommand(os.Args[2:])
+		case probe.InsideArg:
+			os.Exit(orFail(probe.Inside(os.Stdout)))
+		case probe.ReportArg:
+			os.Exit(report(os.Stdout))
 		case prepareArg:
 			os.Exit(prepareCommand(os.Args[2:]))
 		case keepArg:
@@ -44,6 +50,22 @@ func main() {
 		}
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// report says what this program can do here, for ssh-broker-ctl doctor.
+func report(w io.Writer) int {
+	self, err := os.Executable()
+	if err == nil {
+		err = json.NewEncoder(w).Encode(probe.Here(context.Background(), self))
+	}
+	return orFail(err)
+}
+
+func orFail(err error) int {
+	if err != nil {
+		return failed(os.Stderr, err)
+	}
+	return 0
 }
 
 // options are what the command line says.
