@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -29,10 +30,12 @@ func (v *visit) connectCgroup(ctx context.Context) []Result {
 // connect has a program of ours connect in a real capture, where the truth is known.
 func (v *visit) connect(ctx context.Context, backend string) []Result {
 	outcomes, err := trial.Connect(ctx, v.Programs, backend, v.Connect)
-	if err != nil {
-		if ctx.Err() != nil {
-			return unknown("%v", context.Cause(ctx))
-		}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return unknown("%v", context.Cause(ctx))
+	case errors.Is(err, trial.ErrNoControl):
+		return failed("accept what goes over the loopback device in the host's firewall: iif lo accept, oif lo accept", "%v", err)
+	case err != nil:
 		return failed("ssh-capture -D 7 --backend="+backend+" COMMAND tells more", "no program can be captured: %v", err)
 	}
 	var wrong []string
@@ -42,7 +45,7 @@ func (v *visit) connect(ctx context.Context, backend string) []Result {
 		}
 	}
 	if len(wrong) == 0 {
-		return fine("a captured program connects, is refused and is blocked, and connect() says so")
+		return fine("a captured program connects, through a tunnel and without, is refused and is blocked, and connect() says so")
 	}
 	text := "connect() does not say what is true; " + strings.Join(wrong, "; ")
 	if f, why := v.features(ctx); why == nil && f.Queue == probe.QueueNone {

@@ -165,19 +165,20 @@ func openDown() (*down, error) {
 }
 
 func (d *down) rules() string {
-	return configuration(d.port, `
+	return configuration(d.port, "", `
     <rule host=".*" action="TUNNEL" profile-id="down" pseudo-ip="yes"/>
     <rule action="TUNNEL" profile-id="down"/>`)
 }
 
-// configuration has the profile "down" and those rules. It asks nobody, and knows no proxy.
-func configuration(port int, rules string) string {
+// configuration has the profile "down", further ones and those rules. It asks nobody, and
+// knows no proxy.
+func configuration(port int, profiles, rules string) string {
 	return `<?xml version="1.0" encoding="UTF-8"?>
 <secsh-broker version="1.0">
   <profiles>
     <profile id="down" name="down" host="127.0.0.1" port="` + strconv.Itoa(port) + `" user="nobody">
       <proxy ruleset=""/>
-    </profile>
+    </profile>` + profiles + `
   </profiles>
   <filter-engine>` + rules + `
   </filter-engine>
