@@ -31,7 +31,10 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	{"capture/leak", []string{"capture", "capture/message"}},
+	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"profiles/...", []string{"profiles/..."}},
+	{"profiles/trialserver", nil},
 
 	// One flow's life; the only package that knows two of the three above.
 	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit", "broker/eventlog", "broker/regular"}},
@@ -48,6 +51,9 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
+	// A broker of its own to try things with, and what is said of a host.
+	{"broker/trial", []string{"capture/leak", "capture/message", "profiles/trialserver", "broker/control"}},
+	{"broker/doctor", []string{"capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/creds", "broker/config", "broker/control", "broker/trial"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
 

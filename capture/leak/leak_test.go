@@ -1,0 +1,364 @@
+package leak
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/godbus/dbus/v5"
+	"go.uber.org/goleak"
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/message"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func probeNamed(t *testing.T, name string) Probe {
+	t.Helper()
+	list, unknown := Named(name)
+	if len(list) != 1 || len(unknown) > 0 {
+		t.Fatalf("%s: %v, unknown %v", name, list, unknown)
+	}
+	return list[0]
+}
+
+func TestNames(t *testing.T) {
+	seen := map[string]bool{}
+	own, rest := map[string]bool{}, map[string]bool{}
+	for _, p := range Own() {
+		own[p.Name] = true
+	}
+	for _, p := range Rest() {
+		rest[p.Name] = true
+	}
+	for _, p := range All() {
+		if seen[p.Name] || p.What == "" || p.do == nil || p.sink == nil && p.Class != Names {
+			t.Errorf("probe %+v", p)
+		}
+		seen[p.Name] = true
+		// Each is made by --strict once, but for what it closes, and what leads to everything.
+		if neither := p.Class == Inherited || p.Name == "resolved-dbus"; own[p.Name] == rest[p.Name] != neither {
+			t.Errorf("%s: own %t, rest %t", p.Name, own[p.Name], rest[p.Name])
+		}
+	}
+	if list, unknown := Named("udp4", "x", "tcp4", "y"); len(list) != 2 || list[0].Name != "tcp4" || strings.Join(unknown, " ") != "x y" {
+		t.Errorf("%v, %v", list, unknown)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	for _, c := range []struct {
+		probe string
+		came  string
+		res   Result
+		want  Verdict
+	}{
+		{"tcp4", "a connection", Result{}, Leaked},
+		{"tcp4", "a connection", Result{Errno: unix.EHOSTUNREACH}, Leaked}, // whatever the program was told
+		{"tcp4", "", Result{Errno: unix.EHOSTUNREACH}, Held},
+		{"tcp4", "", Result{Errno: unix.ETIMEDOUT}, Held},
+		{"tcp4", "", Result{}, Held},
+		{"tcp4", "", Result{Errno: unix.EPERM}, RefusedHere},
+		{"udp4", "", Result{Errno: unix.EPERM}, RefusedHere},
+		{"udp4", "", Result{}, RefusedHere},
+		{"udp4", "a datagram", Result{Errno: unix.EPERM}, Leaked},
+		{"dns-udp", "", Result{Caught: true, Text: "x"}, Held},
+		{"dns-udp", "", Result{Outside: true, Text: "x"}, Leaked},
+		{"dns-udp", "", Result{Errno: unix.ECONNREFUSED}, Leaked}, // it was the host's own address
+		{"dns-udp", "", Result{Errno: unix.ETIMEDOUT}, RefusedHere},
+		{"nscd", "", Result{Outside: true, Text: "x"}, Leaked},
+		{"nscd", "", Result{Errno: unix.ENOENT}, RefusedHere},
+		{"inherited-tcp", "", Result{Errno: unix.EBADF}, RefusedHere},
+		{"inherited-tcp", "data", Result{}, Leaked},
+	} {
+		if got, detail := probeNamed(t, c.probe).judge(c.came, c.res); got != c.want || detail == "" {
+			t.Errorf("%s, %q, %+v: %s (%q), want %s", c.probe, c.came, c.res, got, detail, c.want)
+		}
+	}
+}
+
+func TestSurvey(t *testing.T) {
+	addrs := func(texts ...string) (list []net.Addr) {
+		for _, text := range texts {
+			ip, n, err := net.ParseCIDR(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, &net.IPNet{IP: ip, Mask: n.Mask})
+		}
+		return list
+	}
+	none := Field{V4: netip.MustParseAddr("127.0.0.1"), V6: netip.IPv6Loopback()}
+	f := none
+	f.consider(net.Interface{Name: "a", Index: 2}, addrs("fe80::1/64"))
+	if f.Device != "a" || !f.DeviceV6 || f.DeviceV4.IsValid() || f.V4 != none.V4 || f.V6 != none.V6 {
+		t.Errorf("link-local alone: %+v", f)
+	}
+	f.consider(net.Interface{Name: "b", Index: 3}, addrs("192.0.2.7/24", "2001:db8::7/64", "fe80::2/64"))
+	f.consider(net.Interface{Name: "c", Index: 4}, addrs("198.51.100.7/24"))
+	if f.Device != "b" || f.Index != 3 || f.DeviceV4 != netip.MustParseAddr("192.0.2.7") || !f.DeviceV6 || f.V4 != f.DeviceV4 || f.V6 != netip.MustParseAddr("2001:db8::7") {
+		t.Errorf("%+v", f)
+	}
+	// Where a probe goes.
+	for _, c := range []struct {
+		probe     string
+		namespace bool
+		field     Field
+		want      string
+		group     bool
+	}{
+		{"udp4", true, f, "192.0.2.7", false}, {"udp4", false, f, "224.0.0.1", true}, {"udp6", false, f, "ff01::1%b", true},
+		{"udp4", false, none, "invalid IP", false}, {"udp6", false, none, "invalid IP", false}, {"sctp", false, f, "invalid IP", false},
+		{"sctp", true, f, "192.0.2.7", false}, {"tcp4", false, f, "192.0.2.7", false}, {"tcp6", true, f, "2001:db8::7", false},
+	} {
+		c.field.Namespace = c.namespace
+		addr, group, why := probeNamed(t, c.probe).target(c.field)
+		if addr.String() != c.want || group != c.group || addr.IsValid() != (why == "") {
+			t.Errorf("%s, namespace %t: %v, %t, %q", c.probe, c.namespace, addr, group, why)
+		}
+	}
+}
+
+// TestDaemon: one that is there is reached, one that is not is not.
+func TestDaemon(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	if r := daemon(path, avahiHelp)(Request{}); r.Outside || r.Errno != unix.ENOENT {
+		t.Errorf("%+v", r)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	heard := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		b := make([]byte, 100)
+		n, _ := c.Read(b)
+		heard <- string(b[:n])
+		c.Close()
+	}()
+	if r := daemon(path, nscdVersion)(Request{}); !r.Outside {
+		t.Errorf("%+v", r)
+	}
+	if got := <-heard; got != string(nscdVersion) || len(got) != 12+len("localhost\x00") {
+		t.Errorf("asked %q", got)
+	}
+}
+
+// bus is a system bus on which somebody has the name of systemd-resolved, or nobody.
+func bus(t *testing.T, owned bool) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "bus")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+path)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		line := func() string {
+			var b []byte
+			for one := make([]byte, 1); len(b) == 0 || b[len(b)-1] != '\n'; b = append(b, one...) {
+				if _, err := c.Read(one); err != nil {
+					return ""
+				}
+			}
+			return string(b)
+		}
+		for said := line(); !strings.HasPrefix(said, "BEGIN"); said = line() {
+			switch {
+			case said == "":
+				return
+			case strings.Contains(said, "NEGOTIATE"):
+				io.WriteString(c, "ERROR\r\n")
+			case strings.TrimLeft(said, "\x00") == "AUTH\r\n":
+				io.WriteString(c, "REJECTED EXTERNAL\r\n")
+			default:
+				io.WriteString(c, "OK 0123456789abcdef0123456789abcdef\r\n")
+			}
+		}
+		for {
+			m, err := dbus.DecodeMessage(c)
+			if err != nil {
+				return
+			}
+			var answer any = ":1.1"
+			if m.Headers[dbus.FieldMember].Value() == "NameHasOwner" {
+				answer = owned && m.Body[0] == "org.freedesktop.resolve1"
+			}
+			reply := &dbus.Message{Type: dbus.TypeMethodReply, Headers: map[dbus.HeaderField]dbus.Variant{
+				dbus.FieldReplySerial: dbus.MakeVariant(m.Serial()), dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(answer)),
+			}, Body: []any{answer}}
+			if reply.EncodeTo(c, binary.LittleEndian) != nil {
+				return
+			}
+		}
+	}()
+}
+
+func TestResolvedByDBus(t *testing.T) {
+	bus(t, true)
+	if r := resolvedByDBus(Request{}); !r.Outside {
+		t.Errorf("%+v", r)
+	}
+	bus(t, false)
+	if r := resolvedByDBus(Request{}); r.Outside || r.Errno != unix.ENOENT {
+		t.Errorf("%+v", r)
+	}
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus")
+	if r := resolvedByDBus(Request{}); r.Outside || r.Errno != unix.ENOENT {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestRemote: the two halves, and what each hears of the other's end.
+func TestRemote(t *testing.T) {
+	start := func() (*Remote, chan error) {
+		t.Helper()
+		ours, theirs, err := message.Pair("test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := theirs.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dup := -1
+		if cerr := raw.Control(func(fd uintptr) { dup, err = unix.Dup(int(fd)) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		theirs.Close()
+		ended := make(chan error, 1)
+		go func() { ended <- Serve(strconv.Itoa(dup)) }()
+		r, elsewhere, err := NewRemote(t.Context(), ours)
+		if err != nil || elsewhere {
+			t.Fatal(err, elsewhere)
+		}
+		return r, ended
+	}
+	r, ended := start()
+	if res, err := r.Do(t.Context(), Request{Probe: "no such probe"}); err != nil || res.Errno != unix.EINVAL {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if err := r.Done(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Do(t.Context(), Request{Probe: "udp4"}); err == nil {
+		t.Error("it still answers")
+	}
+	r.Close()
+
+	r, ended = start()
+	r.Close()
+	if err := <-ended; !errors.Is(err, ErrGone) {
+		t.Errorf("nobody is there: %v", err)
+	}
+	for _, bad := range []string{"", "x", "-1", "100000"} {
+		if err := Serve(bad); err == nil {
+			t.Errorf("served %q", bad)
+		}
+	}
+	// Nobody answers, and one does not wait for ever.
+	ours, theirs, err := message.Pair("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := NewRemote(ctx, ours); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestSockets(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	u, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	list, err := Sockets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, s := range list {
+		kinds = append(kinds, s.Kind)
+	}
+	if len(list) != 2 || kinds[0] != "a TCP socket" || kinds[1] != "a TCP socket connected to "+l.Addr().String() {
+		t.Errorf("%q", kinds)
+	}
+}
+
+func TestInheritedGone(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, fd := range []int{-1, 1 << 20, int(null.Fd())} {
+		if r := inherited(Request{FD: fd}); r.Errno == 0 {
+			t.Errorf("descriptor %d: %+v", fd, r)
+		}
+	}
+}
+
+// FuzzPacket: what a raw socket reads comes from anybody.
+func FuzzPacket(f *testing.F) {
+	f.Add([]byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, uint16(80))
+	f.Add([]byte{0x4f}, uint16(0))
+	f.Fuzz(func(t *testing.T, b []byte, port uint16) {
+		if isSYN(b, port) && (len(b) < 40 || b[0]&0xf < 5) {
+			t.Errorf("% x is a SYN", b)
+		}
+	})
+}
+
+// FuzzAnswer: what answers a query is whoever does.
+func FuzzAnswer(f *testing.F) {
+	name := dnsmessage.MustNewName("a.example.")
+	for _, a := range [][4]byte{{198, 18, 0, 1}, {10, 0, 0, 1}} {
+		m := dnsmessage.Message{Answers: []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET}, Body: &dnsmessage.AResource{A: a}}}}
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		if fromPool(b) != (a[0] == 198) {
+			f.Errorf("%v is from the pool: %t", a, fromPool(b))
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(_ *testing.T, b []byte) { fromPool(b) })
+}
