@@ -29,8 +29,7 @@ type Trial struct {
 
 	programs Programs
 	address  string
-	pid      int
-	audit    string
+	rules    string // a file
 }
 
 // endTime is how long the broker may take to end.
@@ -42,11 +41,10 @@ func Open(ctx context.Context, programs Programs, configuration string) (*Trial,
 	if err != nil {
 		return nil, fmt.Errorf("trial: %w", err)
 	}
-	t := &Trial{Dir: dir, programs: programs, address: filepath.Join(dir, "broker"), audit: filepath.Join(dir, "audit.jsonl")}
-	file := filepath.Join(dir, "rules.xml")
-	if err = os.WriteFile(file, []byte(configuration), 0o600); err == nil {
-		t.pid, err = control.Start(ctx, control.StartOptions{Program: programs.Broker, Address: t.address, ConfigFile: file,
-			Extra: []string{"--trial", "--audit-file", t.audit}})
+	t := &Trial{Dir: dir, programs: programs, address: filepath.Join(dir, "broker"), rules: filepath.Join(dir, "rules.xml")}
+	if err = os.WriteFile(t.rules, []byte(configuration), 0o600); err == nil {
+		_, err = control.Start(ctx, control.StartOptions{Program: programs.Broker, Address: t.address, ConfigFile: t.rules,
+			Extra: []string{"--trial", "--audit-file", filepath.Join(dir, "audit.jsonl")}})
 	}
 	if err != nil {
 		os.RemoveAll(dir)
@@ -58,7 +56,8 @@ func Open(ctx context.Context, programs Programs, configuration string) (*Trial,
 // Command is a command in a capture of the trial's; options are further ones of ssh-capture.
 // It ends with ctx, by SIGTERM.
 func (t *Trial) Command(ctx context.Context, options []string, command ...string) *exec.Cmd {
-	args := append([]string{"-a", t.address}, options...)
+	// The rules are the capture's own: should the broker die, ssh-capture starts another.
+	args := append([]string{"-a", t.address, "-f", t.rules}, options...)
 	cmd := exec.CommandContext(ctx, t.programs.Capture, append(append(args, "--"), command...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = endTime
@@ -74,11 +73,6 @@ func (t *Trial) Close() error {
 }
 
 func (t *Trial) stop(ctx context.Context) error {
-	pidfd, err := unix.PidfdOpen(t.pid, 0) // before it is told: its number may be another's afterwards
-	if err != nil {
-		return nil // it has ended
-	}
-	defer unix.Close(pidfd)
 	c, err := control.Dialer{Address: t.address}.Dial(ctx)
 	switch {
 	case errors.Is(err, control.ErrNoBroker):
@@ -87,6 +81,11 @@ func (t *Trial) stop(ctx context.Context) error {
 		return fmt.Errorf("end the trial's broker: %w", err)
 	}
 	defer c.Close()
+	pidfd, err := unix.PidfdOpen(c.PID, 0) // before it is told: its number may be another's afterwards
+	if err != nil {
+		return fmt.Errorf("end the trial's broker, process %d: %w", c.PID, err)
+	}
+	defer unix.Close(pidfd)
 	if err := c.Call(ctx, control.OpStop, control.StopArgs{}, nil, nil, nil); err != nil && !errors.Is(err, control.ErrBrokerGone) {
 		return fmt.Errorf("end the trial's broker: %w", err)
 	}
@@ -96,7 +95,7 @@ func (t *Trial) stop(ctx context.Context) error {
 		switch {
 		case err == unix.EINTR:
 		case n == 0 || err != nil:
-			return fmt.Errorf("the trial's broker, process %d, does not end", t.pid)
+			return fmt.Errorf("the trial's broker, process %d, does not end", c.PID)
 		default:
 			return nil
 		}
