@@ -49,6 +49,8 @@ var layers = []struct {
 	{"broker/prompt", []string{"broker/control"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/gateway/policy", nil},
+	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// A broker of its own to try things with, and what is said of a host.

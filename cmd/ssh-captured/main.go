@@ -20,6 +20,7 @@ import (
 	"sshbroker/capture/captured"
 	"sshbroker/capture/keep"
 	"sshbroker/capture/privilege"
+	"sshbroker/capture/processors"
 	"sshbroker/capture/service"
 )
 
@@ -168,6 +169,7 @@ func (o *options) serve() (err error) {
 	if err != nil {
 		return err
 	}
+	go processors.Keep(ctx)
 	return s.Run(ctx)
 }
 
