@@ -13,6 +13,7 @@ import (
 	"sshbroker/capture/probe"
 	"sshbroker/capture/service"
 	"sshbroker/capture/service/client"
+	"sshbroker/profiles"
 )
 
 // Status is how a check came out.
@@ -61,6 +62,10 @@ type Env struct {
 	Built time.Time        // when the program was made, at the latest; zero: not known
 	Sys   string           // "": /proc/sys
 
+	// Server asks the server of a profile for the certificate of its host key, nil for one
+	// without; nil: no server is contacted.
+	Server func(context.Context, *profiles.Profile) (*profiles.CertificateInfo, error)
+
 	// Certificates are further ones than those of OpenSSH keys: a source for each kind of
 	// tunnel that has some. May be nil.
 	Certificates []func(context.Context, *config.Config) ([]Certificate, error)
@@ -99,6 +104,8 @@ func Checks() []Check {
 		{"host", "files", "look at files and their modes", quick, (*visit).files},
 		{"host", "keys", "read the private keys", quick, (*visit).keys},
 		{"host", "certificates", "look for certificates that expire", slow, (*visit).certificates},
+
+		{"servers", "servers", "ask the servers for their host keys", time.Minute, (*visit).servers},
 	}
 }
 

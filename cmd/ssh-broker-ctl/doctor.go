@@ -16,6 +16,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/doctor"
 	"sshbroker/broker/trial"
+	"sshbroker/profiles/sshtun"
 )
 
 // connectInside is the hidden command that connects inside a capture.
@@ -36,6 +37,7 @@ func connectInsideCommand() *cobra.Command {
 func (a *app) doctorCommand() *cobra.Command {
 	var names []string
 	var file string
+	var servers bool
 	cmd := &cobra.Command{
 		Use:     "doctor [command options]",
 		GroupID: groupSystem,
@@ -45,14 +47,15 @@ what is in force, what of others is in the way, whether a captured program is to
 true, the clock, files, keys and certificates.
 
 Each check does what it speaks of, in networks and captures of its own: nothing on the
-host is changed, no server is contacted, and a broker that runs is only asked. Some can
-be made by root alone; what is not known is said to be, with the reason. With --system it
-is about the broker of the whole system.
+host is changed, no server is contacted but with --servers, and a broker that runs is only
+asked. Some can be made by root alone; what is not known is said to be, with the reason.
+With --system it is about the broker of the whole system.
 
 The exit code is 1 if something has failed, and 0 with warnings alone.`,
 		Example: `  ssh-broker-ctl doctor
   sudo ssh-broker-ctl --system doctor
   ssh-broker-ctl doctor --check clock,keys
+  ssh-broker-ctl doctor --servers --check servers
   ssh-broker-ctl doctor -s | jq -r 'select(.status == "FAILED") | .cure'`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,12 +63,13 @@ The exit code is 1 if something has failed, and 0 with warnings alone.`,
 			if err != nil {
 				return err
 			}
-			return a.doctor(cmd.Context(), checks, file)
+			return a.doctor(cmd.Context(), checks, file, servers)
 		},
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&names, "check", nil, "make this `CHECK` alone; more than one by commas, or by this option again")
 	f.StringVarP(&file, "config-file", "f", "", "judge this configuration `FILE` in place of the usual one")
+	f.BoolVar(&servers, "servers", false, "contact the servers of the profiles as well, without logging in")
 	return cmd
 }
 
@@ -86,10 +90,13 @@ func checksNamed(names []string) ([]doctor.Check, error) {
 	return slices.DeleteFunc(checks, func(c doctor.Check) bool { return !slices.Contains(names, c.Name) }), nil
 }
 
-func (a *app) doctor(ctx context.Context, checks []doctor.Check, file string) error {
+func (a *app) doctor(ctx context.Context, checks []doctor.Check, file string, servers bool) error {
 	env, err := a.doctorEnv(file)
 	if err != nil {
 		return err
+	}
+	if servers {
+		env.Server = new(sshtun.Connector).Certificate
 	}
 	count := map[doctor.Status]int{}
 	r := a.newReport("STATUS", "CHECK", "WHAT")

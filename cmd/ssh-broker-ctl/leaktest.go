@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sshbroker/broker/control"
 	"sshbroker/broker/trial"
 	"sshbroker/capture/leak"
 )
@@ -104,7 +105,7 @@ func (a *app) listProbes(names []string) {
 
 // programs are those of ours that are installed with this one.
 func programs() (trial.Programs, error) {
-	capture, err := besideUs("ssh-capture")
+	capture, err := control.FindProgram("ssh-capture")
 	if err != nil {
 		return trial.Programs{}, err
 	}

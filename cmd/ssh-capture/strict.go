@@ -7,13 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/broker/control"
 	"sshbroker/capture/leak"
 )
 
@@ -21,7 +20,7 @@ import (
 // known, for what does not hang on rules: whether a connection is caught. It returns a
 // *leaksError where one is not.
 func tryCapture(ctx context.Context, o options) error {
-	program, err := leakTester()
+	program, err := control.FindProgram("ssh-broker-ctl")
 	if err != nil {
 		return fmt.Errorf("--strict: %w", err)
 	}
@@ -58,20 +57,4 @@ func tryCapture(ctx context.Context, o options) error {
 		return fmt.Errorf("--strict: %s made %d of %d probes; install it and ssh-capture of the same version", program, found, len(leak.Rest()))
 	}
 	return nil
-}
-
-// leakTester is the ssh-broker-ctl beside this program, else on PATH.
-func leakTester() (string, error) {
-	const name = "ssh-broker-ctl"
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), name)
-		if mayRun(beside) == nil {
-			return beside, nil
-		}
-	}
-	path, err := findCommand(name)
-	if err != nil {
-		return "", fmt.Errorf("%w: it is neither beside ssh-capture nor on PATH", err)
-	}
-	return path, nil
 }

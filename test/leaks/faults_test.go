@@ -139,7 +139,7 @@ func TestStrictIsInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Without ssh-broker-ctl nothing is proved, so nothing is started.
-	expect(t, h.Run(t, h.Alice, alone, "--strict", "--backend=namespace", "touch", ran), 125, "", "ssh-broker-ctl", "neither beside ssh-capture nor on PATH")
+	expect(t, h.Run(t, h.Alice, alone, "--strict", "--backend=namespace", "touch", ran), 125, "", "ssh-broker-ctl is neither beside this program nor on PATH")
 	if _, err := os.Stat(ran); err == nil {
 		t.Error("the command ran")
 	}
