@@ -55,7 +55,7 @@ var layers = []struct {
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// A broker of its own to try things with, and what is said of a host.
 	{"broker/trial", []string{"capture/leak", "capture/message", "profiles/trialserver", "broker/control"}},
-	{"broker/doctor", []string{"capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/creds", "broker/config", "broker/control", "broker/trial"}},
+	{"broker/doctor", []string{"capture", "capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/creds", "broker/config", "broker/control", "broker/trial"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
 

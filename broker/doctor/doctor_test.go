@@ -15,6 +15,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
 	"sshbroker/broker/trial"
+	"sshbroker/capture"
 	"sshbroker/capture/probe"
 	"sshbroker/capture/service"
 )
@@ -165,6 +166,23 @@ func TestJudgeCaptured(t *testing.T) {
 		s := service.Status{Keeper: "parent", Enabled: true, Serving: true}
 		c.change(&s)
 		require(t, judgeCaptured(s), c.status, c.text)
+	}
+}
+
+func TestCapturesText(t *testing.T) {
+	one := service.Capture{ID: "a", Owner: 7, Spec: &capture.Spec{Rules: make([]capture.SpecRule, 2)}}
+	for _, c := range []struct {
+		captures []service.Capture
+		want     string
+	}{
+		{nil, "no captures"},
+		{[]service.Capture{one, {ID: service.System}}, "captures: a of uid 7 by 2 rules, the whole system"},
+		{[]service.Capture{one, one, one, one}, "captures: " + strings.Repeat("a of uid 7 by 2 rules, ", 3) + "a of uid 7 by 2 rules"},
+		{[]service.Capture{one, one, one, one, one, one}, "captures: " + strings.Repeat("a of uid 7 by 2 rules, ", 4) + "2 more"},
+	} {
+		if got := capturesText(c.captures); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ func (v *visit) configuration(context.Context) []Result {
 	case !c.FilterPresent:
 		return append(list, warning("write rules (man ssh-broker-config), or use --via", "no file has the element filter-engine: ssh-capture starts nothing without --via, -f or --allow-direct")...)
 	}
-	return or(list, "%s: good", strings.Join(c.Files, ", "))
+	return or(list, "%s: good, %d rules, %d profiles", strings.Join(c.Files, ", "), len(c.Filter.Rules()), len(c.Profiles))
 }
 
 func problem(s Status, p config.Problem) Result {
@@ -119,11 +119,30 @@ func (v *visit) sshCaptured(ctx context.Context) []Result {
 	case s == nil:
 		return skipped("it is not running: captures are by namespace")
 	}
-	captures := fmt.Sprintf("%d captures", len(s.Captures))
-	if s.Enabled {
-		captures += ", the whole system among them"
+	return or(judgeCaptured(*s), "running, process %d; %s; policy %s, table: %s, keeper: %s", s.PID, capturesText(s.Captures), s.Policy, s.Ownership, s.Keeper)
+}
+
+// capturesText is what is captured, and by how many rules that the kernel carries out.
+func capturesText(captures []service.Capture) string {
+	const most = 4
+	var list []string
+	for _, c := range captures[:min(most, len(captures))] {
+		text := fmt.Sprintf("%s of uid %d", c.ID, c.Owner)
+		if c.ID == service.System {
+			text = "the whole system"
+		}
+		if c.Spec != nil {
+			text += fmt.Sprintf(" by %d rules", len(c.Spec.Rules))
+		}
+		list = append(list, text)
 	}
-	return or(judgeCaptured(*s), "running, process %d, %s; policy %s, table: %s, keeper: %s", s.PID, captures, s.Policy, s.Ownership, s.Keeper)
+	switch more := len(captures) - most; {
+	case len(captures) == 0:
+		return "no captures"
+	case more > 0:
+		list = append(list, fmt.Sprintf("%d more", more))
+	}
+	return "captures: " + strings.Join(list, ", ")
 }
 
 func judgeCaptured(s service.Status) (list []Result) {

@@ -34,7 +34,7 @@ func TestConfiguration(t *testing.T) {
 	h := bare(t)
 	examine(t, h, h.Alice, "configuration").says(t, "configuration", doctor.Skipped, "there is no configuration")
 	file := configure(t, h.Alice, rules)
-	examine(t, h, h.Alice, "configuration").says(t, "configuration", doctor.OK, file)
+	examine(t, h, h.Alice, "configuration").says(t, "configuration", doctor.OK, file+": good, 1 rules, 1 profiles")
 	configure(t, h.Alice, "<profiles/>")
 	examine(t, h, h.Alice, "configuration").says(t, "configuration", doctor.Warning, "no file has the element filter-engine", "--via")
 	configure(t, h.Alice, `<filter-engine><rule ip-address=".*" action="TUNEL"/></filter-engine>`)
@@ -101,6 +101,8 @@ func TestCaptured(t *testing.T) {
 	}
 	h.StartSystemBroker(t, host.Config(rules))
 	h.Enable(t)
+	h.Await(t, "capture of the whole system", func(st service.Status) bool { return len(st.Captures) == 1 })
+	examine(t, h, nil, "ssh-captured").says(t, "ssh-captured", doctor.OK, "captures: the whole system by 1 rules; policy closed")
 	h.KillSystemBroker(t)
 	h.Await(t, "no system broker", func(st service.Status) bool { return !st.Serving })
 	examine(t, h, nil, "ssh-captured").says(t, "ssh-captured", doctor.Failed, "its broker is not there", "connections that it should decide wait", "connector disable")
@@ -169,6 +171,12 @@ func TestFrozen(t *testing.T) {
 		stopped = strings.Contains(string(b), ") T ")
 	}
 	examine(t, h, h.Alice, "broker").says(t, "broker", doctor.Failed, "it does not answer", "takes too long")
+	// Who waits at a terminal is told for what.
+	c := h.Cmd(h.Alice, h.Ctl, "doctor", "--check", "broker")
+	c.TTY = window
+	if r := h.Client.Run(t, c); !strings.HasPrefix(r.Stdout, "… ask the broker\r\x1b[KSTATUS ") {
+		t.Errorf("%v", r)
+	}
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
