@@ -10,8 +10,8 @@ import (
 	"slices"
 	"strconv"
 
+	"sshbroker/capture/command"
 	"sshbroker/capture/leak"
-	"sshbroker/capture/message"
 )
 
 // NoBackend makes the probes without a capture: each that is possible has to be a leak.
@@ -50,7 +50,7 @@ func Leaks(ctx context.Context, o LeakOptions) (backend string, err error) {
 			b.Close()
 		}
 	}()
-	ours, theirs, err := message.Pair("probes")
+	ours, theirs, err := command.Pair("probes")
 	if err != nil {
 		return "", err
 	}

@@ -17,8 +17,6 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
-
-	"sshbroker/capture/message"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -230,11 +228,17 @@ func TestResolvedByDBus(t *testing.T) {
 	}
 }
 
+// pair is what one half keeps, and hands to the other.
+func pair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs"), err
+}
+
 // TestRemote: the two halves, and what each hears of the other's end.
 func TestRemote(t *testing.T) {
 	start := func() (*Remote, chan error) {
 		t.Helper()
-		ours, theirs, err := message.Pair("test")
+		ours, theirs, err := pair()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,7 +285,7 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	// Nobody answers, and one does not wait for ever.
-	ours, theirs, err := message.Pair("test")
+	ours, theirs, err := pair()
 	if err != nil {
 		t.Fatal(err)
 	}

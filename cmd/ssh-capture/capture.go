@@ -14,6 +14,7 @@ import (
 
 	"sshbroker/broker/control"
 	"sshbroker/broker/prompt"
+	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/message"
 	"sshbroker/capture/netns"
@@ -102,7 +103,7 @@ func (s *session) makeChild(ctx context.Context, o options, captured *client.Cli
 	var theirs *os.File
 	if o.strict {
 		var err error
-		if s.probes, theirs, err = message.Pair("probes"); err != nil {
+		if s.probes, theirs, err = command.Pair("probes"); err != nil {
 			return err
 		}
 		defer theirs.Close()

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture/command"
+	"sshbroker/capture/descriptor"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/leak"
 )
@@ -42,14 +43,11 @@ func (o *options) inPlace(path string, probes *os.File) (program, error) {
 	}
 	number := noProbes
 	if probes != nil {
-		raw, err := probes.SyscallConn()
-		if err == nil {
-			cerr := raw.Control(func(fd uintptr) {
-				number = strconv.Itoa(int(fd))
-				_, err = unix.FcntlInt(fd, unix.F_SETFD, 0)
-			})
-			err = errors.Join(cerr, err)
-		}
+		err := descriptor.Control(probes, func(fd int) error {
+			number = strconv.Itoa(fd)
+			_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+			return err
+		})
 		if err != nil {
 			return program{}, fmt.Errorf("--strict: %w", err)
 		}
