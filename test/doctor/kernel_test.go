@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"sshbroker/broker/doctor"
+	"sshbroker/capture/service"
 	"sshbroker/test/netns"
 )
 
@@ -58,6 +59,7 @@ func TestNothingIsChanged(t *testing.T) {
 			t.Errorf("%v", r)
 		}
 	}
+	h.Await(t, "no capture", func(st service.Status) bool { return len(st.Captures) == 0 }) // it looks after what is left
 	h.StopCaptured(t)
 	h.RequireRestored(t, before, patience)
 	if got := wire.Packets(t, func(p netns.Packet) bool { return p.Dst.Port() != 0 }); len(got) > 0 {

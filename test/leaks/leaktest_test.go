@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"sshbroker/capture/leak"
+	"sshbroker/capture/service"
 	"sshbroker/test/netns"
 )
 
@@ -78,6 +79,7 @@ func TestCgroup(t *testing.T) {
 	if got := wire.Packets(t, func(p netns.Packet) bool { return p.Dst.Port() != 0 || p.Proto == 253 }); len(got) > 0 {
 		t.Errorf("on the wire: %v", got)
 	}
+	h.Await(t, "no capture", func(st service.Status) bool { return len(st.Captures) == 0 }) // it looks after what is left
 	h.StopCaptured(t)
 	h.RequireRestored(t, before, patience)
 }
