@@ -141,7 +141,7 @@ func (v *visit) make(ctx context.Context, c Check) []Result {
 	defer cancel()
 	done := make(chan []Result, 1)
 	go func() { done <- c.do(v, ctx) }()
-	const after = time.Second // for what heeds ctx, to clean up
+	const after = 6 * time.Second // for what heeds ctx to end, and to clean up (broker/trial)
 	select {
 	case results := <-done:
 		return results

@@ -339,6 +339,67 @@ func TestInheritedGone(t *testing.T) {
 	}
 }
 
+// TestRun makes probes on loopback: where nothing holds them each leaks, where nobody makes
+// them none does, and where the other half dies nothing is left.
+func TestRun(t *testing.T) {
+	field := Field{V4: netip.MustParseAddr("127.0.0.1"), V6: netip.IPv6Loopback(), Namespace: true}
+	names := []string{"tcp4", "tcp6", "tcp-mapped", "tcp-device", "tcp-fastopen", "tcp-iouring", "mptcp", "udp4", "udp6", "inherited-tcp", "inherited-udp"}
+	probes, _ := Named(names...)
+	if len(probes) != len(names) {
+		t.Fatalf("%d probes", len(probes))
+	}
+	here := func(_ context.Context, r Request) (Result, error) { return Do(r), nil }
+	nobody := func(context.Context, Request) (Result, error) {
+		return Result{Errno: unix.EHOSTUNREACH, Text: "x"}, nil
+	}
+	for _, c := range []struct {
+		name string
+		do   Doer
+		want map[Class]Verdict
+	}{
+		{"nothing holds", here, map[Class]Verdict{TCP: Leaked, Datagrams: Leaked, Inherited: Leaked}},
+		{"nothing is made", nobody, map[Class]Verdict{TCP: Held, Datagrams: RefusedHere, Inherited: RefusedHere}},
+	} {
+		bequests, err := Bequeath(field, probes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range bequests {
+			b.FD = int(b.File.Fd())
+		}
+		var got []string
+		err = Run(t.Context(), field, probes, c.do, bequests, func(f Finding) {
+			got = append(got, f.Probe)
+			if f.Verdict == NotPossible { // a kernel without it
+				t.Logf("%s: %s", f.Probe, f.Detail)
+			} else if want := c.want[f.Class]; f.Verdict != want || f.Detail == "" || (f.Cure != "") != (want == Leaked) {
+				t.Errorf("%s: %+v, want %s", c.name, f, want)
+			}
+		})
+		for _, b := range bequests {
+			b.Close()
+		}
+		if err != nil || strings.Join(got, " ") != strings.Join(names, " ") {
+			t.Errorf("%s: %q, %v", c.name, got, err)
+		}
+	}
+	dead := func(context.Context, Request) (Result, error) { return Result{}, io.ErrUnexpectedEOF }
+	if err := Run(t.Context(), field, probes, dead, nil, func(Finding) { t.Error("something was found") }); !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "tcp4") {
+		t.Error(err)
+	}
+	// Without sockets to hand on, and to nobody's device.
+	for _, name := range []string{"inherited-tcp", "udp-device"} {
+		p, _ := Named(name)
+		if err := Run(t.Context(), field, p, here, nil, func(f Finding) {
+			if f.Verdict != NotPossible {
+				t.Errorf("%+v", f)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // FuzzPacket: what a raw socket reads comes from anybody.
 func FuzzPacket(f *testing.F) {
 	f.Add([]byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0}, uint16(80))

@@ -171,6 +171,9 @@ func datagram(proto int, toDevice bool) func(Request) Result {
 		}
 		defer unix.Close(fd)
 		if toDevice {
+			if r.Device == "" {
+				return Result{Errno: unix.ENODEV, Text: "this host has no device but loopback"}
+			}
 			if err := unix.BindToDevice(fd, r.Device); err != nil {
 				return failed("SO_BINDTODEVICE "+r.Device, err)
 			}

@@ -208,8 +208,12 @@ func packets(family, typ, proto int, bind unix.Sockaddr, match func(s *sink, pac
 			if taken >= 0 {
 				unix.Close(taken)
 			}
-			if rerr != nil {
+			switch rerr {
+			case nil:
+			case unix.EINTR, unix.ECONNABORTED, unix.ENOBUFS, unix.ECONNREFUSED: // of one packet
 				continue
+			default:
+				return
 			}
 			if what := match(s, b[:max(n, 0)]); what != "" {
 				s.came("%s", what)

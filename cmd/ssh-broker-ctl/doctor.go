@@ -16,6 +16,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/doctor"
 	"sshbroker/broker/trial"
+	"sshbroker/capture/service"
 	"sshbroker/profiles/sshtun"
 )
 
@@ -154,7 +155,7 @@ func (a *app) doctorEnv(file string) (doctor.Env, error) {
 		built = st.ModTime()
 	}
 	return doctor.Env{Programs: installed, Connect: []string{self, connectInside}, Config: options, System: a.system,
-		Address: address, AnyOwner: given != "", Program: "ssh-broker-ctl " + control.Version(), Version: control.Version(), Built: built}, nil
+		Address: address, AnyOwner: given != "", Captured: a.getenv(service.EnvSocket), Program: "ssh-broker-ctl " + control.Version(), Version: control.Version(), Built: built}, nil
 }
 
 func statusColour(s doctor.Status) colour {
