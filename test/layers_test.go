@@ -31,7 +31,8 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
-	{"capture/leak", []string{"capture", "capture/message"}},
+	{"capture/leak", []string{"capture/leak/ways", "capture/message"}},
+	{"capture/leak/ways", []string{"capture"}},
 	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"capture/descriptor", nil},
 	// For everybody, without privilege.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/leak/ways"
 	"sshbroker/capture/message"
 )
 
@@ -53,7 +54,7 @@ func Serve(conn string) error {
 		return err
 	}
 	for {
-		var r Request
+		var r ways.Request
 		files, err := c.Receive(&r)
 		message.CloseAll(files)
 		switch {
@@ -64,7 +65,7 @@ func Serve(conn string) error {
 		case r.Probe == "":
 			return nil
 		}
-		if err := c.Send(Do(r)); err != nil {
+		if err := c.Send(ways.Do(r)); err != nil {
 			return err
 		}
 	}
@@ -94,20 +95,20 @@ func NewRemote(ctx context.Context, socket *os.File) (*Remote, bool, error) {
 }
 
 // Do is the Doer. After an error the Remote is of no more use.
-func (m *Remote) Do(ctx context.Context, r Request) (Result, error) {
+func (m *Remote) Do(ctx context.Context, r ways.Request) (ways.Result, error) {
 	stop := context.AfterFunc(ctx, func() { m.conn.Close() })
 	defer stop()
 	if err := m.conn.Send(r); err != nil {
-		return Result{}, inTime(ctx, err)
+		return ways.Result{}, inTime(ctx, err)
 	}
-	var res Result
+	var res ways.Result
 	files, err := m.conn.Receive(&res)
 	message.CloseAll(files)
 	return res, inTime(ctx, err)
 }
 
 // Done lets the half inside go on: its Serve returns nil.
-func (m *Remote) Done() error { return m.conn.Send(Request{}) }
+func (m *Remote) Done() error { return m.conn.Send(ways.Request{}) }
 
 // Close ends the connection. Without Done, the half inside hears that nobody is there.
 func (m *Remote) Close() { m.conn.Close() }

@@ -2,7 +2,6 @@ package leak
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -13,10 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/godbus/dbus/v5"
 	"go.uber.org/goleak"
-	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/leak/ways"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -40,7 +39,7 @@ func TestNames(t *testing.T) {
 		rest[p.Name] = true
 	}
 	for _, p := range All() {
-		if seen[p.Name] || p.What == "" || p.do == nil || p.sink == nil && p.Class != Names {
+		if seen[p.Name] || p.What == "" || !ways.Known(p.Name) || p.sink == nil && p.Class != Names {
 			t.Errorf("probe %+v", p)
 		}
 		seen[p.Name] = true
@@ -58,26 +57,26 @@ func TestJudge(t *testing.T) {
 	for _, c := range []struct {
 		probe string
 		came  string
-		res   Result
+		res   ways.Result
 		want  Verdict
 	}{
-		{"tcp4", "a connection", Result{}, Leaked},
-		{"tcp4", "a connection", Result{Errno: unix.EHOSTUNREACH}, Leaked}, // whatever the program was told
-		{"tcp4", "", Result{Errno: unix.EHOSTUNREACH}, Held},
-		{"tcp4", "", Result{Errno: unix.ETIMEDOUT}, Held},
-		{"tcp4", "", Result{}, Held},
-		{"tcp4", "", Result{Errno: unix.EPERM}, RefusedHere},
-		{"udp4", "", Result{Errno: unix.EPERM}, RefusedHere},
-		{"udp4", "", Result{}, RefusedHere},
-		{"udp4", "a datagram", Result{Errno: unix.EPERM}, Leaked},
-		{"dns-udp", "", Result{Caught: true, Text: "x"}, Held},
-		{"dns-udp", "", Result{Outside: true, Text: "x"}, Leaked},
-		{"dns-udp", "", Result{Errno: unix.ECONNREFUSED}, Leaked}, // it was the host's own address
-		{"dns-udp", "", Result{Errno: unix.ETIMEDOUT}, RefusedHere},
-		{"nscd", "", Result{Outside: true, Text: "x"}, Leaked},
-		{"nscd", "", Result{Errno: unix.ENOENT}, RefusedHere},
-		{"inherited-tcp", "", Result{Errno: unix.EBADF}, RefusedHere},
-		{"inherited-tcp", "data", Result{}, Leaked},
+		{"tcp4", "a connection", ways.Result{}, Leaked},
+		{"tcp4", "a connection", ways.Result{Errno: unix.EHOSTUNREACH}, Leaked}, // whatever the program was told
+		{"tcp4", "", ways.Result{Errno: unix.EHOSTUNREACH}, Held},
+		{"tcp4", "", ways.Result{Errno: unix.ETIMEDOUT}, Held},
+		{"tcp4", "", ways.Result{}, Held},
+		{"tcp4", "", ways.Result{Errno: unix.EPERM}, RefusedHere},
+		{"udp4", "", ways.Result{Errno: unix.EPERM}, RefusedHere},
+		{"udp4", "", ways.Result{}, RefusedHere},
+		{"udp4", "a datagram", ways.Result{Errno: unix.EPERM}, Leaked},
+		{"dns-udp", "", ways.Result{Caught: true, Text: "x"}, Held},
+		{"dns-udp", "", ways.Result{Outside: true, Text: "x"}, Leaked},
+		{"dns-udp", "", ways.Result{Errno: unix.ECONNREFUSED}, Leaked}, // it was the host's own address
+		{"dns-udp", "", ways.Result{Errno: unix.ETIMEDOUT}, RefusedHere},
+		{"nscd", "", ways.Result{Outside: true, Text: "x"}, Leaked},
+		{"nscd", "", ways.Result{Errno: unix.ENOENT}, RefusedHere},
+		{"inherited-tcp", "", ways.Result{Errno: unix.EBADF}, RefusedHere},
+		{"inherited-tcp", "data", ways.Result{}, Leaked},
 	} {
 		if got, detail := probeNamed(t, c.probe).judge(c.came, c.res); got != c.want || detail == "" {
 			t.Errorf("%s, %q, %+v: %s (%q), want %s", c.probe, c.came, c.res, got, detail, c.want)
@@ -127,107 +126,6 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
-// TestDaemon: one that is there is reached, one that is not is not.
-func TestDaemon(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "socket")
-	if r := daemon(path, avahiHelp)(Request{}); r.Outside || r.Errno != unix.ENOENT {
-		t.Errorf("%+v", r)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	heard := make(chan string, 1)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		b := make([]byte, 100)
-		n, _ := c.Read(b)
-		heard <- string(b[:n])
-		c.Close()
-	}()
-	if r := daemon(path, nscdVersion)(Request{}); !r.Outside {
-		t.Errorf("%+v", r)
-	}
-	if got := <-heard; got != string(nscdVersion) || len(got) != 12+len("localhost\x00") {
-		t.Errorf("asked %q", got)
-	}
-}
-
-// bus is a system bus on which somebody has the name of systemd-resolved, or nobody.
-func bus(t *testing.T, owned bool) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "bus")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+path)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		line := func() string {
-			var b []byte
-			for one := make([]byte, 1); len(b) == 0 || b[len(b)-1] != '\n'; b = append(b, one...) {
-				if _, err := c.Read(one); err != nil {
-					return ""
-				}
-			}
-			return string(b)
-		}
-		for said := line(); !strings.HasPrefix(said, "BEGIN"); said = line() {
-			switch {
-			case said == "":
-				return
-			case strings.Contains(said, "NEGOTIATE"):
-				io.WriteString(c, "ERROR\r\n")
-			case strings.TrimLeft(said, "\x00") == "AUTH\r\n":
-				io.WriteString(c, "REJECTED EXTERNAL\r\n")
-			default:
-				io.WriteString(c, "OK 0123456789abcdef0123456789abcdef\r\n")
-			}
-		}
-		for {
-			m, err := dbus.DecodeMessage(c)
-			if err != nil {
-				return
-			}
-			var answer any = ":1.1"
-			if m.Headers[dbus.FieldMember].Value() == "NameHasOwner" {
-				answer = owned && m.Body[0] == "org.freedesktop.resolve1"
-			}
-			reply := &dbus.Message{Type: dbus.TypeMethodReply, Headers: map[dbus.HeaderField]dbus.Variant{
-				dbus.FieldReplySerial: dbus.MakeVariant(m.Serial()), dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(answer)),
-			}, Body: []any{answer}}
-			if reply.EncodeTo(c, binary.LittleEndian) != nil {
-				return
-			}
-		}
-	}()
-}
-
-func TestResolvedByDBus(t *testing.T) {
-	bus(t, true)
-	if r := resolvedByDBus(Request{}); !r.Outside {
-		t.Errorf("%+v", r)
-	}
-	bus(t, false)
-	if r := resolvedByDBus(Request{}); r.Outside || r.Errno != unix.ENOENT {
-		t.Errorf("%+v", r)
-	}
-	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus")
-	if r := resolvedByDBus(Request{}); r.Outside || r.Errno != unix.ENOENT {
-		t.Errorf("%+v", r)
-	}
-}
-
 // pair is what one half keeps, and hands to the other.
 func pair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -260,7 +158,7 @@ func TestRemote(t *testing.T) {
 		return r, ended
 	}
 	r, ended := start()
-	if res, err := r.Do(t.Context(), Request{Probe: "no such probe"}); err != nil || res.Errno != unix.EINVAL {
+	if res, err := r.Do(t.Context(), ways.Request{Probe: "no such probe"}); err != nil || res.Errno != unix.EINVAL {
 		t.Errorf("%+v, %v", res, err)
 	}
 	if err := r.Done(); err != nil {
@@ -269,7 +167,7 @@ func TestRemote(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if _, err := r.Do(t.Context(), Request{Probe: "udp4"}); err == nil {
+	if _, err := r.Do(t.Context(), ways.Request{Probe: "udp4"}); err == nil {
 		t.Error("it still answers")
 	}
 	r.Close()
@@ -326,19 +224,6 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-func TestInheritedGone(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	for _, fd := range []int{-1, 1 << 20, int(null.Fd())} {
-		if r := inherited(Request{FD: fd}); r.Errno == 0 {
-			t.Errorf("descriptor %d: %+v", fd, r)
-		}
-	}
-}
-
 // TestRun makes probes on loopback: where nothing holds them each leaks, where nobody makes
 // them none does, and where the other half dies nothing is left.
 func TestRun(t *testing.T) {
@@ -348,9 +233,9 @@ func TestRun(t *testing.T) {
 	if len(probes) != len(names) {
 		t.Fatalf("%d probes", len(probes))
 	}
-	here := func(_ context.Context, r Request) (Result, error) { return Do(r), nil }
-	nobody := func(context.Context, Request) (Result, error) {
-		return Result{Errno: unix.EHOSTUNREACH, Text: "x"}, nil
+	here := func(_ context.Context, r ways.Request) (ways.Result, error) { return ways.Do(r), nil }
+	nobody := func(context.Context, ways.Request) (ways.Result, error) {
+		return ways.Result{Errno: unix.EHOSTUNREACH, Text: "x"}, nil
 	}
 	for _, c := range []struct {
 		name string
@@ -383,7 +268,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %q, %v", c.name, got, err)
 		}
 	}
-	dead := func(context.Context, Request) (Result, error) { return Result{}, io.ErrUnexpectedEOF }
+	dead := func(context.Context, ways.Request) (ways.Result, error) { return ways.Result{}, io.ErrUnexpectedEOF }
 	if err := Run(t.Context(), field, probes, dead, nil, func(Finding) { t.Error("something was found") }); !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "tcp4") {
 		t.Error(err)
 	}
@@ -409,21 +294,4 @@ func FuzzPacket(f *testing.F) {
 			t.Errorf("% x is a SYN", b)
 		}
 	})
-}
-
-// FuzzAnswer: what answers a query is whoever does.
-func FuzzAnswer(f *testing.F) {
-	name := dnsmessage.MustNewName("a.example.")
-	for _, a := range [][4]byte{{198, 18, 0, 1}, {10, 0, 0, 1}} {
-		m := dnsmessage.Message{Answers: []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET}, Body: &dnsmessage.AResource{A: a}}}}
-		b, err := m.Pack()
-		if err != nil {
-			f.Fatal(err)
-		}
-		if fromPool(b) != (a[0] == 198) {
-			f.Errorf("%v is from the pool: %t", a, fromPool(b))
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(_ *testing.T, b []byte) { fromPool(b) })
 }

@@ -3,11 +3,10 @@ package leak
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"sshbroker/capture"
+	"sshbroker/capture/leak/ways"
 )
 
 // Class is what a probe is about.
@@ -21,28 +20,6 @@ const (
 	Inherited Class = "inherited" // sockets of before the capture
 )
 
-// Request is one probe to be made. It travels as JSON.
-type Request struct {
-	Probe    string         `json:"probe"`
-	Token    string         `json:"token"` // that the sink looks for
-	To       netip.AddrPort `json:"to"`
-	Group    bool           `json:"group,omitempty"` // To is a multicast group, on Device
-	Device   string         `json:"device,omitempty"`
-	Index    int            `json:"index,omitempty"`
-	DeviceV4 netip.Addr     `json:"device_v4,omitzero"`
-	FD       int            `json:"fd,omitempty"` // of an inherited socket
-}
-
-// Result is what the program that made the probe saw.
-type Result struct {
-	Errno unix.Errno `json:"errno,omitempty"` // 0: no call failed
-	Text  string     `json:"text,omitempty"`  // the call that failed, or what was found
-	// Outside says that the probe saw by itself that it got out: a daemon outside answered it.
-	Outside bool `json:"outside,omitempty"`
-	// Caught says that the capture's own resolver answered.
-	Caught bool `json:"caught,omitempty"`
-}
-
 // Probe is one way out that a program might take.
 type Probe struct {
 	Name  string // short, for options and scripts
@@ -54,11 +31,7 @@ type Probe struct {
 	far  bool                       // of Datagrams: there is no multicast of it, so it can be shown in a namespace alone
 	sink func(Field) (*sink, error) // nil: Result says whether it got out
 	at   func(Field) netip.Addr     // where it goes; nil: by class
-	do   func(Request) Result
 }
-
-// limit is how long one call of a probe may take.
-const limit = 5 * time.Second
 
 // All returns every probe, in the order in which they are made.
 func All() []Probe {
@@ -67,36 +40,36 @@ func All() []Probe {
 	const withIPC = "--backend=namespace covers these sockets; or take \"resolve\" and nscd out of the host's name lookups (/etc/nsswitch.conf)"
 	const privileged = "run the command as an ordinary user, or in a namespace without CAP_NET_RAW: no capture holds what goes round the kernel's rules"
 	return []Probe{
-		{Name: "tcp4", What: "TCP over IPv4", Class: TCP, sink: tcpSink(hostV4), do: connect(plain)},
-		{Name: "tcp6", What: "TCP over IPv6", Class: TCP, six: six, sink: tcpSink(hostV6), do: connect(plain)},
-		{Name: "tcp-mapped", What: "TCP over IPv4 by an IPv6 socket", Class: TCP, sink: tcpSink(hostV4), do: connect(mapped)},
-		{Name: "tcp-device", What: "TCP bound to a device (SO_BINDTODEVICE)", Class: TCP, at: loopback4, sink: tcpSink(loopback4), do: connect(boundToLoopback)},
-		{Name: "tcp-mark-pass", What: "TCP with the mark of what may pass (SO_MARK)", Class: TCP, sink: tcpSink(hostV4), do: connect(marked(capture.MarkPass))},
-		{Name: "tcp-mark-direct", What: "TCP with the mark of what the kernel lets pass (SO_MARK)", Class: TCP, sink: tcpSink(hostV4), do: connect(marked(capture.MarkDirect))},
-		{Name: "tcp-fastopen", What: "TCP with data in its first packet (TCP Fast Open)", Class: TCP, sink: tcpSink(hostV4), do: fastOpen},
-		{Name: "tcp-iouring", What: "TCP by io_uring", Class: TCP, sink: tcpSink(hostV4), do: uring},
-		{Name: "mptcp", What: "Multipath TCP", Class: TCP, sink: tcpSink(hostV4), do: connect(multipath)},
-		{Name: "tcp-raw", What: "a SYN by a raw socket", Class: TCP, Cure: privileged, sink: rawSYNSink, do: rawSYN},
+		{Name: "tcp4", What: "TCP over IPv4", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp6", What: "TCP over IPv6", Class: TCP, six: six, sink: tcpSink(hostV6)},
+		{Name: "tcp-mapped", What: "TCP over IPv4 by an IPv6 socket", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp-device", What: "TCP bound to a device (SO_BINDTODEVICE)", Class: TCP, at: loopback4, sink: tcpSink(loopback4)},
+		{Name: "tcp-mark-pass", What: "TCP with the mark of what may pass (SO_MARK)", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp-mark-direct", What: "TCP with the mark of what the kernel lets pass (SO_MARK)", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp-fastopen", What: "TCP with data in its first packet (TCP Fast Open)", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp-iouring", What: "TCP by io_uring", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "mptcp", What: "Multipath TCP", Class: TCP, sink: tcpSink(hostV4)},
+		{Name: "tcp-raw", What: "a SYN by a raw socket", Class: TCP, Cure: privileged, sink: rawSYNSink},
 
-		{Name: "udp4", What: "UDP over IPv4", Class: Datagrams, Cure: refuseUDP, sink: udpSink(four), do: datagram(unix.IPPROTO_UDP, false)},
-		{Name: "udp6", What: "UDP over IPv6", Class: Datagrams, Cure: refuseUDP, six: six, sink: udpSink(six), do: datagram(unix.IPPROTO_UDP, false)},
-		{Name: "udp-device", What: "UDP bound to a device (SO_BINDTODEVICE)", Class: Datagrams, Cure: refuseUDP, sink: udpSink(four), do: datagram(unix.IPPROTO_UDP, true)},
-		{Name: "udp-lite", What: "UDP-Lite", Class: Datagrams, Cure: refuseUDP, sink: liteSink, do: datagram(unix.IPPROTO_UDPLITE, false)},
-		{Name: "icmp", What: "ICMP echo requests", Class: Datagrams, Cure: refuseUDP, sink: rawSink(unix.IPPROTO_ICMP), do: echo},
-		{Name: "raw", What: "another protocol by a raw socket", Class: Datagrams, Cure: refuseUDP, sink: rawSink(protoExperiment), do: rawDatagram},
-		{Name: "packet", What: "frames by a packet socket", Class: Datagrams, Cure: privileged, at: loopback4, sink: udpSink(four), do: frame},
-		{Name: "sctp", What: "SCTP", Class: Datagrams, Cure: refuseUDP, far: true, sink: streamSink(unix.SOCK_STREAM, unix.IPPROTO_SCTP), do: connect(ofProtocol(unix.SOCK_STREAM, unix.IPPROTO_SCTP))},
-		{Name: "dccp", What: "DCCP", Class: Datagrams, Cure: refuseUDP, far: true, sink: streamSink(unix.SOCK_DCCP, unix.IPPROTO_DCCP), do: connect(ofProtocol(unix.SOCK_DCCP, unix.IPPROTO_DCCP))},
+		{Name: "udp4", What: "UDP over IPv4", Class: Datagrams, Cure: refuseUDP, sink: udpSink(four)},
+		{Name: "udp6", What: "UDP over IPv6", Class: Datagrams, Cure: refuseUDP, six: six, sink: udpSink(six)},
+		{Name: "udp-device", What: "UDP bound to a device (SO_BINDTODEVICE)", Class: Datagrams, Cure: refuseUDP, sink: udpSink(four)},
+		{Name: "udp-lite", What: "UDP-Lite", Class: Datagrams, Cure: refuseUDP, sink: liteSink},
+		{Name: "icmp", What: "ICMP echo requests", Class: Datagrams, Cure: refuseUDP, sink: rawSink(unix.IPPROTO_ICMP)},
+		{Name: "raw", What: "another protocol by a raw socket", Class: Datagrams, Cure: refuseUDP, sink: rawSink(ways.ProtoExperiment)},
+		{Name: "packet", What: "frames by a packet socket", Class: Datagrams, Cure: privileged, at: loopback4, sink: udpSink(four)},
+		{Name: "sctp", What: "SCTP", Class: Datagrams, Cure: refuseUDP, far: true, sink: streamSink(unix.SOCK_STREAM, unix.IPPROTO_SCTP)},
+		{Name: "dccp", What: "DCCP", Class: Datagrams, Cure: refuseUDP, far: true, sink: streamSink(unix.SOCK_DCCP, unix.IPPROTO_DCCP)},
 
-		{Name: "dns-udp", What: "name queries over UDP", Class: Names, at: nobodysLoopback, do: query("udp")},
-		{Name: "dns-tcp", What: "name queries over TCP", Class: Names, at: nobodysLoopback, do: query("tcp")},
-		{Name: "nscd", What: "names by the socket of nscd", Class: Names, Cure: withIPC, do: daemon("/run/nscd/socket", nscdVersion)},
-		{Name: "resolved", What: "names by systemd-resolved's varlink socket", Class: Names, Cure: withIPC, do: daemon("/run/systemd/resolve/io.systemd.Resolve", varlinkInfo)},
-		{Name: "avahi", What: "names by avahi's socket", Class: Names, Cure: withIPC, do: daemon("/run/avahi-daemon/socket", avahiHelp)},
-		{Name: "resolved-dbus", What: "names by systemd-resolved over D-Bus", Class: Names, Cure: "programs that ask by D-Bus alone (resolvectl) are not to be trusted with names that nobody may hear", do: resolvedByDBus},
+		{Name: "dns-udp", What: "name queries over UDP", Class: Names, at: nobodysLoopback},
+		{Name: "dns-tcp", What: "name queries over TCP", Class: Names, at: nobodysLoopback},
+		{Name: "nscd", What: "names by the socket of nscd", Class: Names, Cure: withIPC},
+		{Name: "resolved", What: "names by systemd-resolved's varlink socket", Class: Names, Cure: withIPC},
+		{Name: "avahi", What: "names by avahi's socket", Class: Names, Cure: withIPC},
+		{Name: "resolved-dbus", What: "names by systemd-resolved over D-Bus", Class: Names, Cure: "programs that ask by D-Bus alone (resolvectl) are not to be trusted with names that nobody may hear"},
 
-		{Name: "inherited-tcp", What: "a TCP connection of before the capture", Class: Inherited, Cure: "ssh-capture --strict closes such sockets before COMMAND starts", sink: tokenSink(), do: inherited},
-		{Name: "inherited-udp", What: "a UDP socket of before the capture", Class: Inherited, Cure: "ssh-capture --strict closes such sockets before COMMAND starts", at: hostV4, sink: udpSink(four), do: inherited},
+		{Name: "inherited-tcp", What: "a TCP connection of before the capture", Class: Inherited, Cure: "ssh-capture --strict closes such sockets before COMMAND starts", sink: tokenSink()},
+		{Name: "inherited-udp", What: "a UDP socket of before the capture", Class: Inherited, Cure: "ssh-capture --strict closes such sockets before COMMAND starts", at: hostV4, sink: udpSink(four)},
 	}
 }
 

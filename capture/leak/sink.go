@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/leak/ways"
 )
 
 // sink sees outside whether a probe arrives.
@@ -89,7 +91,7 @@ func (s *sink) accept(l net.Listener) {
 			return
 		}
 		s.came("a connection from %v", c.RemoteAddr())
-		_ = c.SetDeadline(time.Now().Add(limit))
+		_ = c.SetDeadline(time.Now().Add(ways.Limit))
 		_, _ = io.Copy(io.Discard, io.LimitReader(c, 1<<10))
 		c.Close()
 	}

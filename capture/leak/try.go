@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/leak/ways"
 )
 
 // Verdict is what became of a probe.
@@ -34,18 +36,8 @@ type Finding struct {
 	Cure    string  `json:"cure,omitempty"` // of a leak
 }
 
-// Doer makes probes somewhere: inside a capture, or, as the function Do does, here.
-type Doer func(context.Context, Request) (Result, error)
-
-// Do makes a probe in this process.
-func Do(r Request) Result {
-	for _, p := range All() {
-		if p.Name == r.Probe {
-			return p.do(r)
-		}
-	}
-	return Result{Errno: unix.EINVAL, Text: fmt.Sprintf("no probe %q", r.Probe)}
-}
+// Doer makes probes somewhere: inside a capture, or, as ways.Do does, here.
+type Doer func(context.Context, ways.Request) (ways.Result, error)
 
 // How long a sink is watched. What arrives at all arrives within the call that sends, but
 // for what a broker relays.
@@ -138,7 +130,7 @@ func Run(ctx context.Context, f Field, probes []Probe, inside Doer, bequests []*
 type attempt struct {
 	finding Finding // with a verdict already where none was made
 	probe   Probe
-	result  Result
+	result  ways.Result
 	sink    *sink // nil: the result says it all
 	until   time.Time
 }
@@ -176,7 +168,7 @@ func (p Probe) begin(ctx context.Context, f Field, inside Doer, bequests []*Bequ
 	if why != "" {
 		return notPossible("%s", why)
 	}
-	r := Request{Probe: p.Name, To: netip.AddrPortFrom(addr, 0), Group: group, Device: f.Device, Index: f.Index, DeviceV4: f.DeviceV4}
+	r := ways.Request{Probe: p.Name, To: netip.AddrPortFrom(addr, 0), Group: group, Device: f.Device, Index: f.Index, DeviceV4: f.DeviceV4}
 	if p.Class == Inherited { // its control is that the socket was made
 		i := slices.IndexFunc(bequests, func(b *Bequest) bool { return b.Probe == p.Name })
 		if i < 0 {
@@ -191,12 +183,12 @@ func (p Probe) begin(ctx context.Context, f Field, inside Doer, bequests []*Bequ
 		return notPossible("it cannot be watched for here: %v", reason(err))
 	}
 	defer control.close()
-	here := func(_ context.Context, r Request) (Result, error) { return Do(r), nil }
+	here := func(_ context.Context, r ways.Request) (ways.Result, error) { return ways.Do(r), nil }
 	if err := control.make(ctx, r, here, controlWait); err != nil {
 		return nil, err
 	}
 	if !control.arrives() {
-		return notPossible("without a capture: %s", control.result.describe("nothing arrived"))
+		return notPossible("without a capture: %s", control.result.Describe("nothing arrived"))
 	}
 	if a.sink, err = p.open(f); err != nil {
 		return notPossible("it cannot be watched for here: %v", reason(err))
@@ -216,7 +208,7 @@ func (a *attempt) arrives() bool {
 }
 
 // make makes the probe, and has its sink watched for that long.
-func (a *attempt) make(ctx context.Context, r Request, do Doer, wait time.Duration) (err error) {
+func (a *attempt) make(ctx context.Context, r ways.Request, do Doer, wait time.Duration) (err error) {
 	if r.Token = newToken(); a.sink != nil {
 		r.Token = a.sink.token
 		r.To = netip.AddrPortFrom(r.To.Addr(), a.sink.port) // 0 of protocols without ports
@@ -246,7 +238,7 @@ func (p Probe) open(f Field) (*sink, error) {
 	return p.sink(f)
 }
 
-func (p Probe) judge(came string, res Result) (Verdict, string) {
+func (p Probe) judge(came string, res ways.Result) (Verdict, string) {
 	switch {
 	case came != "":
 		return Leaked, "it came out in clear: " + came
@@ -255,24 +247,11 @@ func (p Probe) judge(came string, res Result) (Verdict, string) {
 	case res.Caught:
 		return Held, res.Text
 	case p.answered() && res.Errno == unix.ECONNREFUSED:
-		return Leaked, "it went to the host's own address, where nobody listens: " + res.describe("")
+		return Leaked, "it went to the host's own address, where nobody listens: " + res.Describe("")
 	case p.Class == TCP && (res.Errno == unix.EHOSTUNREACH || res.Errno == unix.ETIMEDOUT):
-		return Held, "caught, and its tunnel is down: " + res.describe("")
+		return Held, "caught, and its tunnel is down: " + res.Describe("")
 	case p.Class == TCP && res.Errno == 0:
-		return Held, "nothing came out; " + res.describe("no call failed")
+		return Held, "nothing came out; " + res.Describe("no call failed")
 	}
-	return RefusedHere, res.describe("nothing came out")
-}
-
-// describe is what the program that made the probe was told.
-func (r Result) describe(otherwise string) string {
-	switch {
-	case r.Errno == noErrno:
-		return r.Text
-	case r.Errno != 0:
-		return fmt.Sprintf("%s: %v", r.Text, r.Errno)
-	case r.Text != "":
-		return r.Text
-	}
-	return otherwise
+	return RefusedHere, res.Describe("nothing came out")
 }

@@ -1,4 +1,4 @@
-package leak
+package ways
 
 import (
 	"context"
@@ -31,7 +31,7 @@ func query(network string) func(Request) Result {
 			return failed("name query", err)
 		}
 		begin := time.Now()
-		c, err := net.DialTimeout(network, netip.AddrPortFrom(r.To.Addr(), 53).String(), limit)
+		c, err := net.DialTimeout(network, netip.AddrPortFrom(r.To.Addr(), 53).String(), Limit)
 		if err != nil {
 			return failed("connect", err)
 		}
@@ -86,12 +86,12 @@ func nscdRequest(version, typ int32, key string) []byte {
 // daemon asks one that looks names up for others, and stands outside of every capture.
 func daemon(path string, ask []byte) func(Request) Result {
 	return func(Request) Result {
-		c, err := net.DialTimeout("unix", path, limit)
+		c, err := net.DialTimeout("unix", path, Limit)
 		if err != nil {
 			return failed("connect to "+path, err)
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(limit))
+		_ = c.SetDeadline(time.Now().Add(Limit))
 		if _, err := c.Write(ask); err != nil {
 			return failed("write to "+path, err)
 		}
@@ -103,7 +103,7 @@ func daemon(path string, ask []byte) func(Request) Result {
 
 // resolvedByDBus looks whether systemd-resolved is on the system bus that is reached.
 func resolvedByDBus(Request) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), Limit)
 	defer cancel()
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {

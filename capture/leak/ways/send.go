@@ -1,4 +1,4 @@
-package leak
+package ways
 
 import (
 	"encoding/binary"
@@ -73,7 +73,7 @@ func socket(family, typ, proto int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	tv := unix.NsecToTimeval(limit.Nanoseconds())
+	tv := unix.NsecToTimeval(Limit.Nanoseconds())
 	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err == nil {
 		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	}
@@ -110,7 +110,7 @@ func settled(fd int, err error) error {
 	if err != unix.EINTR {
 		return err
 	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(limit.Milliseconds()))
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(Limit.Milliseconds()))
 	switch {
 	case err != nil:
 		return err
@@ -234,11 +234,11 @@ func echo(r Request) Result {
 	return r.sendTo(fd, packet)
 }
 
-// protoExperiment is for experiments (RFC 3692); nothing speaks it.
-const protoExperiment = 253
+// ProtoExperiment is for experiments (RFC 3692); nothing speaks it.
+const ProtoExperiment = 253
 
 func rawDatagram(r Request) Result {
-	fd, err := socket(unix.AF_INET, unix.SOCK_RAW, protoExperiment)
+	fd, err := socket(unix.AF_INET, unix.SOCK_RAW, ProtoExperiment)
 	if err != nil {
 		return failed("socket", err)
 	}
@@ -330,5 +330,5 @@ func inherited(r Request) Result {
 	return Result{}
 }
 
-// remaining is what is left of limit.
-func remaining(since time.Time) time.Duration { return max(time.Millisecond, limit-time.Since(since)) }
+// remaining is what is left of Limit.
+func remaining(since time.Time) time.Duration { return max(time.Millisecond, Limit-time.Since(since)) }

@@ -1,4 +1,4 @@
-package leak
+package ways
 
 import (
 	"net/netip"
@@ -84,7 +84,7 @@ func uring(r Request) Result {
 	if errno != 0 {
 		return failed("io_uring_enter", errno)
 	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(ring), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(ring), Events: unix.POLLIN}}, int(Limit.Milliseconds()))
 	runtime.KeepAlive(to)
 	head := atomic.LoadUint32((*uint32)(unsafe.Pointer(&cq[p.CQ.Head])))
 	switch {
