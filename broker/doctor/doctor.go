@@ -37,14 +37,6 @@ type Result struct {
 	Cure   string `json:"cure,omitempty"` // of a Warning or a Failed one
 }
 
-// Certificate is one that may expire.
-type Certificate struct {
-	What          string    // for people: whose it is, and the file
-	After, Before time.Time // when it is valid; zero: without such a bound
-	Problem       string    // why it is not used in any case
-	Cure          string    // how to renew it
-}
-
 // Env is where the doctor looks. All that is not said to be optional is required.
 type Env struct {
 	Programs trial.Programs
@@ -65,10 +57,6 @@ type Env struct {
 	// Server asks the server of a profile for the certificate of its host key, nil for one
 	// without; nil: no server is contacted.
 	Server func(context.Context, *profiles.Profile) (*profiles.CertificateInfo, error)
-
-	// Certificates are further ones than those of OpenSSH keys: a source for each kind of
-	// tunnel that has some. May be nil.
-	Certificates []func(context.Context, *config.Config) ([]Certificate, error)
 }
 
 // Check is one of the things that are looked at.

@@ -2,9 +2,14 @@ package doctor
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +23,7 @@ import (
 	"sshbroker/capture"
 	"sshbroker/capture/probe"
 	"sshbroker/capture/service"
+	"sshbroker/profiles"
 )
 
 // run makes checks with nothing around them, and returns what was found by check.
@@ -186,32 +192,73 @@ func TestCapturesText(t *testing.T) {
 	}
 }
 
-// TestCertificates: those of other kinds come by a source.
-func TestCertificates(t *testing.T) {
+func TestJudgeCertificate(t *testing.T) {
 	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
-	one := Certificate{What: "certificate of profile x", Cure: "renew it"}
 	for _, c := range []struct {
-		change func(*Certificate)
+		cert   certificate
 		status Status
 		text   string
 	}{
-		{func(*Certificate) {}, OK, "1 are valid"},
-		{func(c *Certificate) { c.Before = now.Add(soon) }, OK, "1 are valid"},
-		{func(c *Certificate) { c.Before = now.Add(soon - time.Second) }, Warning, "renew it"},
-		{func(c *Certificate) { c.Before = now }, Failed, "has expired at 2026-06-01 12:00:00 UTC"},
-		{func(c *Certificate) { c.After = now.Add(time.Second) }, Failed, "see the check clock"},
-		{func(c *Certificate) { c.Problem = "for another user" }, Failed, "for another user"},
+		{certificate{before: now.Add(soon - time.Second)}, Warning, "renew it"},
+		{certificate{before: now}, Failed, "has expired at 2026-06-01 12:00:00 UTC"},
+		{certificate{after: now.Add(time.Second)}, Failed, "see the check clock"},
+		{certificate{problem: "for another user"}, Failed, "for another user"},
 	} {
-		cert := one
-		c.change(&cert)
-		env := Env{Now: func() time.Time { return now }, Config: config.Options{Env: config.Env{Home: t.TempDir()}},
-			Certificates: []func(context.Context, *config.Config) ([]Certificate, error){
-				func(context.Context, *config.Config) ([]Certificate, error) { return []Certificate{cert}, nil }}}
-		require(t, run(t, env, "certificates")["certificates"], c.status, c.text)
+		c.cert.cure = "renew it"
+		require(t, c.cert.judge(now), c.status, c.text)
 	}
-	env := Env{Config: config.Options{Env: config.Env{Home: t.TempDir()}}, Certificates: []func(context.Context, *config.Config) ([]Certificate, error){
-		func(context.Context, *config.Config) ([]Certificate, error) { return nil, errors.New("no such file") }}}
-	require(t, run(t, env, "certificates")["certificates"], Unknown, "no such file")
+	for _, c := range []certificate{{}, {before: now.Add(soon)}, {after: now}} {
+		if got := c.judge(now); len(got) > 0 {
+			t.Errorf("%+v: %+v", c, got)
+		}
+	}
+}
+
+// TestTLSCertificates: ours and those of authorities, of profiles of TLS alone, each file once.
+func TestTLSCertificates(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string, ends ...time.Duration) string {
+		t.Helper()
+		var text []byte
+		for _, end := range ends {
+			c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-1000 * time.Hour), NotAfter: now.Add(end)}
+			der, err := x509.CreateCertificate(nil, c, c, key.Public(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good, old, mixed := file("good", 2*soon), file("old", -time.Hour), file("mixed", 2*soon, time.Hour)
+	certificates := func(tls ...profiles.TLSSettings) []Result {
+		c := &config.Config{Profiles: map[string]*profiles.Profile{"ssh": {ID: "ssh", TLS: profiles.TLSSettings{Certificate: old}}}}
+		for i, settings := range tls {
+			id := fmt.Sprint(i)
+			c.Profiles[id] = &profiles.Profile{ID: id, Protocol: profiles.TLS, TLS: settings}
+		}
+		v := &visit{Env: Env{Now: time.Now}, loaded: c}
+		v.once.config.Do(func() {})
+		return v.certificates(t.Context())
+	}
+	require(t, certificates(), Skipped, "there are none")
+	require(t, certificates(profiles.TLSSettings{Certificate: good}), OK, "1 are valid")
+	require(t, certificates(profiles.TLSSettings{Certificate: old}, profiles.TLSSettings{Certificate: old, CAFiles: []string{good}}), Failed, `certificate "CN=old" in `+old+" has expired")
+	require(t, certificates(profiles.TLSSettings{CAFiles: []string{mixed}}), Warning, `"CN=mixed" in `+mixed+" expires at ")
+	require(t, certificates(profiles.TLSSettings{Certificate: dir + "/none"}), Failed, "check-config")
+	if err := os.WriteFile(good, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	require(t, certificates(profiles.TLSSettings{Certificate: good}), Failed, good)
 }
 
 // TestTime: a check that hangs is left behind, one that heeds its context is waited for.

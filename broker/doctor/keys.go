@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,7 +10,9 @@ import (
 	"time"
 
 	"sshbroker/broker/config"
+	"sshbroker/broker/regular"
 	"sshbroker/profiles"
+	"sshbroker/profiles/certfile"
 	"sshbroker/profiles/creds"
 )
 
@@ -24,7 +27,9 @@ func (v *visit) keyList(ctx context.Context) (*config.Config, []profiles.KeyInfo
 	}
 	var all []*profiles.Profile
 	for _, id := range slices.Sorted(maps.Keys(c.Profiles)) {
-		all = append(all, c.Profiles[id])
+		if c.Profiles[id].Protocol == profiles.SSH {
+			all = append(all, c.Profiles[id])
+		}
 	}
 	if c.Defaults != nil {
 		all = append(all, c.Defaults)
@@ -64,6 +69,10 @@ func cureKey(k profiles.KeyInfo) string {
 	return "chmod go= " + k.File + ", or see ssh-keygen -y -f " + k.File
 }
 
+// certificatesMost is the most of a file of certificates that is read, in bytes: those of a
+// whole system's authorities are some 200 KB.
+const certificatesMost = 4 << 20
+
 // soon is how long before its end a certificate is warned of.
 const soon = 14 * 24 * time.Hour
 
@@ -72,20 +81,12 @@ func (v *visit) certificates(ctx context.Context) []Result {
 	if err != nil {
 		return unknown("%v", err)
 	}
-	var all []Certificate
+	all, list := tlsCertificates(c)
 	for _, k := range keys {
 		if k.Certificate != nil {
-			all = append(all, Certificate{What: fmt.Sprintf("certificate %q of %s", k.Certificate.KeyID, nameOf(k)), After: k.Certificate.ValidAfter,
-				Before: k.Certificate.ValidBefore, Problem: k.Certificate.Problem, Cure: "have its authority sign the key anew (ssh-keygen -s)"})
+			all = append(all, certificate{what: fmt.Sprintf("certificate %q of %s", k.Certificate.KeyID, nameOf(k)), after: k.Certificate.ValidAfter,
+				before: k.Certificate.ValidBefore, problem: k.Certificate.Problem, cure: "have its authority sign the key anew (ssh-keygen -s)"})
 		}
-	}
-	var list []Result
-	for _, source := range v.Certificates {
-		more, err := source(ctx, c)
-		if err != nil {
-			list = append(list, unknown("%v", err)...)
-		}
-		all = append(all, more...)
 	}
 	for _, cert := range all {
 		list = append(list, cert.judge(v.Now())...)
@@ -96,6 +97,43 @@ func (v *visit) certificates(ctx context.Context) []Result {
 	return or(list, "%d are valid for %d days and more", len(all), int(soon.Hours()/24))
 }
 
+// tlsCertificates are those that profiles of TLS name: ours, and those of authorities, of
+// which one file may have several.
+func tlsCertificates(c *config.Config) (all []certificate, list []Result) {
+	cures := map[string]string{}
+	var files []string
+	add := func(file, cure string) {
+		if file != "" && cures[file] == "" {
+			cures[file] = cure
+			files = append(files, file)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(c.Profiles)) {
+		p := c.Profiles[id]
+		if p.Protocol != profiles.TLS {
+			continue
+		}
+		add(p.TLS.Certificate, "have its authority sign our key anew; the broker reads the file again by itself")
+		for _, file := range p.TLS.CAFiles {
+			add(file, "get the authority's new certificate from its administrator")
+		}
+	}
+	for _, file := range files {
+		text, _, err := regular.Read(file, certificatesMost)
+		var certs []*x509.Certificate
+		if err == nil {
+			certs, err = certfile.Certificates(text)
+		}
+		if err != nil {
+			list = append(list, failed("ssh-broker-ctl check-config tells which profile names it", "%s: %v", file, err)...)
+		}
+		for _, cert := range certs {
+			all = append(all, certificate{what: fmt.Sprintf("certificate %q in %s", cert.Subject, file), after: cert.NotBefore, before: cert.NotAfter, cure: cures[file]})
+		}
+	}
+	return all, list
+}
+
 func nameOf(k profiles.KeyInfo) string {
 	if k.File != "" {
 		return k.File
@@ -103,16 +141,24 @@ func nameOf(k profiles.KeyInfo) string {
 	return "the agent's key " + k.Fingerprint
 }
 
-func (c Certificate) judge(now time.Time) []Result {
+// certificate is one that may expire.
+type certificate struct {
+	what          string    // for people: whose it is, and the file
+	after, before time.Time // when it is valid; zero: without such a bound
+	problem       string    // why it is not used in any case
+	cure          string    // how to renew it
+}
+
+func (c certificate) judge(now time.Time) []Result {
 	switch {
-	case !c.After.IsZero() && now.Before(c.After):
-		return failed("see the check clock; else wait, or "+c.Cure, "%s is not valid before %s", c.What, stamp(c.After))
-	case !c.Before.IsZero() && !now.Before(c.Before):
-		return failed(c.Cure, "%s has expired at %s", c.What, stamp(c.Before))
-	case c.Problem != "":
-		return failed(c.Cure, "%s is not used: %s", c.What, c.Problem)
-	case !c.Before.IsZero() && c.Before.Sub(now) < soon:
-		return warning(c.Cure, "%s expires at %s", c.What, stamp(c.Before))
+	case !c.after.IsZero() && now.Before(c.after):
+		return failed("see the check clock; else wait, or "+c.cure, "%s is not valid before %s", c.what, stamp(c.after))
+	case !c.before.IsZero() && !now.Before(c.before):
+		return failed(c.cure, "%s has expired at %s", c.what, stamp(c.before))
+	case c.problem != "":
+		return failed(c.cure, "%s is not used: %s", c.what, c.problem)
+	case !c.before.IsZero() && c.before.Sub(now) < soon:
+		return warning(c.cure, "%s expires at %s", c.what, stamp(c.before))
 	}
 	return nil
 }

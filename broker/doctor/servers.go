@@ -24,6 +24,8 @@ func (v *visit) servers(ctx context.Context) []Result {
 	for _, id := range slices.Sorted(maps.Keys(c.Profiles)) {
 		switch p := c.Profiles[id]; {
 		case p.Host == "" || p.Host == "*": // whatever the program asks for
+		case p.Protocol != profiles.SSH:
+			list = append(list, unknown("profile %s: a TLS server shows itself to those that log in alone", id)...)
 		case p.Gateway != nil:
 			list = append(list, unknown("profile %s: its server is reached through profile %s, and that takes a login", id, p.Gateway.ID)...)
 		default:
@@ -53,6 +55,6 @@ func (v *visit) server(ctx context.Context, p *profiles.Profile) []Result {
 	case cert == nil:
 		return nil
 	}
-	return Certificate{What: fmt.Sprintf("certificate %q of the host key of %s", cert.KeyID, profiles.Server{Host: p.Host, Port: p.Port}),
-		After: cert.ValidAfter, Before: cert.ValidBefore, Cure: "have the server's administrator sign its host key anew (ssh-keygen -h -s)"}.judge(v.Now())
+	return certificate{what: fmt.Sprintf("certificate %q of the host key of %s", cert.KeyID, profiles.Server{Host: p.Host, Port: p.Port}),
+		after: cert.ValidAfter, before: cert.ValidBefore, cure: "have the server's administrator sign its host key anew (ssh-keygen -h -s)"}.judge(v.Now())
 }

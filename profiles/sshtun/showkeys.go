@@ -15,6 +15,7 @@ import (
 
 	"sshbroker/profiles"
 	"sshbroker/profiles/creds"
+	"sshbroker/profiles/proxy"
 )
 
 // probeTime bounds each of the connections that a probe makes.
@@ -87,9 +88,9 @@ func (c *Connector) show(ctx context.Context, p *profiles.Profile, algorithms []
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	address := net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
-	conn, err := c.dial(ctx, p, nil, address)
+	conn, err := proxy.Reach(ctx, c.Dial, nil, p, address)
 	if err != nil {
-		return nil, dialFailure(ctx, address, err)
+		return nil, err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
