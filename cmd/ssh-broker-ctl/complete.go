@@ -15,6 +15,8 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/config/edit"
 	"sshbroker/broker/control"
+	"sshbroker/broker/doctor"
+	"sshbroker/capture/leak"
 )
 
 // patience is how long a shell waits for words after a key was pressed.
@@ -56,9 +58,30 @@ var completedOptions = map[string]map[string]words{
 	"explain":   {"flow": channelWords},
 	"rule add":  {"profile-id": profileWords, "before": ruleWords, "after": ruleWords, "at": ruleWords},
 	"rule move": {"to": ruleWords},
-	"list-keys": {"extra": func(context.Context, *app, *cobra.Command) []cobra.Completion {
-		return []cobra.Completion{"certificates"}
-	}},
+	"list-keys": {"extra": fixed("certificates")},
+	"doctor":    {"check": checkWords},
+	"leak-test": {"probe": probeWords, "backend": fixed("auto", "cgroup", "namespace", "none"), "udp": fixed("refuse", "direct")},
+}
+
+// fixed are words that are always the same.
+func fixed(list ...cobra.Completion) words {
+	return func(context.Context, *app, *cobra.Command) []cobra.Completion { return slices.Clone(list) }
+}
+
+// checkWords are the checks of doctor.
+func checkWords(context.Context, *app, *cobra.Command) (list []cobra.Completion) {
+	for _, c := range doctor.Checks() {
+		list = append(list, word(c.Name, "%s", c.What))
+	}
+	return list
+}
+
+// probeWords are the probes of leak-test.
+func probeWords(context.Context, *app, *cobra.Command) (list []cobra.Completion) {
+	for _, p := range leak.All() {
+		list = append(list, word(p.Name, "%s", p.What))
+	}
+	return list
 }
 
 // completions gives all commands below cmd their words. Where nothing is known of an

@@ -74,11 +74,18 @@ func TestCompletesWithoutABroker(t *testing.T) {
 		{"rule remove -f " + w.user + " ", rules},
 		{"list-profiles ", "p9\tnine\n" + noFiles},
 		{"close-channel ", noFiles},
+		{"leak-test --udp ", "refuse\ndirect\n" + noFiles},
 		{"disconnect-client ", noFiles},
 	} {
 		code, out, errs := w.ctl(append([]string{"__complete"}, strings.Split(tt.words, " ")...)...)
 		if code != exitDone || out != tt.want {
 			t.Errorf("%q: code %d, offers\n%swant\n%s%s", tt.words, code, out, tt.want, errs)
+		}
+	}
+	for words, want := range map[string]string{"leak-test --probe ": "udp4\tUDP over IPv4\n", "doctor --check ": "clock\tlook at the clock\n"} {
+		code, out, errs := w.ctl(append([]string{"__complete"}, strings.Split(words, " ")...)...)
+		if code != exitDone || !strings.Contains(out, want) || !strings.HasSuffix(out, noFiles) {
+			t.Errorf("%q: code %d, offers\n%s%s", words, code, out, errs)
 		}
 	}
 	if found, _ := filepath.Glob(w.address + "*"); len(found) > 0 {

@@ -6,7 +6,29 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"sshbroker/broker/audit"
 )
+
+// TestReasonsInTheGuide: those that it explains failures by are reasons of the record.
+func TestReasonsInTheGuide(t *testing.T) {
+	reasons := set{}
+	for _, r := range audit.Reasons() {
+		reasons[r.String()] = true
+	}
+	_, table, _ := strings.Cut(read(t, "docs/guide.md"), "| the program says | reason in the record |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	found := 0
+	for _, m := range regexp.MustCompile("(?m)^\\|[^|]*\\| `([a-z-]+)`").FindAllStringSubmatch(table, -1) {
+		found++
+		if !reasons[m[1]] {
+			t.Errorf("docs/guide.md: there is no reason %s", m[1])
+		}
+	}
+	if found < 6 {
+		t.Errorf("only %d reasons were found", found)
+	}
+}
 
 // TestNamesInDocuments: a document that names a test as its proof has to name one that
 // is there, and so with files of the tree, functions of Go in backticks, and manual pages.
