@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"sshbroker/broker/config"
-	"sshbroker/broker/config/edit"
 	"sshbroker/broker/control"
 	"sshbroker/broker/doctor"
 	"sshbroker/capture/leak"
@@ -209,14 +208,7 @@ func ruleWords(_ context.Context, a *app, cmd *cobra.Command) []cobra.Completion
 	if file := cmd.Flag("config-file"); file != nil {
 		r.name = file.Value.String()
 	}
-	if err := a.choose(&r); err != nil {
-		return nil
-	}
-	data, err := config.ReadFile(r.name)
-	if err != nil {
-		return nil
-	}
-	text, err := edit.Parse(r.name, data)
+	text, err := a.readRules(&r)
 	if err != nil {
 		return nil
 	}

@@ -370,24 +370,29 @@ func (a *app) ruleListCommand() *cobra.Command {
   ssh-broker-ctl rule list -s | jq -r 'select(.attributes.action == "BLOCK") | .rule'`,
 		Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			if err := a.choose(&r); err != nil {
-				return err
-			}
-			data, err := config.ReadFile(r.name)
+			text, err := a.readRules(&r)
 			if err != nil {
 				return err
 			}
-			text, err := edit.Parse(r.name, data)
-			if err != nil {
-				return err
-			}
-			a.ruleList(r.name, text, config.CheckText(r.name, data, a.checkOptions()))
+			a.ruleList(r.name, text, config.CheckText(r.name, text.Bytes(), a.checkOptions()))
 			return nil
 		},
 	}
 	r.fileFlag(cmd.Flags())
 	cmd.Flags().Lookup("config-file").Usage = "list the rules of this `FILE` in place of the user's"
 	return cmd
+}
+
+// readRules reads the file that r means.
+func (a *app) readRules(r *ruleFile) (*edit.Text, error) {
+	if err := a.choose(r); err != nil {
+		return nil, err
+	}
+	data, err := config.ReadFile(r.name)
+	if err != nil {
+		return nil, err
+	}
+	return edit.Parse(r.name, data)
 }
 
 func (a *app) ruleList(name string, text *edit.Text, problems config.Problems) {

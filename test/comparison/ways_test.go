@@ -2,13 +2,11 @@ package comparison
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -101,29 +99,12 @@ func startRedsocks(t *testing.T, w *world) (kill func(*testing.T)) {
 
 func startSshuttle(t *testing.T, w *world) (kill func(*testing.T)) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "notify")
-	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	ready, notify := netns.ListenReady(t)
 	ssh := append(w.sshd.ClientArgs(w.Alice), "-o", "UserKnownHostsFile="+w.Alice.Path(".ssh/known_hosts"))
 	args := append([]string{netns.RequireProgram(t, "sshuttle", "sshuttle"), "--method", "nft", "--dns", "-e", strings.Join(ssh, " "),
 		"-r", w.Alice.Name + "@" + w.Server.Addr4.String()}, behind...)
-	tunnel := w.Client.Start(t, netns.Cmd{Limit: -1, Env: []string{"NOTIFY_SOCKET=" + path}, Args: append(args, "fd99:2::/64")})
-	// Its table is loaded by the time that it says so.
-	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	for message := make([]byte, 4096); ; {
-		n, err := c.Read(message)
-		if err != nil {
-			t.Fatalf("sshuttle is not ready: %v; it said:\n%s", err, tunnel.Output())
-		}
-		if strings.Contains(string(message[:n]), "READY=1") {
-			break
-		}
-	}
+	tunnel := w.Client.Start(t, netns.Cmd{Limit: -1, Env: []string{"NOTIFY_SOCKET=" + notify}, Args: append(args, "fd99:2::/64")})
+	ready(tunnel) // its table is loaded by then
 	return func(t *testing.T) {
 		tunnel.Signal(t, syscall.SIGKILL)
 		tunnel.Wait(t)

@@ -42,7 +42,7 @@ func TestNamesInDocuments(t *testing.T) {
 		functions[strings.TrimSpace(strings.TrimPrefix(line, "func "))] = true
 	}
 	var (
-		function = regexp.MustCompile("\\b(?:Test|Fuzz|Benchmark)[A-Z][A-Za-z0-9_]*[*…]?")
+		function = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z][A-Za-z0-9_]*\*?`)
 		path     = regexp.MustCompile(`^(?:cmd|broker|capture|filter|profiles|etc|test|docs|\.ci)/[\w./*-]+$`)
 		manPage  = regexp.MustCompile(`\b(ssh-(?:broker|capture|captured|gateway)[\w.-]*)\(([158])\)`)
 	)
