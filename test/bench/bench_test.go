@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&given.rounds, "rounds", 0, "rounds, each with every way (default 5, with -quick 2)")
 	flag.BoolVar(&given.quick, "quick", false, "shorter, and less exact")
 	flag.StringVar(&given.json, "json", "", "write all figures to this `FILE` too")
-	flag.StringVar(&given.only, "only", "", "with bench-direct: only the situations whose names match this `PATTERN`")
+	flag.StringVar(&given.only, "only", "", "only what matches this `PATTERN`: parts (bulk, echo, connect, greeted, beside, memory), with bench-direct situations")
 	flag.StringVar(&given.against, "against", "", "compare with the ssh-capture and ssh-broker in this `DIR` too")
 	flag.Parse()
 	sut.Main(m, nil)
@@ -60,7 +61,11 @@ func BenchmarkTunnels(b *testing.B) {
 	default:
 		o.rounds = 5
 	}
-	f := compare(b, o.rounds, o.lengths(), o.against)
+	only, err := regexp.Compile(o.only)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := compare(b, o.rounds, o.lengths(), o.against, only)
 	fmt.Print("\n", f.table())
 	if o.json != "" {
 		if err := f.write(o.json); err != nil {
@@ -74,10 +79,10 @@ func BenchmarkTunnels(b *testing.B) {
 // which every figure must come about.
 func TestComparison(t *testing.T) {
 	l := lengths{50 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20, 0}
-	f := compare(t, 1, l, "")
+	f := compare(t, 1, l, "", regexp.MustCompile(""))
 	for _, m := range metrics() {
 		for _, way := range f.Ways {
-			if m.process && way == plain {
+			if !m.of(way) {
 				continue
 			}
 			if v := f.Values[m.Name][way]; len(v) != 1 || v[0] <= 0 && m.Name != memory {
@@ -89,7 +94,7 @@ func TestComparison(t *testing.T) {
 
 // compare runs the rounds. Ways take turns within every part of a round, and who
 // begins changes from round to round.
-func compare(t testing.TB, rounds int, l lengths, against string) *figures {
+func compare(t testing.TB, rounds int, l lengths, against string, only *regexp.Regexp) *figures {
 	w := newWorld(t, against)
 	f := newFigures(w.names(), metrics(), rounds)
 	for round := range rounds {
@@ -98,10 +103,14 @@ func compare(t testing.TB, rounds int, l lengths, against string) *figures {
 		for range round % len(ways) {
 			ways = append(ways[1:len(ways):len(ways)], ways[0])
 		}
-		idle(t, ways, f, l)
+		if only.MatchString("memory") {
+			idle(t, ways, f, l)
+		}
 		for _, p := range parts(l) {
 			for _, way := range ways {
-				p(t, way, f)
+				if only.MatchString(p.name) && (p.several || way.name != several) {
+					p.measure(t, way, f)
+				}
 			}
 		}
 		w.stop(t)

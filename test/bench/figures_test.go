@@ -82,7 +82,7 @@ func (f *figures) table() string {
 		f.When.Format(time.RFC3339), f.Version, f.Kernel, f.CPUs, f.Load, f.OpenSSH, f.Cipher, f.Rounds)
 	var others []string
 	for _, way := range f.Ways {
-		if way != plain && way != ours {
+		if way != plain && way != ours && way != several {
 			others = append(others, way)
 		}
 	}
@@ -98,11 +98,15 @@ func (f *figures) table() string {
 			better = "higher"
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s", m.Name, m.Unit, better)
+		mine := ours
+		if m.beside {
+			mine = several
+		}
 		for _, way := range f.Ways {
 			fmt.Fprintf(tw, "\t%s", spread(f.Values[m.Name][way], m.digits))
 		}
 		for _, way := range others {
-			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][ours]), median(f.Values[m.Name][way])))
+			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][mine]), median(f.Values[m.Name][way])))
 		}
 		fmt.Fprintln(tw)
 	}

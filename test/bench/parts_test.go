@@ -15,7 +15,13 @@ type metric struct {
 	Higher bool   `json:"higher_is_better"`
 
 	process bool // of the client process, which no tunnel has not
+	beside  bool // of a flow beside a transfer, where the way with several connections is ours
 	digits  int
+}
+
+// of tells whether a way has a figure in this row.
+func (m metric) of(way string) bool {
+	return !(m.process && way == plain) && (m.beside || way != several)
 }
 
 // metrics lists them in the order of the table.
@@ -33,6 +39,12 @@ func metrics() []metric {
 		{Name: "connect to greeting p99", Unit: "ms", digits: 3},
 		{Name: "new connections, serial", Unit: "/s", Higher: true},
 		{Name: "new connections, 8 parallel", Unit: "/s", Higher: true},
+		{Name: "echo beside a stream up p50", Unit: "ms", beside: true, digits: 3},
+		{Name: "echo beside a stream up p95", Unit: "ms", beside: true, digits: 3},
+		{Name: "echo beside a stream down p50", Unit: "ms", beside: true, digits: 3},
+		{Name: "echo beside a stream down p95", Unit: "ms", beside: true, digits: 3},
+		{Name: "the stream up", Unit: "MB/s", Higher: true, beside: true},
+		{Name: "the stream down", Unit: "MB/s", Higher: true, beside: true},
 		{Name: memory, Unit: "KiB", process: true, digits: 1},
 		{Name: "client CPU up", Unit: "s/GB", process: true, digits: 2},
 		{Name: "client CPU down", Unit: "s/GB", process: true, digits: 2},
@@ -40,22 +52,28 @@ func metrics() []metric {
 }
 
 // part measures one thing on one way.
-type part func(t testing.TB, w *way, f *figures)
+type part struct {
+	name    string // what -only is held against
+	several bool   // also on the way with several connections
+	measure func(t testing.TB, w *way, f *figures)
+}
 
 // parts are one round, but for memory.
 func parts(l lengths) []part {
 	return []part{
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 1, l.bulk, "1 stream up") },
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 1, l.bulk, "1 stream down") },
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 8, l.bulk, "8 streams up") },
-		func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 8, l.bulk, "8 streams down") },
-		func(t testing.TB, w *way, f *figures) { echo(t, w, f, l.echo) },
-		func(t testing.TB, w *way, f *figures) { serial(t, w, f, l.connect) },
-		func(t testing.TB, w *way, f *figures) { greeted(t, w, f, l.connect/2) },
-		func(t testing.TB, w *way, f *figures) {
+		{name: "bulk", measure: func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 1, l.bulk, "1 stream up") }},
+		{name: "bulk", measure: func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 1, l.bulk, "1 stream down") }},
+		{name: "bulk", measure: func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "up", 8, l.bulk, "8 streams up") }},
+		{name: "bulk", measure: func(t testing.TB, w *way, f *figures) { bulk(t, w, f, "down", 8, l.bulk, "8 streams down") }},
+		{name: "echo", measure: func(t testing.TB, w *way, f *figures) { echo(t, w, f, l.echo) }},
+		{name: "connect", measure: func(t testing.TB, w *way, f *figures) { serial(t, w, f, l.connect) }},
+		{name: "greeted", measure: func(t testing.TB, w *way, f *figures) { greeted(t, w, f, l.connect/2) }},
+		{name: "connect", measure: func(t testing.TB, w *way, f *figures) {
 			r := w.do(t, "connect 8 %d", l.connect.Milliseconds())
 			f.add("new connections, 8 parallel", w.name, float64(r.Count)/r.Seconds)
-		},
+		}},
+		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "up", l.bulk) }},
+		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "down", l.bulk) }},
 	}
 }
 
@@ -71,7 +89,7 @@ func idle(t testing.TB, ways []*way, f *figures, l lengths) {
 	}
 	time.Sleep(l.settle)
 	for _, w := range ways {
-		if w.carrier != 0 {
+		if w.carrier != 0 && w.name != several {
 			before[w] = w.memory(t)
 			w.do(t, "hold %d", l.idle)
 		}
@@ -100,6 +118,14 @@ func echo(t testing.TB, w *way, f *figures, length time.Duration) {
 	r := w.do(t, "echo %d", length.Milliseconds())
 	f.add("echo p50", w.name, r.P50/1e3)
 	f.add("echo p99", w.name, r.P99/1e3)
+}
+
+// beside is what a session feels of a transfer.
+func beside(t testing.TB, w *way, f *figures, direction string, length time.Duration) {
+	r := w.do(t, "beside %s %d", direction, length.Milliseconds())
+	f.add("echo beside a stream "+direction+" p50", w.name, r.P50/1e3)
+	f.add("echo beside a stream "+direction+" p95", w.name, r.P95/1e3)
+	f.add("the stream "+direction, w.name, float64(r.Bytes)/r.Seconds/1e6)
 }
 
 func serial(t testing.TB, w *way, f *figures, length time.Duration) {

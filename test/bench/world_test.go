@@ -15,10 +15,11 @@ import (
 
 // The names of the ways. A second ssh-capture is called after its directory.
 const (
-	plain  = "no tunnel"
-	sshL   = "ssh -L"
-	ours   = "ssh-capture"
-	cipher = "aes128-gcm@openssh.com"
+	plain   = "no tunnel"
+	sshL    = "ssh -L"
+	ours    = "ssh-capture"
+	several = "ssh-capture, transports=3"
+	cipher  = "aes128-gcm@openssh.com"
 )
 
 // Ports of the target on the server, and one more each where it speaks first. The
@@ -51,10 +52,12 @@ func newWorld(t testing.TB, against string) *world {
 	allowFiles(t, 8192) // before anything is started
 	w := &world{Net: netns.New(t)}
 	w.testprog = sut.Program(t, "testprog")
+	carol := w.AddUser(t, "carol")
 	// Both clients speak the one cipher that the server offers.
 	w.sshd = w.Server.StartSSHD(t, netns.SSHDOptions{Config: []string{"Ciphers " + cipher}})
 	w.sshd.Trust(t, w.Alice)
 	w.sshd.Trust(t, w.Bob)
+	w.sshd.Trust(t, carol)
 	w.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port(), openPort, openPort+1)
 	for _, port := range []uint16{closedPort, openPort} {
 		target := w.Server.Start(t, netns.Cmd{Limit: -1, Args: []string{w.testprog, "target", "-greet", w.target(port + 1), w.target(port)}})
@@ -67,13 +70,14 @@ func newWorld(t testing.TB, against string) *world {
 			return startSession(t, w.Client, w.Alice, w.load(w.Server.Addr4, openPort), nil)
 		}},
 		{name: sshL, run: runForward},
-		{name: ours, run: runCapture(w.Alice, programs.Dir)},
+		{name: ours, run: runCapture(w.Alice, programs.Dir, w.via(w.Alice)...)},
+		{name: several, run: runCapture(carol, programs.Dir, "-f", w.configure(t, carol))},
 	}
 	if against != "" {
-		w.ways = append(w.ways, &way{name: filepath.Base(against), run: runCapture(w.Bob, w.copyOf(t, against))})
+		w.ways = append(w.ways, &way{name: filepath.Base(against), run: runCapture(w.Bob, w.copyOf(t, against), w.via(w.Bob)...)})
 	}
 	t.Cleanup(func() { // after a failure; before the network goes
-		for _, u := range []*netns.User{w.Alice, w.Bob} {
+		for _, u := range []*netns.User{w.Alice, w.Bob, carol} {
 			w.Client.Run(t, netns.Cmd{Args: []string{programs.Ctl, "stop", "--drain", "0"}, User: u})
 		}
 	})
@@ -125,10 +129,10 @@ func runForward(t testing.TB, w *world) *session {
 }
 
 // runCapture is the load in a capture, whose broker has nothing else to do.
-func runCapture(u *netns.User, dir string) func(t testing.TB, w *world) *session {
+func runCapture(u *netns.User, dir string, options ...string) func(t testing.TB, w *world) *session {
 	return func(t testing.TB, w *world) *session {
 		ctl := filepath.Join(dir, "ssh-broker-ctl")
-		args := []string{filepath.Join(dir, "ssh-capture"), "--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
+		args := append([]string{filepath.Join(dir, "ssh-capture")}, options...)
 		s := startSession(t, w.Client, u, append(args, w.load(w.Server.Addr4, closedPort)...), func(t testing.TB) {
 			if r := w.Client.Run(t, netns.Cmd{Args: []string{ctl, "stop", "--drain", "0"}, User: u}); r.Code != 0 {
 				t.Fatalf("stop the broker: %v", r)
@@ -142,6 +146,17 @@ func runCapture(u *netns.User, dir string) func(t testing.TB, w *world) *session
 		s.carrier = pid
 		return s
 	}
+}
+
+func (w *world) via(u *netns.User) []string {
+	return []string{"--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
+}
+
+// configure writes a configuration with several connections to the server.
+func (w *world) configure(t testing.TB, u *netns.User) string {
+	return u.Write(t, "several.xml", fmt.Sprintf(`<secsh-broker><profiles><profile id="p" host="%s" port="%d" user="%s"><exclusive-connection enable="yes"/>
+  <server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile></profiles>
+  <filter-engine><rule action="TUNNEL" profile-id="p"/></filter-engine></secsh-broker>`, w.sshd.Addr4.Addr(), w.sshd.Addr4.Port(), u.Name), 0o600)
 }
 
 // start starts every way anew.
