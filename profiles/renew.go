@@ -46,6 +46,9 @@ func (pl *Pool) renew(w *way, old *link) {
 	old.way.link, old.way.server = old, old.server
 	close(old.replaced)
 	w.link = nil
-	pl.tookLocked(w, t, server)
+	if w.bundle != nil {
+		w.bundle.leave(old)
+	}
+	pl.restLocked(pl.tookLocked(w, t, server))
 	pl.restLocked(old)
 }
