@@ -154,7 +154,7 @@ func (w *world) via(u *netns.User) []string {
 
 // configure writes a configuration with several connections to the server.
 func (w *world) configure(t testing.TB, u *netns.User) string {
-	return u.Write(t, "several.xml", fmt.Sprintf(`<secsh-broker><profiles><profile id="p" host="%s" port="%d" user="%s"><exclusive-connection enable="yes"/>
+	return u.Write(t, "several.xml", fmt.Sprintf(`<secsh-broker><profiles><profile id="p" host="%s" port="%d" user="%s" transports="3">
   <server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile></profiles>
   <filter-engine><rule action="TUNNEL" profile-id="p"/></filter-engine></secsh-broker>`, w.sshd.Addr4.Addr(), w.sshd.Addr4.Port(), u.Name), 0o600)
 }
