@@ -38,7 +38,10 @@ const KeepsDeadChannels Quirk = "keeps channels whose destination has gone"
 // profiles package. The server must be able to reach loopback addresses of this
 // host.
 func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quirk) {
-	r := &rig{connector: c, profile: p, quirks: quirks}
+	(&rig{connector: c, profile: p, quirks: quirks}).run(t)
+}
+
+func (r *rig) run(t *testing.T) {
 	r.requireDocumented(t)
 	for _, test := range []struct {
 		name string
@@ -68,7 +71,9 @@ func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quir
 		{"CloseTransport", testCloseTransport},
 		{"Conn", testConn},
 	} {
-		t.Run(test.name, func(t *testing.T) { test.run(t, r) })
+		if r.pooled == nil || !slices.Contains(ofTheLine, test.name) {
+			t.Run(test.name, func(t *testing.T) { test.run(t, r) })
+		}
 	}
 }
 
@@ -76,6 +81,7 @@ type rig struct {
 	connector profiles.Connector
 	profile   *profiles.Profile
 	quirks    []Quirk
+	pooled    profiles.Transport // of RunSeveral; nil: each test connects
 }
 
 // requireDocumented wants every allowance in docs/limits.md.
@@ -122,6 +128,9 @@ func volume(usual, inLong int) int {
 // connect makes a transport over a line that the test can cut or freeze.
 func (r *rig) connect(t *testing.T) (profiles.Transport, *line) {
 	t.Helper()
+	if r.pooled != nil {
+		return r.pooled, nil
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var l *line
