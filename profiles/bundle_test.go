@@ -84,6 +84,9 @@ func TestBundle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSeveral(t, 3)
 		defer s.Close()
+		for range quietStreams {
+			s.to("shell").Close()
+		}
 		session := s.to("shell")
 		if s.c.connects() != 1 {
 			t.Fatalf("%d connects for the first stream", s.c.connects())
@@ -584,17 +587,24 @@ func TestHabits(t *testing.T) {
 	begin := time.Now()
 	at := func(seconds float64) time.Time { return begin.Add(time.Duration(seconds * float64(time.Second))) }
 	x := Destination{Host: "x", Port: 1}
+	use := func(h habits, at time.Time) {
+		for range quietStreams {
+			h.of(x, at)
+		}
+	}
 	for name, test := range map[string]struct {
 		do   func(h habits)
 		want habit
 	}{
 		"never seen":      {func(h habits) {}, unknown},
 		"just seen":       {func(h habits) { h.of(x, at(9.5)) }, unknown},
-		"in use":          {func(h habits) { h.of(x, at(5)) }, quiet},
-		"used":            {func(h habits) { h.of(x, at(9.5)); h.ended(x, at(9.5), time.Second/2, 100) }, quiet},
+		"used once":       {func(h habits) { h.of(x, at(5)); h.ended(x, at(5), time.Second, 100) }, unknown},
+		"used often":      {func(h habits) { use(h, at(5)); h.ended(x, at(5), time.Second, 100) }, quiet},
+		"in use":          {func(h habits) { use(h, at(5)) }, quiet},
+		"not for long":    {func(h habits) { use(h, at(9.5)) }, unknown},
 		"transfer":        {func(h habits) { h.of(x, at(5)); h.isBulk(x, at(5)) }, bulk},
 		"short transfer":  {func(h habits) { h.of(x, at(9)); h.ended(x, at(9), time.Second/10, bulkBytes) }, bulk},
-		"long and slow":   {func(h habits) { h.of(x, at(0)); h.ended(x, at(0), 9*time.Second, 5*bulkBytes) }, quiet},
+		"long and slow":   {func(h habits) { use(h, at(0)); h.of(x, at(0)); h.ended(x, at(0), 9*time.Second, 5*bulkBytes) }, quiet},
 		"two transfers":   {func(h habits) { h.of(x, at(1)); h.isBulk(x, at(1)); h.of(x, at(5)); h.isBulk(x, at(5)) }, bulk},
 		"session first":   {func(h habits) { h.of(x, at(1)); h.of(x, at(5)); h.isBulk(x, at(5)) }, unknown},
 		"transfer first":  {func(h habits) { h.of(x, at(1)); h.isBulk(x, at(1)); h.ended(x, at(5), 3*time.Second, 10) }, unknown},

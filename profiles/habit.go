@@ -20,8 +20,13 @@ const (
 	expectAnything                    // it carries a transport
 )
 
-// quietAfter is how long a destination is used without bulk to be known as quiet.
-const quietAfter = time.Second
+// A destination is known as quiet when more than quietStreams streams were opened to it,
+// the first one quietAfter ago, and none was bulk. To take one that is for quiet costs
+// whatever is quiet; to wait for evidence costs an empty transport.
+const (
+	quietStreams = 4
+	quietAfter   = bundleTick
+)
 
 // maxHabits bounds the destinations that are remembered for one profile.
 const maxHabits = 512
@@ -34,7 +39,8 @@ type target struct {
 
 // seen is what is known of a target.
 type seen struct {
-	quiet, bulk bool
+	opened      int
+	quiet, bulk bool // such a stream was there
 	first, last time.Time // opened
 }
 
@@ -53,11 +59,11 @@ func (h habits) of(dst Destination, now time.Time) habit {
 		h[key] = s
 	}
 	s.last = now
-	s.quiet = s.quiet || !s.bulk && now.Sub(s.first) >= quietAfter
+	s.opened++
 	switch {
 	case s.bulk && !s.quiet:
 		return bulk
-	case s.quiet && !s.bulk:
+	case !s.bulk && s.opened > quietStreams && now.Sub(s.first) >= quietAfter:
 		return quiet
 	}
 	return unknown
