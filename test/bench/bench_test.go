@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&given.rounds, "rounds", 0, "rounds, each with every way (default 5, with -quick 2)")
 	flag.BoolVar(&given.quick, "quick", false, "shorter, and less exact")
 	flag.StringVar(&given.json, "json", "", "write all figures to this `FILE` too")
-	flag.StringVar(&given.only, "only", "", "only what matches this `PATTERN`: parts (bulk, echo, connect, greeted, beside, memory), with bench-direct situations")
+	flag.StringVar(&given.only, "only", "", "only what matches this `PATTERN`: parts (bulk, echo, connect, greeted, beside, slow, memory), with bench-direct situations")
 	flag.StringVar(&given.against, "against", "", "compare with the ssh-capture and ssh-broker in this `DIR` too")
 	flag.Parse()
 	sut.Main(m, nil)
@@ -36,15 +36,16 @@ func TestMain(m *testing.M) {
 // lengths are how long the parts of one round take for one way.
 type lengths struct {
 	bulk, echo, connect time.Duration
-	idle                int // flows
+	before, slow        time.Duration // of a session beside a transfer; and of that over a slow line
+	idle                int           // flows
 	settle              time.Duration
 }
 
 func (o options) lengths() lengths {
 	if o.quick {
-		return lengths{400 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond, 1000, 2500 * time.Millisecond}
+		return lengths{400 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 2 * time.Second, 1000, 2500 * time.Millisecond}
 	}
-	return lengths{1200 * time.Millisecond, time.Second, time.Second, 1000, 4 * time.Second}
+	return lengths{1200 * time.Millisecond, time.Second, time.Second, 2 * time.Second, 3 * time.Second, 1000, 4 * time.Second}
 }
 
 // BenchmarkTunnels prints the table. It runs once, whatever -benchtime says.
@@ -78,7 +79,7 @@ func BenchmarkTunnels(b *testing.B) {
 // TestComparison keeps the benchmark working: one round with hardly any load, in
 // which every figure must come about.
 func TestComparison(t *testing.T) {
-	l := lengths{50 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20, 0}
+	l := lengths{100 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, time.Second, 20, 0}
 	f := compare(t, 1, l, "", regexp.MustCompile(""))
 	for _, m := range metrics() {
 		for _, way := range f.Ways {
@@ -107,12 +108,17 @@ func compare(t testing.TB, rounds int, l lengths, against string, only *regexp.R
 			idle(t, ways, f, l)
 		}
 		for _, p := range parts(l) {
+			if !only.MatchString(p.name) {
+				continue
+			}
+			w.line(t, p.slow)
 			for _, way := range ways {
-				if only.MatchString(p.name) && (p.several || way.name != several) {
+				if p.several || way.name != several {
 					p.measure(t, way, f)
 				}
 			}
 		}
+		w.line(t, false)
 		w.stop(t)
 	}
 	return f

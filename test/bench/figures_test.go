@@ -157,10 +157,10 @@ func TestTable(t *testing.T) {
 		memory:        {sshL: {30}, ours: {15}},
 	}}
 	for _, want := range []string{
-		"1 stream up                  MB/s  higher  1000       200 (100-300)  450 (300-600)  2.25 ahead\n",
-		"echo p50                     ms    lower   0.010      0.200          0.300          1.50 behind\n",
-		"memory per idle flow         KiB   lower   -          30.0           15.0           0.50 ahead\n",
-		"client CPU up                s/GB  lower   -          -              -              -\n",
+		"1 stream up                      MB/s  higher  1000       200 (100-300)  450 (300-600)  2.25 ahead\n",
+		"echo p50                         ms    lower   0.010      0.200          0.300          1.50 behind\n",
+		"memory per idle flow             KiB   lower   -          30.0           15.0           0.50 ahead\n",
+		"client CPU up                    s/GB  lower   -          -              -              -\n",
 	} {
 		if !strings.Contains(f.table(), want) {
 			t.Errorf("no %q in\n%s", want, f.table())

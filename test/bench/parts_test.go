@@ -6,7 +6,10 @@ import (
 )
 
 // Names of metrics that code asks for; the others stand in metrics alone.
-const memory = "memory per idle flow"
+const (
+	memory = "memory per idle flow"
+	slow   = "50 Mbit/s: " // over such a line
+)
 
 // metric is a row of the table.
 type metric struct {
@@ -39,12 +42,18 @@ func metrics() []metric {
 		{Name: "connect to greeting p99", Unit: "ms", digits: 3},
 		{Name: "new connections, serial", Unit: "/s", Higher: true},
 		{Name: "new connections, 8 parallel", Unit: "/s", Higher: true},
-		{Name: "echo beside a stream up p50", Unit: "ms", beside: true, digits: 3},
-		{Name: "echo beside a stream up p95", Unit: "ms", beside: true, digits: 3},
-		{Name: "echo beside a stream down p50", Unit: "ms", beside: true, digits: 3},
-		{Name: "echo beside a stream down p95", Unit: "ms", beside: true, digits: 3},
-		{Name: "the stream up", Unit: "MB/s", Higher: true, beside: true},
-		{Name: "the stream down", Unit: "MB/s", Higher: true, beside: true},
+		{Name: "echo beside up p50", Unit: "ms", beside: true, digits: 3},
+		{Name: "echo beside up p95", Unit: "ms", beside: true, digits: 3},
+		{Name: "stream beside, up", Unit: "MB/s", Higher: true, beside: true},
+		{Name: "echo beside down p50", Unit: "ms", beside: true, digits: 3},
+		{Name: "echo beside down p95", Unit: "ms", beside: true, digits: 3},
+		{Name: "stream beside, down", Unit: "MB/s", Higher: true, beside: true},
+		{Name: slow + "echo beside up p50", Unit: "ms", beside: true, digits: 1},
+		{Name: slow + "echo beside up p95", Unit: "ms", beside: true, digits: 1},
+		{Name: slow + "stream beside, up", Unit: "MB/s", Higher: true, beside: true, digits: 1},
+		{Name: slow + "echo beside down p50", Unit: "ms", beside: true, digits: 1},
+		{Name: slow + "echo beside down p95", Unit: "ms", beside: true, digits: 1},
+		{Name: slow + "stream beside, down", Unit: "MB/s", Higher: true, beside: true, digits: 1},
 		{Name: memory, Unit: "KiB", process: true, digits: 1},
 		{Name: "client CPU up", Unit: "s/GB", process: true, digits: 2},
 		{Name: "client CPU down", Unit: "s/GB", process: true, digits: 2},
@@ -55,6 +64,7 @@ func metrics() []metric {
 type part struct {
 	name    string // what -only is held against
 	several bool   // also on the way with several connections
+	slow    bool   // over a line that is slower than everything else
 	measure func(t testing.TB, w *way, f *figures)
 }
 
@@ -72,8 +82,11 @@ func parts(l lengths) []part {
 			r := w.do(t, "connect 8 %d", l.connect.Milliseconds())
 			f.add("new connections, 8 parallel", w.name, float64(r.Count)/r.Seconds)
 		}},
-		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "up", l.bulk) }},
-		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "down", l.bulk) }},
+		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "", "up", l.bulk, l.before) }},
+		{name: "beside", several: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, "", "down", l.bulk, l.before) }},
+		// A turn takes long there.
+		{name: "slow", several: true, slow: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, slow, "up", l.slow, l.before) }},
+		{name: "slow", several: true, slow: true, measure: func(t testing.TB, w *way, f *figures) { beside(t, w, f, slow, "down", l.slow, l.before) }},
 	}
 }
 
@@ -121,11 +134,11 @@ func echo(t testing.TB, w *way, f *figures, length time.Duration) {
 }
 
 // beside is what a session feels of a transfer.
-func beside(t testing.TB, w *way, f *figures, direction string, length time.Duration) {
-	r := w.do(t, "beside %s %d", direction, length.Milliseconds())
-	f.add("echo beside a stream "+direction+" p50", w.name, r.P50/1e3)
-	f.add("echo beside a stream "+direction+" p95", w.name, r.P95/1e3)
-	f.add("the stream "+direction, w.name, float64(r.Bytes)/r.Seconds/1e6)
+func beside(t testing.TB, w *way, f *figures, line, direction string, length, before time.Duration) {
+	r := w.do(t, "beside %s %d %d", direction, length.Milliseconds(), before.Milliseconds())
+	f.add(line+"echo beside "+direction+" p50", w.name, r.P50/1e3)
+	f.add(line+"echo beside "+direction+" p95", w.name, r.P95/1e3)
+	f.add(line+"stream beside, "+direction, w.name, float64(r.Bytes)/r.Seconds/1e6)
 }
 
 func serial(t testing.TB, w *way, f *figures, length time.Duration) {

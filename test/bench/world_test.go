@@ -37,6 +37,7 @@ type world struct {
 	sshd     *netns.SSHD
 	testprog string
 	ways     []*way
+	slow     bool // the line is
 }
 
 // way is one way to the target.
@@ -157,6 +158,23 @@ func (w *world) configure(t testing.TB, u *netns.User) string {
 	return u.Write(t, "several.xml", fmt.Sprintf(`<secsh-broker><profiles><profile id="p" host="%s" port="%d" user="%s" transports="3">
   <server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile></profiles>
   <filter-engine><rule action="TUNNEL" profile-id="p"/></filter-engine></secsh-broker>`, w.sshd.Addr4.Addr(), w.sshd.Addr4.Port(), u.Name), 0o600)
+}
+
+// line makes the line between the machines a slow one, with room for 20 ms before it, as a
+// router has that is not to hold up others; or takes that away again.
+func (w *world) line(t testing.TB, slow bool) {
+	t.Helper()
+	if slow == w.slow {
+		return
+	}
+	w.slow = slow
+	for dev, m := range map[string]*netns.Machine{"to-server": w.Client, "to-client": w.Server} {
+		args := []string{netns.RequireProgram(t, "tc", "iproute2"), "qdisc", "del", "dev", dev, "root"}
+		if slow {
+			args = append([]string{args[0]}, "qdisc", "add", "dev", dev, "root", "tbf", "rate", "50mbit", "burst", "64kb", "latency", "20ms")
+		}
+		m.Output(t, nil, args...)
+	}
 }
 
 // start starts every way anew.

@@ -31,9 +31,10 @@ import (
 //	down STREAMS MS      the other direction: bytes, seconds
 //	echo MS              one byte there and back on one connection, again and again:
 //	                     count, p50, p99
-//	beside up|down MS    the same on a connection that was there for a while when another
-//	                     one began to send or to fetch as much as it can, as up and down
-//	                     do: count, p50, p95, p99, and bytes and seconds of the other
+//	beside up|down MS BEFORE   the same on a connection that was used for BEFORE
+//	                     milliseconds when another one begins to send or to fetch as much
+//	                     as it can, as up and down do: count, p50, p95, p99, and bytes and
+//	                     seconds of the other
 //	connect WORKERS MS   connects, has a byte echoed, closes, again and again by each
 //	                     worker: count, seconds, p50 and p99 up to the byte
 //	greeted WORKERS MS   the same with a target that speaks first
@@ -260,15 +261,12 @@ func (l *loader) echo(ctx context.Context, limit time.Duration) (loadResult, err
 	return summary(took), err
 }
 
-// besideAfter is how long a connection was used before the other one begins, in beside.
-const besideAfter = 2 * time.Second
-
 // beside answers how an echo fares beside a transfer. What the echo took while the
 // transfer had not moved anything, or not any more, does not count.
 func (l *loader) beside(ctx context.Context, job string) (loadResult, error) {
 	var direction string
-	var ms int
-	if n, _ := fmt.Sscan(job, &direction, &ms); n != 2 || ms <= 0 || direction != "up" && direction != "down" {
+	var ms, before int
+	if n, _ := fmt.Sscan(job, &direction, &ms, &before); n != 3 || ms <= 0 || before <= 0 || direction != "up" && direction != "down" {
 		return loadResult{}, errUsage
 	}
 	c, err := echoed(ctx, l.address)
@@ -276,7 +274,7 @@ func (l *loader) beside(ctx context.Context, job string) (loadResult, error) {
 		return loadResult{}, err
 	}
 	defer c.Close()
-	if _, err := echoes(c, func(time.Time) bool { return true }, time.Now().Add(besideAfter)); err != nil {
+	if _, err := echoes(c, func(time.Time) bool { return true }, time.Now().Add(time.Duration(before)*time.Millisecond)); err != nil {
 		return loadResult{}, err
 	}
 	other, err := dial(ctx, l.address)
@@ -303,6 +301,9 @@ func (l *loader) beside(ctx context.Context, job string) (loadResult, error) {
 		return loadResult{}, err
 	}
 	moved, err := <-over, <-failed
+	if err == nil && len(took) == 0 {
+		err = errors.New("no echo came back in that time")
+	}
 	r := summary(took)
 	r.Bytes, r.Seconds = moved.Bytes, moved.Seconds
 	return r, err
