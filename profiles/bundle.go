@@ -80,12 +80,8 @@ func (b *bundle) needs(l *link) bool {
 	return first >= 0 && b.links[first] == l && b.inUse()
 }
 
-// choose returns the transport for a stream to a destination of that habit; nil where
-// there is none.
+// choose returns the transport for a stream to a destination of that habit. There is one.
 func (b *bundle) choose(h habit) *link {
-	if len(b.links) == 0 {
-		return nil
-	}
 	calm := slices.MinFunc(b.links, func(x, y *link) int {
 		return cmp.Or(before(y.busy(), x.busy()), cmp.Compare(y.open(), x.open()))
 	})
@@ -169,6 +165,9 @@ func (pl *Pool) look(w *way) {
 		}
 	}
 	if b.on = b.inUse() && !pl.closed; !b.on {
+		for _, l := range b.links {
+			l.recent = 0
+		}
 		return
 	}
 	b.timer.Reset(bundleTick)
@@ -267,11 +266,11 @@ func (pl *Pool) refusedLocked(w *way, err error) {
 		"profile", w.profile.Label(), "connections", len(b.links), "failures", b.refusal.failures, "error", err)
 }
 
-// lostBesideLocked is told of a lost transport beside which others live. Where it, or one
-// of them, was new, the server may want no more than there are now.
-func (pl *Pool) lostBesideLocked(l *link, lived time.Duration) {
+// lostBeside is told of a lost transport beside which others live. Where it, or one of
+// them, was new, the server may want no more than there are now.
+func (b *bundle) lostBeside(l *link, lived time.Duration) {
 	isNew := func(o *link) bool { return time.Since(o.since) < provenAfter }
-	if lived < provenAfter || slices.ContainsFunc(l.way.bundle.links, isNew) {
-		pl.refusedLocked(l.way, l.Err())
+	if lived < provenAfter || slices.ContainsFunc(b.links, isNew) {
+		b.refusal.refused(time.Now(), l.Err(), rand.Float64())
 	}
 }

@@ -119,8 +119,15 @@ func TestBundle(t *testing.T) {
 		if slices.ContainsFunc(live(s.Pool), func(in Info) bool { return in.Bulk }) {
 			t.Errorf("still called bulk: %+v", live(s.Pool))
 		}
+		stop = transfer(session) // to the very end
+		time.Sleep(3 * time.Second)
+		stop()
 		for _, p := range []*pooled{session, big, known, news, again} {
 			p.Close()
+		}
+		time.Sleep(3 * time.Second)
+		if list := live(s.Pool); len(list) != 3 || slices.ContainsFunc(list, func(in Info) bool { return in.Bulk }) {
+			t.Errorf("without a stream: %+v", list)
 		}
 		time.Sleep(2 * time.Minute)
 		if n := len(live(s.Pool)); n != 0 {

@@ -40,7 +40,7 @@ type target struct {
 // seen is what is known of a target.
 type seen struct {
 	opened      int
-	quiet, bulk bool // such a stream was there
+	quiet, bulk bool      // such a stream was there
 	first, last time.Time // opened
 }
 

@@ -261,6 +261,9 @@ func (pl *Pool) liveLocked(w *way, dst *Destination, e expectation) *link {
 				pl.lostLocked(l)
 			}
 		}
+		if len(b.links) == 0 {
+			return nil
+		}
 		return b.choose(b.expect(e, dst))
 	}
 	if l := w.link; l != nil && over(l) {
@@ -343,7 +346,11 @@ func (pl *Pool) tookLocked(w *way, t Transport, server Server) *link {
 	if w.bundle != nil {
 		w.bundle.join(l)
 	}
-	pl.log.Info("connected", "profile", w.profile.Label(), "server", server, "user", w.profile.User, "number", l.number)
+	said := []any{"profile", w.profile.Label(), "server", server, "user", w.profile.User}
+	if w.bundle != nil {
+		said = append(said, "number", l.number)
+	}
+	pl.log.Info("connected", said...)
 	pl.Observe.Tell(l.event(Connected))
 	pl.changedLocked()
 	pl.tasks.Go(func() { pl.watch(l) })
@@ -397,7 +404,7 @@ func (pl *Pool) lostLocked(l *link) {
 	pl.unlinkLocked(l)
 	lived := time.Since(l.since)
 	if b := l.way.bundle; b != nil && len(b.links) > 0 {
-		pl.lostBesideLocked(l, lived)
+		b.lostBeside(l, lived)
 	} else {
 		l.way.backoff.lost(time.Now(), lived, l.Err(), rand.Float64())
 	}
@@ -424,7 +431,7 @@ func (pl *Pool) release(l *link) {
 
 // restLocked decides what becomes of a transport without streams.
 func (pl *Pool) restLocked(l *link) {
-	if l.streams > 0 || l.closing || l.way.link != l || l.idling {
+	if l.streams > 0 || l.closing || l.way.link != l {
 		return
 	}
 	wait, stays := l.patience()
@@ -432,7 +439,7 @@ func (pl *Pool) restLocked(l *link) {
 	case l.retired || isClosed(l.replaced) || pl.draining:
 		pl.closeLocked(l)
 		return
-	case stays:
+	case stays || l.idling:
 		return
 	case wait == 0:
 		pl.closeLocked(l)

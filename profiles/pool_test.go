@@ -523,6 +523,30 @@ func TestPoolDrain(t *testing.T) {
 	})
 }
 
+// A transport that would stay for a while without streams does not keep a drain waiting, nor
+// outlive its configuration.
+func TestPoolIdleEnds(t *testing.T) {
+	for name, end := range map[string]func(pl *Pool){
+		"drain":  func(pl *Pool) { pl.Drain(context.Background()) },
+		"retire": func(pl *Pool) { pl.Retire(func(Key) bool { return false }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &fakeConnector{}
+				pl := newTestPool(t, c)
+				defer pl.Close()
+				mustOpen(t, pl, testProfile()).Close()
+				begin := time.Now()
+				end(pl)
+				synctest.Wait()
+				if !over(c.last()) || time.Since(begin) > 0 {
+					t.Errorf("after %s it is open: %t", time.Since(begin), !over(c.last()))
+				}
+			})
+		})
+	}
+}
+
 func TestPoolDrainLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &fakeConnector{}
