@@ -590,6 +590,93 @@ func TestBundleBehindGateway(t *testing.T) {
 	})
 }
 
+// TestBundleChoice: where streams go, by what the transports carry. Each is its streams,
+// and "b" where it has bulk.
+func TestBundleChoice(t *testing.T) {
+	for _, test := range []struct {
+		links                string
+		unknown, quiet, bulk int
+	}{
+		{"0", 1, 1, 1},
+		{"3b", 1, 1, 1},
+		{"0 0", 1, 1, 2},
+		{"2 0", 2, 1, 2},
+		{"1 3 0", 3, 2, 3},
+		{"3 1 1b", 2, 1, 3},
+		{"3 1b 0", 3, 1, 3},
+		{"3 2b 1b", 1, 1, 3},
+		{"1b 0", 2, 2, 1},
+		{"4b 2b", 2, 2, 2},
+		{"2 3", 1, 2, 1},
+	} {
+		b := &bundle{}
+		for text := range strings.FieldsSeq(test.links) {
+			l := &link{Transport: &plainTransport{}}
+			if _, err := fmt.Sscan(strings.TrimSuffix(text, "b"), &l.streams); err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(text, "b") {
+				l.recent = bulkBytes
+			}
+			b.join(l)
+		}
+		for h, want := range map[habit]int{unknown: test.unknown, quiet: test.quiet, bulk: test.bulk} {
+			if got := b.choose(h).number; got != want {
+				t.Errorf("of %q for habit %d: %d, want %d", test.links, h, got, want)
+			}
+		}
+	}
+}
+
+// TestBundleLate: a transport that nobody needs any more when it comes is not kept.
+func TestBundleLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSeveral(t, 2)
+		defer s.Close()
+		p := s.to("shell")
+		time.Sleep(1500 * time.Millisecond)
+		p.Close()
+		time.Sleep(time.Second)
+		if n := len(live(s.Pool)); n != 1 || s.c.connects() != 2 || !over(s.c.last()) {
+			t.Errorf("%d transports after %d connects", n, s.c.connects())
+		}
+	})
+}
+
+// TestBundleRetiredDoesNotGrow: nothing is made for what no configuration has any more.
+func TestBundleRetiredDoesNotGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSeveral(t, 2)
+		defer s.Close()
+		s.to("shell")
+		s.Retire(func(Key) bool { return false })
+		time.Sleep(time.Minute)
+		if s.c.connects() != 1 {
+			t.Errorf("%d connects", s.c.connects())
+		}
+	})
+}
+
+// TestBundleBystander: a stream that has carried much in a long time is no transfer because
+// there is one beside it.
+func TestBundleBystander(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSeveral(t, 2)
+		defer s.Close()
+		s.c.touched = true // one transport for all
+		slow, big := s.to("slow"), s.to("big")
+		for range 20 {
+			slow.Stream.(*fakeStream).carry(bulkBytes / 4)
+			time.Sleep(time.Second)
+		}
+		defer transfer(big)()
+		time.Sleep(5 * time.Second)
+		if slow.bulk || !big.bulk {
+			t.Errorf("taken for bulk: slow %t, big %t", slow.bulk, big.bulk)
+		}
+	})
+}
+
 func TestHabits(t *testing.T) {
 	begin := time.Now()
 	at := func(seconds float64) time.Time { return begin.Add(time.Duration(seconds * float64(time.Second))) }
