@@ -28,6 +28,7 @@ import (
 	"sshbroker/broker/daemon"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/heap"
+	"sshbroker/capture/processors"
 	"sshbroker/profiles/creds"
 	"sshbroker/profiles/sshtun"
 )
@@ -306,6 +307,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		}
 	}
 	go heap.Keep(ctx)
+	go processors.Keep(ctx)
 	keys := new(creds.Keyring)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
 		Tunnels: &sshtun.Connector{Log: log, Observe: daemon.Observer(events), Keys: keys}, Keys: keys, Events: events, Log: log, Level: level, Failure: failpoint(log),

@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"regexp"
 	"testing"
 	"time"
 
@@ -27,7 +26,7 @@ func TestMain(m *testing.M) {
 	flag.IntVar(&given.rounds, "rounds", 0, "rounds, each with every way (default 5, with -quick 2)")
 	flag.BoolVar(&given.quick, "quick", false, "shorter, and less exact")
 	flag.StringVar(&given.json, "json", "", "write all figures to this `FILE` too")
-	flag.StringVar(&given.only, "only", "", "only what matches this `PATTERN`: parts (bulk, echo, connect, greeted, beside, slow, memory), with bench-direct situations")
+	flag.StringVar(&given.only, "only", "", "with bench-direct: only the situations whose names match this `PATTERN`")
 	flag.StringVar(&given.against, "against", "", "compare with the ssh-capture and ssh-broker in this `DIR` too")
 	flag.Parse()
 	sut.Main(m, nil)
@@ -36,16 +35,15 @@ func TestMain(m *testing.M) {
 // lengths are how long the parts of one round take for one way.
 type lengths struct {
 	bulk, echo, connect time.Duration
-	before, slow        time.Duration // of a session beside a transfer; and of that over a slow line
-	idle                int           // flows
+	idle                int // flows
 	settle              time.Duration
 }
 
 func (o options) lengths() lengths {
 	if o.quick {
-		return lengths{400 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second, 2 * time.Second, 1000, 2500 * time.Millisecond}
+		return lengths{400 * time.Millisecond, 200 * time.Millisecond, 300 * time.Millisecond, 1000, 2500 * time.Millisecond}
 	}
-	return lengths{1200 * time.Millisecond, time.Second, time.Second, 2 * time.Second, 3 * time.Second, 1000, 4 * time.Second}
+	return lengths{1200 * time.Millisecond, time.Second, time.Second, 1000, 4 * time.Second}
 }
 
 // BenchmarkTunnels prints the table. It runs once, whatever -benchtime says.
@@ -62,11 +60,7 @@ func BenchmarkTunnels(b *testing.B) {
 	default:
 		o.rounds = 5
 	}
-	only, err := regexp.Compile(o.only)
-	if err != nil {
-		b.Fatal(err)
-	}
-	f := compare(b, o.rounds, o.lengths(), o.against, only)
+	f := compare(b, o.rounds, o.lengths(), o.against, !o.quick)
 	fmt.Print("\n", f.table())
 	if o.json != "" {
 		if err := f.write(o.json); err != nil {
@@ -79,11 +73,11 @@ func BenchmarkTunnels(b *testing.B) {
 // TestComparison keeps the benchmark working: one round with hardly any load, in
 // which every figure must come about.
 func TestComparison(t *testing.T) {
-	l := lengths{100 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, time.Second, 20, 0}
-	f := compare(t, 1, l, "", regexp.MustCompile(""))
+	l := lengths{50 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20, 0}
+	f := compare(t, 1, l, "", true)
 	for _, m := range metrics() {
 		for _, way := range f.Ways {
-			if !m.of(way) {
+			if m.process && way == plain {
 				continue
 			}
 			if v := f.Values[m.Name][way]; len(v) != 1 || v[0] <= 0 && m.Name != memory {
@@ -94,9 +88,13 @@ func TestComparison(t *testing.T) {
 }
 
 // compare runs the rounds. Ways take turns within every part of a round, and who
-// begins changes from round to round.
-func compare(t testing.TB, rounds int, l lengths, against string, only *regexp.Regexp) *figures {
+// begins changes from round to round. With peers the neighbours' tunnels are among
+// them.
+func compare(t testing.TB, rounds int, l lengths, against string, peers bool) *figures {
 	w := newWorld(t, against)
+	if peers {
+		w.addPeers(t)
+	}
 	f := newFigures(w.names(), metrics(), rounds)
 	for round := range rounds {
 		w.start(t)
@@ -104,21 +102,12 @@ func compare(t testing.TB, rounds int, l lengths, against string, only *regexp.R
 		for range round % len(ways) {
 			ways = append(ways[1:len(ways):len(ways)], ways[0])
 		}
-		if only.MatchString("memory") {
-			idle(t, ways, f, l)
-		}
+		idle(t, ways, f, l)
 		for _, p := range parts(l) {
-			if !only.MatchString(p.name) {
-				continue
-			}
-			w.line(t, p.slow)
 			for _, way := range ways {
-				if p.several || way.name != several {
-					p.measure(t, way, f)
-				}
+				p(t, way, f)
 			}
 		}
-		w.line(t, false)
 		w.stop(t)
 	}
 	return f

@@ -15,11 +15,10 @@ import (
 
 // The names of the ways. A second ssh-capture is called after its directory.
 const (
-	plain   = "no tunnel"
-	sshL    = "ssh -L"
-	ours    = "ssh-capture"
-	several = "ssh-capture, transports=3"
-	cipher  = "aes128-gcm@openssh.com"
+	plain  = "no tunnel"
+	sshL   = "ssh -L"
+	ours   = "ssh-capture"
+	cipher = "aes128-gcm@openssh.com"
 )
 
 // Ports of the target on the server, and one more each where it speaks first. The
@@ -34,10 +33,10 @@ const (
 // from the one to the other are all there at once, and all but one idle.
 type world struct {
 	*netns.Net
-	sshd     *netns.SSHD
-	testprog string
-	ways     []*way
-	slow     bool // the line is
+	sshd        *netns.SSHD
+	testprog    string
+	Carol, Dave *netns.User // of the neighbours
+	ways        []*way
 }
 
 // way is one way to the target.
@@ -50,19 +49,18 @@ type way struct {
 func newWorld(t testing.TB, against string) *world {
 	t.Helper()
 	netns.RequireRoot(t)
-	allowFiles(t, 8192) // before anything is started
+	allowFiles(t, 32768) // before anything is started
 	w := &world{Net: netns.New(t)}
+	w.Carol, w.Dave = w.AddUser(t, "carol"), w.AddUser(t, "dave")
 	w.testprog = sut.Program(t, "testprog")
-	carol := w.AddUser(t, "carol")
 	// Both clients speak the one cipher that the server offers.
 	w.sshd = w.Server.StartSSHD(t, netns.SSHDOptions{Config: []string{"Ciphers " + cipher}})
-	w.sshd.Trust(t, w.Alice)
-	w.sshd.Trust(t, w.Bob)
-	w.sshd.Trust(t, carol)
+	for _, u := range []*netns.User{w.Alice, w.Bob, w.Carol, w.Dave} {
+		w.sshd.Trust(t, u)
+	}
 	w.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port(), openPort, openPort+1)
 	for _, port := range []uint16{closedPort, openPort} {
-		target := w.Server.Start(t, netns.Cmd{Limit: -1, Args: []string{w.testprog, "target", "-greet", w.target(port + 1), w.target(port)}})
-		target.WaitFor(t, "listening "+w.target(port))
+		w.startTarget(t, w.Server.Addr4, port)
 	}
 
 	programs := sut.Build(t)
@@ -72,13 +70,12 @@ func newWorld(t testing.TB, against string) *world {
 		}},
 		{name: sshL, run: runForward},
 		{name: ours, run: runCapture(w.Alice, programs.Dir, w.via(w.Alice)...)},
-		{name: several, run: runCapture(carol, programs.Dir, "-f", w.configure(t, carol))},
 	}
 	if against != "" {
 		w.ways = append(w.ways, &way{name: filepath.Base(against), run: runCapture(w.Bob, w.copyOf(t, against), w.via(w.Bob)...)})
 	}
 	t.Cleanup(func() { // after a failure; before the network goes
-		for _, u := range []*netns.User{w.Alice, w.Bob, carol} {
+		for _, u := range []*netns.User{w.Alice, w.Bob} {
 			w.Client.Run(t, netns.Cmd{Args: []string{programs.Ctl, "stop", "--drain", "0"}, User: u})
 		}
 	})
@@ -88,6 +85,15 @@ func newWorld(t testing.TB, against string) *world {
 // load is the load generator's command line for the target at an address.
 func (w *world) load(at netip.Addr, port uint16) []string {
 	return []string{w.testprog, "load", netip.AddrPortFrom(at, port).String(), netip.AddrPortFrom(at, port+1).String()}
+}
+
+// startTarget has a target listen on the server, and at the port after it one that
+// speaks first.
+func (w *world) startTarget(t testing.TB, at netip.Addr, port uint16) {
+	t.Helper()
+	plain, greeting := netip.AddrPortFrom(at, port).String(), netip.AddrPortFrom(at, port+1).String()
+	target := w.Server.Start(t, netns.Cmd{Limit: -1, Args: []string{w.testprog, "target", "-greet", greeting, plain}})
+	target.WaitFor(t, "listening "+plain)
 }
 
 func (w *world) target(port uint16) string {
@@ -125,8 +131,13 @@ func runForward(t testing.TB, w *world) *session {
 	forward := w.Client.Start(t, netns.Cmd{Args: append(args, w.Server.Addr4.String()), User: w.Alice, Limit: -1})
 	forward.WaitFor(t, "forwarding is ready")
 	s := startSession(t, w.Client, w.Alice, w.load(local, localPort), func(t testing.TB) { forward.Kill(t) })
-	s.carrier = forward.Pid()
+	s.carriers = []int{forward.Pid()}
 	return s
+}
+
+// via are the options of ssh-capture that send everything through the server.
+func (w *world) via(u *netns.User) []string {
+	return []string{"--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
 }
 
 // runCapture is the load in a capture, whose broker has nothing else to do.
@@ -144,36 +155,8 @@ func runCapture(u *netns.User, dir string, options ...string) func(t testing.TB,
 		if err != nil {
 			t.Fatalf("process id of the broker: %v", err)
 		}
-		s.carrier = pid
+		s.carriers = []int{pid}
 		return s
-	}
-}
-
-func (w *world) via(u *netns.User) []string {
-	return []string{"--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
-}
-
-// configure writes a configuration with several connections to the server.
-func (w *world) configure(t testing.TB, u *netns.User) string {
-	return u.Write(t, "several.xml", fmt.Sprintf(`<secsh-broker><profiles><profile id="p" host="%s" port="%d" user="%s" transports="3">
-  <server-authentication-methods><auth-server-publickey policy="strict"/></server-authentication-methods></profile></profiles>
-  <filter-engine><rule action="TUNNEL" profile-id="p"/></filter-engine></secsh-broker>`, w.sshd.Addr4.Addr(), w.sshd.Addr4.Port(), u.Name), 0o600)
-}
-
-// line makes the line between the machines a slow one, with room for 20 ms before it, as a
-// router has that is not to hold up others; or takes that away again.
-func (w *world) line(t testing.TB, slow bool) {
-	t.Helper()
-	if slow == w.slow {
-		return
-	}
-	w.slow = slow
-	for dev, m := range map[string]*netns.Machine{"to-server": w.Client, "to-client": w.Server} {
-		args := []string{netns.RequireProgram(t, "tc", "iproute2"), "qdisc", "del", "dev", dev, "root"}
-		if slow {
-			args = append([]string{args[0]}, "qdisc", "add", "dev", dev, "root", "tbf", "rate", "50mbit", "burst", "64kb", "latency", "20ms")
-		}
-		m.Output(t, nil, args...)
 	}
 }
 
