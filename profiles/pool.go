@@ -22,9 +22,9 @@ const (
 	readyFor    = time.Minute
 )
 
-// Pool keeps one transport for each way out: opened on first need by one attempt
-// that everybody who waits shares, and closed as the profile says. Safe for
-// concurrent use.
+// Pool keeps one transport for each way out, or several (see bundle): opened on first
+// need by one attempt that everybody who waits shares, and closed as the profile says.
+// Safe for concurrent use.
 type Pool struct {
 	// Observe is told of transports as they come and go; it is set before the first Open.
 	Observe Observer

@@ -78,9 +78,9 @@ func newSeveral(t *testing.T, p *profiles.Profile, transports int) *severalPool 
 	return s
 }
 
-func (s *severalPool) open(t *testing.T, l net.Listener) profiles.Stream {
+func (s *severalPool) open(t *testing.T, port uint16) profiles.Stream {
 	t.Helper()
-	stream, err := s.Open(t.Context(), &s.profile, profiles.Destination{Host: "127.0.0.1", Port: uint16(l.Addr().(*net.TCPAddr).Port)}, nil)
+	stream, err := s.Open(t.Context(), &s.profile, profiles.Destination{Host: "127.0.0.1", Port: port}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +89,11 @@ func (s *severalPool) open(t *testing.T, l net.Listener) profiles.Stream {
 }
 
 // use opens streams for a while, in which the pool would make another connection.
-func (s *severalPool) use(t *testing.T, l net.Listener, length time.Duration) {
+func (s *severalPool) use(t *testing.T, port uint16, length time.Duration) {
 	t.Helper()
 	end := time.After(length)
 	for {
-		stream := s.open(t, l)
+		stream := s.open(t, port)
 		echoes(t, stream)
 		stream.Close()
 		select {
@@ -115,25 +115,6 @@ func (s *severalPool) wire(t *testing.T, stream profiles.Stream) string {
 	}
 	t.Fatalf("no transport %d in %+v", way, s.List())
 	return ""
-}
-
-func serving(t *testing.T, serve func(net.Conn)) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); serve(c) }()
-		}
-	}()
-	return l
 }
 
 // pump writes to a stream until that fails, and tells how.
@@ -177,8 +158,8 @@ func TestTransfersApart(t *testing.T) {
 		return err == nil
 	})
 	s := newSeveral(t, peer.Profile, 3)
-	echo := serving(t, func(c net.Conn) { io.Copy(c, c) })
-	sinks := []net.Listener{serving(t, func(c net.Conn) { io.Copy(io.Discard, c) }), serving(t, func(c net.Conn) { io.Copy(io.Discard, c) })}
+	echo := listenRaw(t, func(c net.Conn) { io.Copy(c, c) })
+	sinks := []uint16{listenRaw(t, func(c net.Conn) { io.Copy(io.Discard, c) }), listenRaw(t, func(c net.Conn) { io.Copy(io.Discard, c) })}
 
 	old := s.open(t, echo)
 	var transfers []profiles.Stream
@@ -228,7 +209,7 @@ func TestTransfersApart(t *testing.T) {
 func TestSecondLoginRefused(t *testing.T) {
 	peer := tuntest.StartOpenSSH(t)
 	s := newSeveral(t, peer.Profile, 3)
-	echo := serving(t, func(c net.Conn) { io.Copy(c, c) })
+	echo := listenRaw(t, func(c net.Conn) { io.Copy(c, c) })
 	first := s.open(t, echo)
 	if err := os.WriteFile(peer.Dir+"/authorized_keys", nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -295,7 +276,7 @@ func TestOneTimePassword(t *testing.T) {
 	if err := s.Ready(t.Context(), &s.profile, who); err != nil {
 		t.Fatal(err)
 	}
-	echo := serving(t, func(c net.Conn) { io.Copy(c, c) })
+	echo := listenRaw(t, func(c net.Conn) { io.Copy(c, c) })
 	first := s.open(t, echo)
 	s.use(t, echo, 3*time.Second)
 	echoes(t, first)
