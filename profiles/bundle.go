@@ -47,8 +47,11 @@ type bundle struct {
 }
 
 // bundled tells whether a profile may have several transports at a time. Those inside of
-// the connection that an ssh has would all be one.
-func bundled(p *Profile) bool { return p.Transports > 1 && !p.Exclusive && p.ControlPath == "" }
+// the connection that an ssh has would all be one, and to a proxy of HTTP each flow has its
+// own connection in any case.
+func bundled(p *Profile) bool {
+	return p.Transports > 1 && !p.Exclusive && p.ControlPath == "" && !p.TLS.Proxy
+}
 
 func newBundle(p *Profile) *bundle {
 	if !bundled(p) {

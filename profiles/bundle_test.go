@@ -183,6 +183,7 @@ func TestBundleOne(t *testing.T) {
 		func(p *Profile) {},
 		func(p *Profile) { p.Transports = 1 },
 		func(p *Profile) { p.Transports, p.ControlPath = 3, "/nowhere" },
+		func(p *Profile) { p.Transports, p.TLS.Proxy = 3, true },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSeveral(t, 0)
@@ -673,6 +674,41 @@ func TestBundleBystander(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if slow.bulk || !big.bulk {
 			t.Errorf("taken for bulk: slow %t, big %t", slow.bulk, big.bulk)
+		}
+	})
+}
+
+// TestBundleRetires: of a bundle too a transport that takes no more streams keeps those it
+// has, and others take its place.
+func TestBundleRetires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &retiringConnector{}
+		s := newSeveral(t, 2)
+		s.Pool = newTestPool(t, c)
+		defer s.Close()
+		s.p.IdleTimeout = -1
+		first := s.to("a")
+		time.Sleep(3 * time.Second)
+		second := s.to("b")
+		for _, p := range []*pooled{first, second} {
+			close(p.link.Transport.(*retiringTransport).retired)
+		}
+		third := s.to("c")
+		time.Sleep(3 * time.Second)
+		fourth := s.to("d")
+		if third.link == first.link || third.link == second.link || fourth.link == third.link || over(first.link) || over(second.link) || c.connects() != 4 {
+			t.Errorf("after %d connects: %+v", c.connects(), s.List())
+		}
+		for _, p := range []*pooled{first, second} {
+			old := p.link
+			p.Close()
+			synctest.Wait()
+			if !over(old) {
+				t.Error("a transport outlived its streams")
+			}
+		}
+		if list := s.List(); len(list) != 2 || list[0].Number+list[1].Number != 3 {
+			t.Errorf("listed %+v", list)
 		}
 	})
 }
