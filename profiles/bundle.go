@@ -242,7 +242,7 @@ func (pl *Pool) spare(w *way) {
 		}
 		return
 	}
-	if !b.inUse() || pl.draining || pl.ways[w.key] != w { // nobody needs it any more
+	if !b.inUse() && w.attempt == nil || pl.draining || pl.ways[w.key] != w { // nobody needs it any more
 		pl.tasks.Go(func() { t.Close() })
 		return
 	}

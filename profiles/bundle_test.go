@@ -688,7 +688,7 @@ func TestBundleRetires(t *testing.T) {
 		defer s.Close()
 		s.p.IdleTimeout = -1
 		first := s.to("a")
-		time.Sleep(3 * time.Second)
+		time.Sleep(3500 * time.Millisecond) // between two looks
 		second := s.to("b")
 		for _, p := range []*pooled{first, second} {
 			close(p.link.Transport.(*retiringTransport).retired)

@@ -146,7 +146,7 @@ func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Promp
 }
 
 func (pl *Pool) open(ctx context.Context, p *Profile, dst Destination, ask Prompter, e expectation) (Stream, error) {
-	for retried := false; ; retried = true {
+	for lost := 0; ; lost++ {
 		l, err := pl.acquire(ctx, p, &dst, ask, false, e)
 		if err != nil {
 			return nil, err
@@ -157,8 +157,9 @@ func (pl *Pool) open(ctx context.Context, p *Profile, dst Destination, ask Promp
 		}
 		pl.release(l)
 		// A transport can go between being chosen and being asked. Nothing was sent
-		// to the destination then, so another one may be asked, once.
-		if retried || !errors.Is(err, ErrLost) || ctx.Err() != nil {
+		// to the destination then, so another one may be asked, once; where there are
+		// several, all of them may have gone.
+		if lost >= max(p.Transports, 1) || !errors.Is(err, ErrLost) || ctx.Err() != nil {
 			return nil, fmt.Errorf("profile %q: %w", p.Label(), err)
 		}
 		select {
