@@ -184,7 +184,7 @@ func TestServers(t *testing.T) {
 	}))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := connector(t).Connect(ctx, mute, nil, nil); !errors.Is(err, profiles.ErrConnect) || !errors.Is(err, profiles.ErrConnect) {
+	if _, err := connector(t).Connect(ctx, mute, nil, nil); !errors.Is(err, profiles.ErrConnect) {
 		t.Errorf("one that is mute: %v", err)
 	}
 
