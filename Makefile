@@ -8,12 +8,12 @@ UNITS    ?= $(PREFIX)/lib/systemd/system
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
-# Options of `make bench` and `make bench-direct`.
+# Options of `make bench`, `make bench-growth` and `make bench-direct`.
 BENCH    ?=
 # What of ours is linked into ssh-captured, the one privileged program, is to stay readable: lines at most.
 CAPTURED := 4000
 
-PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured
+PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured ssh-gateway
 # ssh-captured has no package of the broker's in it, and so a version of its own.
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION) -X main.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.
@@ -23,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long bench bench-direct size lint install clean help packages
+.PHONY: build demo demo-system test test-long cover bench bench-growth bench-direct size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -51,8 +51,19 @@ test-long: packages ## what takes long: volume, repetition, every fuzz target
 	SSHBROKER_LONG=1 $(GO) test -count=1 -timeout 120m -p 1 ./profiles/... ./test/...
 	.ci/fuzz
 
+cover: packages ## how much of the code the tests run, in the programs that they start too; one figure, and cover.out
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && chmod 777 "$$dir" && export SSHBROKER_COVER="$$dir" && status=0 && \
+	packages=$$($(GO) list ./... | grep -v '/test\(/\|$$\)') && \
+	{ $(GO) test -count=1 -timeout 25m -cover $$packages -args -test.gocoverdir="$$dir" || status=1; } && \
+	{ $(GO) test -count=1 -timeout 60m -p 1 ./test/... || status=1; } && \
+	$(GO) tool covdata textfmt -i="$$dir" -o cover.out -pkg="$$(echo $$packages | tr ' ' ,)" && \
+	$(GO) tool cover -func cover.out | tail -1 && exit $$status
+
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench Tunnels -benchtime 1x -timeout 20m -args $(BENCH)
+
+bench-growth: packages ## how the figures of bench change from 1 to 10,000 open flows; needs root; BENCH as for bench
+	$(GO) test ./test/bench -run '^$$' -bench Growth -benchtime 1x -timeout 60m -args $(BENCH)
 
 bench-direct: packages ## what captures of the whole host cost traffic that is let alone; needs root; BENCH as for bench
 	$(GO) test ./test/bench -run '^$$' -bench Direct -benchtime 1x -timeout 30m -args $(BENCH)
@@ -87,7 +98,7 @@ install: build ## programs, manual pages, units, examples, completions
 		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
 		chmod 644 "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit 1; \
 	done
-	for file in etc/*.xml etc/*.dtd etc/apparmor.d/*; do \
+	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/apparmor.d/*; do \
 		[ -f "$$file" ] || continue; \
 		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
 	done

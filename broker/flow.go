@@ -451,7 +451,19 @@ func (f *flow) refuseAs(r capture.Refusal, reason audit.Reason, err error) {
 	}
 	f.mu.Unlock()
 	f.finish(reason, err)
-	f.event("refused, " + r.String())
+	f.event("refused, " + connectError(r))
+}
+
+// connectError is what connect() reports of a refusal.
+func connectError(r capture.Refusal) string {
+	switch r {
+	case capture.Refused:
+		return "ECONNREFUSED"
+	case capture.Silent:
+		return "no answer"
+	default:
+		return "EHOSTUNREACH"
+	}
 }
 
 // wantedCheck is how often a program is looked after that has waited so long.

@@ -60,7 +60,7 @@ func BenchmarkTunnels(b *testing.B) {
 	default:
 		o.rounds = 5
 	}
-	f := compare(b, o.rounds, o.lengths(), o.against)
+	f := compare(b, o.rounds, o.lengths(), o.against, !o.quick)
 	fmt.Print("\n", f.table())
 	if o.json != "" {
 		if err := f.write(o.json); err != nil {
@@ -74,7 +74,7 @@ func BenchmarkTunnels(b *testing.B) {
 // which every figure must come about.
 func TestComparison(t *testing.T) {
 	l := lengths{50 * time.Millisecond, 20 * time.Millisecond, 20 * time.Millisecond, 20, 0}
-	f := compare(t, 1, l, "")
+	f := compare(t, 1, l, "", true)
 	for _, m := range metrics() {
 		for _, way := range f.Ways {
 			if m.process && way == plain {
@@ -88,9 +88,13 @@ func TestComparison(t *testing.T) {
 }
 
 // compare runs the rounds. Ways take turns within every part of a round, and who
-// begins changes from round to round.
-func compare(t testing.TB, rounds int, l lengths, against string) *figures {
+// begins changes from round to round. With peers the neighbours' tunnels are among
+// them.
+func compare(t testing.TB, rounds int, l lengths, against string, peers bool) *figures {
 	w := newWorld(t, against)
+	if peers {
+		w.addPeers(t)
+	}
 	f := newFigures(w.names(), metrics(), rounds)
 	for round := range rounds {
 		w.start(t)

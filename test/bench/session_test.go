@@ -12,14 +12,14 @@ import (
 	"sshbroker/test/netns"
 )
 
-// session is a running load generator and the client process that carries its
+// session is a running load generator and the client processes that carry its
 // flows.
 type session struct {
-	process *netns.Process
-	jobs    *os.File
-	asked   int
-	carrier int // process id; 0: the kernel alone
-	after   func(testing.TB)
+	process  *netns.Process
+	jobs     *os.File
+	asked    int
+	carriers []int // process ids; none: the kernel alone
+	after    func(testing.TB)
 }
 
 // result is what testprog load answers; see there.
@@ -81,28 +81,39 @@ func (s *session) end(t testing.TB) {
 // tick is what /proc/PID/stat counts in; USER_HZ is 100 wherever Go runs on Linux.
 const tick = 10 * time.Millisecond
 
-// cpu is the time that the carrier has spent itself, in user space and in the
-// kernel; its children not.
-func (s *session) cpu(t testing.TB) time.Duration {
+// cpu is the time that the carriers have spent themselves, in user space and in the
+// kernel; their children not.
+func (s *session) cpu(t testing.TB) (spent time.Duration) {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.carrier))
-	if err != nil {
-		t.Fatal(err)
+	for _, pid := range s.carriers {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The name may hold anything; after it comes field 3.
+		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		user, err1 := strconv.ParseInt(fields[14-3], 10, 64)
+		system, err2 := strconv.ParseInt(fields[15-3], 10, 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("processor time of %d: %q", pid, b)
+		}
+		spent += time.Duration(user+system) * tick
 	}
-	// The name may hold anything; after it comes field 3.
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	user, err1 := strconv.ParseInt(fields[14-3], 10, 64)
-	system, err2 := strconv.ParseInt(fields[15-3], 10, 64)
-	if err1 != nil || err2 != nil {
-		t.Fatalf("processor time of %d: %q", s.carrier, b)
-	}
-	return time.Duration(user+system) * tick
+	return spent
 }
 
-// memory is the carrier's resident set in bytes.
-func (s *session) memory(t testing.TB) int64 {
+// memory is the carriers' resident sets in bytes, all together.
+func (s *session) memory(t testing.TB) (resident int64) {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.carrier))
+	for _, pid := range s.carriers {
+		resident += residentSet(t, pid)
+	}
+	return resident
+}
+
+func residentSet(t testing.TB, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +126,24 @@ func (s *session) memory(t testing.TB) int64 {
 			return kib << 10
 		}
 	}
-	t.Fatalf("no VmRSS of %d", s.carrier)
+	t.Fatalf("no VmRSS of %d", pid)
 	return 0
+}
+
+// family is a process with its living children and theirs.
+func family(t testing.TB, pid int) []int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []int{pid}
+	for child := range strings.FieldsSeq(string(b)) {
+		n, err := strconv.Atoi(child)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, family(t, n)...)
+	}
+	return all
 }

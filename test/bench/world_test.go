@@ -33,9 +33,10 @@ const (
 // from the one to the other are all there at once, and all but one idle.
 type world struct {
 	*netns.Net
-	sshd     *netns.SSHD
-	testprog string
-	ways     []*way
+	sshd        *netns.SSHD
+	testprog    string
+	Carol, Dave *netns.User // of the neighbours
+	ways        []*way
 }
 
 // way is one way to the target.
@@ -48,17 +49,18 @@ type way struct {
 func newWorld(t testing.TB, against string) *world {
 	t.Helper()
 	netns.RequireRoot(t)
-	allowFiles(t, 8192) // before anything is started
+	allowFiles(t, 32768) // before anything is started
 	w := &world{Net: netns.New(t)}
+	w.Carol, w.Dave = w.AddUser(t, "carol"), w.AddUser(t, "dave")
 	w.testprog = sut.Program(t, "testprog")
 	// Both clients speak the one cipher that the server offers.
 	w.sshd = w.Server.StartSSHD(t, netns.SSHDOptions{Config: []string{"Ciphers " + cipher}})
-	w.sshd.Trust(t, w.Alice)
-	w.sshd.Trust(t, w.Bob)
+	for _, u := range []*netns.User{w.Alice, w.Bob, w.Carol, w.Dave} {
+		w.sshd.Trust(t, u)
+	}
 	w.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port(), openPort, openPort+1)
 	for _, port := range []uint16{closedPort, openPort} {
-		target := w.Server.Start(t, netns.Cmd{Limit: -1, Args: []string{w.testprog, "target", "-greet", w.target(port + 1), w.target(port)}})
-		target.WaitFor(t, "listening "+w.target(port))
+		w.startTarget(t, w.Server.Addr4, port)
 	}
 
 	programs := sut.Build(t)
@@ -83,6 +85,15 @@ func newWorld(t testing.TB, against string) *world {
 // load is the load generator's command line for the target at an address.
 func (w *world) load(at netip.Addr, port uint16) []string {
 	return []string{w.testprog, "load", netip.AddrPortFrom(at, port).String(), netip.AddrPortFrom(at, port+1).String()}
+}
+
+// startTarget has a target listen on the server, and at the port after it one that
+// speaks first.
+func (w *world) startTarget(t testing.TB, at netip.Addr, port uint16) {
+	t.Helper()
+	plain, greeting := netip.AddrPortFrom(at, port).String(), netip.AddrPortFrom(at, port+1).String()
+	target := w.Server.Start(t, netns.Cmd{Limit: -1, Args: []string{w.testprog, "target", "-greet", greeting, plain}})
+	target.WaitFor(t, "listening "+plain)
 }
 
 func (w *world) target(port uint16) string {
@@ -120,7 +131,7 @@ func runForward(t testing.TB, w *world) *session {
 	forward := w.Client.Start(t, netns.Cmd{Args: append(args, w.Server.Addr4.String()), User: w.Alice, Limit: -1})
 	forward.WaitFor(t, "forwarding is ready")
 	s := startSession(t, w.Client, w.Alice, w.load(local, localPort), func(t testing.TB) { forward.Kill(t) })
-	s.carrier = forward.Pid()
+	s.carriers = []int{forward.Pid()}
 	return s
 }
 
@@ -139,7 +150,7 @@ func runCapture(u *netns.User, dir string) func(t testing.TB, w *world) *session
 		if err != nil {
 			t.Fatalf("process id of the broker: %v", err)
 		}
-		s.carrier = pid
+		s.carriers = []int{pid}
 		return s
 	}
 }

@@ -219,6 +219,9 @@ func (n *Net) environment(c Cmd) map[string]string {
 		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		mark:   n.id,
 	}
+	if dir := os.Getenv("GOCOVERDIR"); dir != "" { // see sut
+		env["GOCOVERDIR"] = dir
+	}
 	if c.User != nil {
 		env["HOME"], env["USER"], env["LOGNAME"] = c.User.Home, c.User.Name, c.User.Name
 	}

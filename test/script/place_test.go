@@ -104,6 +104,9 @@ func newPlace(t testing.TB, uid, gid int) *place {
 	}
 	p.env = []string{"HOME=" + p.home, "PATH=" + p.programs.Dir + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "TERM=xterm", "LANG=C.UTF-8",
 		"SSH_SECSH_BROKER=" + p.address(), service.EnvSocket + "=" + cmp.Or(os.Getenv(capturedEnv), p.noCaptured()), mark + "=" + p.id}
+	if dir := os.Getenv("GOCOVERDIR"); dir != "" { // see sut
+		p.env = append(p.env, "GOCOVERDIR="+dir)
+	}
 	return p
 }
 

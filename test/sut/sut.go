@@ -28,8 +28,13 @@ var packages = map[string]string{
 	"ssh-capture":    "./cmd/ssh-capture",
 	"ssh-broker-ctl": "./cmd/ssh-broker-ctl",
 	"ssh-captured":   "./cmd/ssh-captured",
+	"ssh-gateway":    "./cmd/ssh-gateway",
 	"testprog":       "./test/programs/testprog",
 }
+
+// coverEnv names a directory in which the programs leave what of them was run, for
+// `make cover`; everybody must be able to write there.
+const coverEnv = "SSHBROKER_COVER"
 
 // builder builds each program when it is first asked for.
 type builder struct {
@@ -59,6 +64,9 @@ func run(m *testing.M, check func() error) (code int) {
 		return 1
 	}
 	programs.dir = dir
+	if covered := os.Getenv(coverEnv); covered != "" {
+		os.Setenv("GOCOVERDIR", covered) // processes without it complain
+	}
 	code = m.Run()
 	if check != nil && code == 0 {
 		if err := check(); err != nil {
@@ -119,7 +127,11 @@ func build(name, path string) error {
 	if name == "ssh-capture" && inherit.Entry != "" {
 		flags += " -E " + inherit.Entry // as the Makefile does
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", path, pkg)
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", path}
+	if os.Getenv(coverEnv) != "" && name != "testprog" {
+		args = append(args, "-cover", "-coverpkg=./...")
+	}
+	cmd := exec.Command("go", append(args, pkg)...)
 	cmd.Dir = filepath.Dir(strings.TrimSpace(string(gomod)))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
