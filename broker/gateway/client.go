@@ -72,20 +72,20 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 		g.limited(err)
 		g.metrics.Handshake(generation.Limit)
 		g.say.Say(slog.LevelWarn, "limit", "connection refused", "client", from, "identity", c.who.Name(), "error", err)
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	defer release()
 	g.metrics.Handshake(outcome)
 	if !g.join(c) {
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	defer g.leave(c)
 	// The handshake may have been judged by a generation that has been replaced since,
 	// by one that did not find this connection.
 	if err := c.judge(g.current.Load()); err != nil {
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	stop := c.untilExpiry()
@@ -95,11 +95,22 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 	switch {
 	case state.NegotiatedProtocol == wire.ALPN:
 		c.serveMux()
-	case neg.Service != nil && !neg.Service.Backend.HTTPConnect:
+	case neg.Raw():
 		c.serveRaw()
 	default:
 		c.serveConnect()
 	}
+}
+
+// turnAway closes a connection of which nothing was served: with a reset where an orderly
+// end would be taken for all that the destination had to say.
+func (c *client) turnAway(raw bool) {
+	if raw && c.tls.ConnectionState().NegotiatedProtocol != wire.ALPN {
+		c.tcp.SetLinger(0)
+		c.tcp.Close()
+		return
+	}
+	c.tls.Close()
 }
 
 func newClient(g *Gateway, neg *generation.Negotiation, tcp *tcpConn, conn *tls.Conn, from netip.AddrPort) *client {
