@@ -16,9 +16,6 @@ import (
 	"sshbroker/profiles/tuntest"
 )
 
-// patience is how long a test waits for what has to come.
-const patience = 20 * time.Second
-
 // opened connects to a proxy and has it open a flow.
 func opened(t *testing.T, p *profiles.Profile) (profiles.Transport, profiles.Stream) {
 	t.Helper()
