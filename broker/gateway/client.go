@@ -16,6 +16,7 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/gateway/generation"
 	"sshbroker/broker/gateway/policy"
+	"sshbroker/broker/gateway/trust"
 	"sshbroker/profiles/socket"
 	"sshbroker/profiles/tlstun/wire"
 )
@@ -39,6 +40,8 @@ type client struct {
 
 	mu      sync.Mutex
 	gen     *generation.Generation // that it was judged by last
+	valid   time.Time              // until when, by gen, its chain is
+	known   time.Time              // until when its status is; zero: for ever
 	flows   map[*flow]struct{}
 	retired error         // no flow begins any more
 	session *wire.Session // nil where the connection is one flow
@@ -69,20 +72,20 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 		g.limited(err)
 		g.metrics.Handshake(generation.Limit)
 		g.say.Say(slog.LevelWarn, "limit", "connection refused", "client", from, "identity", c.who.Name(), "error", err)
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	defer release()
 	g.metrics.Handshake(outcome)
 	if !g.join(c) {
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	defer g.leave(c)
 	// The handshake may have been judged by a generation that has been replaced since,
 	// by one that did not find this connection.
 	if err := c.judge(g.current.Load()); err != nil {
-		conn.Close()
+		c.turnAway(neg.Raw())
 		return
 	}
 	stop := c.untilExpiry()
@@ -92,11 +95,22 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 	switch {
 	case state.NegotiatedProtocol == wire.ALPN:
 		c.serveMux()
-	case neg.Service != nil && !neg.Service.Backend.HTTPConnect:
+	case neg.Raw():
 		c.serveRaw()
 	default:
 		c.serveConnect()
 	}
+}
+
+// turnAway closes a connection of which nothing was served: with a reset where an orderly
+// end would be taken for all that the destination had to say.
+func (c *client) turnAway(raw bool) {
+	if raw && c.tls.ConnectionState().NegotiatedProtocol != wire.ALPN {
+		c.tcp.SetLinger(0)
+		c.tcp.Close()
+		return
+	}
+	c.tls.Close()
 }
 
 func newClient(g *Gateway, neg *generation.Negotiation, tcp *tcpConn, conn *tls.Conn, from netip.AddrPort) *client {
@@ -107,6 +121,7 @@ func newClient(g *Gateway, neg *generation.Negotiation, tcp *tcpConn, conn *tls.
 	if neg.Service != nil {
 		c.service = neg.Service.Name
 	}
+	c.valid, c.known = neg.Gen.Trust.Lasts(conn.ConnectionState().VerifiedChains)
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
 }
@@ -139,6 +154,21 @@ func (c *client) untilExpiry() (stop func() bool) {
 	}).Stop
 }
 
+// age ends the client with the chain of its certificate, and lets no flow begin when it
+// is not known any more what of it is revoked. now is by the clock on the wall.
+func (c *client) age(now time.Time) {
+	c.mu.Lock()
+	ended := now.After(c.valid)
+	unknown := !c.known.IsZero() && now.After(c.known) && c.retired == nil
+	c.mu.Unlock()
+	switch {
+	case ended:
+		c.end(errExpired)
+	case unknown:
+		c.retire(trust.ErrNoStatus)
+	}
+}
+
 // judge holds the client against a generation, and ends it where it may not go on.
 func (c *client) judge(gen *generation.Generation) error {
 	c.mu.Lock()
@@ -147,7 +177,10 @@ func (c *client) judge(gen *generation.Generation) error {
 	if done {
 		return nil
 	}
-	err := c.allowed(gen)
+	chains, err := gen.Trust.Verify(c.chain[0], c.chain[1:], time.Now())
+	if err == nil {
+		err = c.allowed(gen)
+	}
 	if err != nil {
 		c.end(fmt.Errorf("no longer allowed: %w", err))
 		return err
@@ -155,13 +188,11 @@ func (c *client) judge(gen *generation.Generation) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gen = gen
+	c.valid, c.known = gen.Trust.Lasts(chains)
 	return nil
 }
 
 func (c *client) allowed(gen *generation.Generation) error {
-	if err := gen.Trust.Verify(c.chain[0], c.chain[1:], time.Now()); err != nil {
-		return err
-	}
 	service := gen.Service(c.service)
 	if c.service != "" && service == nil {
 		return fmt.Errorf("the service %s is gone", c.service)
@@ -182,10 +213,13 @@ func (c *client) retire(why error) {
 	session := c.session
 	c.mu.Unlock()
 	if session != nil {
-		session.GoAway()
+		go session.GoAway() // which waits for a client that does not read
 	}
 	c.closeEmpty()
 }
+
+// endTime is how long an ended client may take to hear why its flows end.
+const endTime = 3 * time.Second
 
 // end ends all flows now, and the connection.
 func (c *client) end(why error) {
@@ -193,6 +227,7 @@ func (c *client) end(why error) {
 	again := c.ctx.Err() != nil
 	c.retired = why
 	flows := slices.Collect(maps.Keys(c.flows))
+	session := c.session
 	c.mu.Unlock()
 	if again {
 		return
@@ -203,16 +238,20 @@ func (c *client) end(why error) {
 		f.end(why)
 	}
 	c.closeEmpty()
+	if session != nil {
+		time.AfterFunc(endTime, func() { session.Close() }) // it may not read at all
+	}
 }
 
-// closeEmpty closes the session of a client that is retired and has no flow left.
+// closeEmpty closes the session of a client that is retired and has no flow left. It does
+// not wait for what the client has not read: others are to be ended, too.
 func (c *client) closeEmpty() {
 	c.mu.Lock()
 	session := c.session
 	over := c.retired != nil && len(c.flows) == 0
 	c.mu.Unlock()
 	if over && session != nil {
-		session.Close()
+		go session.Close()
 	}
 }
 

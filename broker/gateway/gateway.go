@@ -26,7 +26,7 @@ import (
 // Why connections and flows are ended.
 var (
 	errShutdown = errors.New("the gateway is shutting down")
-	errExpired  = errors.New("the client's certificate has ended")
+	errExpired  = errors.New("the client's certificate has ended, or that of its authority")
 	errIdle     = errors.New("nothing was sent for too long")
 )
 

@@ -9,12 +9,17 @@ import (
 	"sshbroker/broker/gateway/limit"
 )
 
+// refusedConnections is how many connections an identity may have beside those that are
+// flows of their own: so many at a time are refused in the words of their protocol, and
+// recorded. More are just closed.
+const refusedConnections = 16
+
 // limitsOf reads them off a configuration, and the system's bound on descriptors.
 func limitsOf(cfg *gwconfig.Config) limit.Limits {
 	l := &cfg.Limits
 	return limit.Limits{
 		Descriptors: descriptors(l.Reserve), Handshakes: l.Handshakes,
-		Connections: l.Connections, IdentityConnections: l.FlowsPerIdentity, // many a connection is one flow
+		Connections: l.Connections, IdentityConnections: l.FlowsPerIdentity + refusedConnections,
 		Flows: l.Flows, IdentityFlows: l.FlowsPerIdentity, IdentityRate: l.ConnectsPerSecond,
 	}
 }

@@ -52,6 +52,20 @@ func TestLimits(t *testing.T) {
 		}
 		w.awaitEvent("refused", "limit")
 	})
+	t.Run("connections that are flows", func(t *testing.T) {
+		w := newWorld(t, setup{top: "limits: {flows_per_identity: 2}"})
+		anna := w.client("anna@example.com")
+		for range 2 {
+			w.echoes(w.dial(anna, "echo.test"), "hello")
+		}
+		if _, a := w.connectTo("anna@example.com", "a.test"); !strings.HasPrefix(a, "HTTP/1.1 429 ") {
+			t.Errorf("by HTTP: %q", a)
+		}
+		resetSeen(t, w.dial(anna, "echo.test"))
+		for _, carrier := range []string{"connect", "raw"} {
+			w.await(carrier, func(r record) bool { return r.Carrier == carrier && r.Event == "refused" && r.Reason == "limit" })
+		}
+	})
 	t.Run("flows in all", func(t *testing.T) {
 		w := newWorld(t, setup{top: "limits: {flows: 1}"})
 		w.open(w.mux(w.client("anna@example.com"), "gw.test"), w.flowTo("a.test"))

@@ -128,10 +128,7 @@ func (g *Gateway) sweepClients(now time.Time) {
 	clients := g.list()
 	g.mu.Unlock()
 	for _, c := range clients {
-		if now.Round(0).After(c.who.NotAfter) { // by the clock on the wall
-			c.end(errExpired)
-			continue
-		}
+		c.age(now.Round(0))
 		if idle <= 0 {
 			continue
 		}

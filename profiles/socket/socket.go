@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,7 @@ type Conn struct {
 	ahead      []byte
 	begin, end int
 	received   atomic.Uint64
+	hungUp     atomic.Bool
 
 	lifeMu  sync.Mutex
 	reading bool            // inside the system call
@@ -108,6 +110,9 @@ func (w *Conn) fill() (int, error) {
 	}
 	n, err := w.Conn.Read(w.ahead)
 	w.received.Add(uint64(n))
+	if err == io.EOF {
+		w.hungUp.Store(true)
+	}
 
 	w.lifeMu.Lock()
 	w.reading = false
@@ -386,6 +391,11 @@ func (w *Conn) Failure() error {
 // Ended is closed when what waited was sent, or could not be, and the connection is
 // closed.
 func (w *Conn) Ended() <-chan struct{} { return w.ended }
+
+// HungUp tells whether Read has come to where the other end closed the connection. TLS
+// takes that for its own end where it comes between two records, and asks for nothing
+// more once that end has come.
+func (w *Conn) HungUp() bool { return w.hungUp.Load() }
 
 // Sent is how many bytes went out so far.
 func (w *Conn) Sent() uint64 { return w.sent.Load() }

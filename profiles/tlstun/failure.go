@@ -49,6 +49,8 @@ func failure(ctx context.Context, address string, p *profiles.Profile, err error
 	switch {
 	case errors.As(err, &untrusted):
 		return dress(profiles.ErrHostKey, "%s", distrust(p, untrusted))
+	case unproven(err):
+		return dress(profiles.ErrHostKey, "the server has not shown that its certificate is its own (%s)", profiles.RemoteText(err.Error(), 300, false))
 	case ctx.Err() != nil:
 		return dress(profiles.ErrConnect, "%v", context.Cause(ctx))
 	case errors.As(err, &garbled):
@@ -73,6 +75,23 @@ func failure(ctx context.Context, address string, p *profiles.Profile, err error
 		said = "the connection was closed during the handshake"
 	}
 	return dress(profiles.ErrConnect, "%s", said)
+}
+
+// unproven tells whether crypto/tls refuses a server's certificate, or the proof that it is
+// the server's, before there is a chain to judge. It has no type for these.
+func unproven(err error) bool {
+	for _, words := range []string{
+		"tls: invalid signature by the server certificate",
+		"tls: certificate used with invalid signature algorithm",
+		"tls: failed to parse certificate from server",
+		"tls: server's certificate contains an unsupported type of public key",
+		"tls: received empty certificates message",
+	} {
+		if strings.HasPrefix(err.Error(), words) {
+			return true
+		}
+	}
+	return false
 }
 
 // noProtocol is said where ALPN was not agreed.

@@ -143,7 +143,7 @@ func (t *proxied) open(ctx context.Context, dst profiles.Destination) (*proxyStr
 	if spare := t.take(); spare != nil {
 		s, err := t.ask(ctx, spare, dst)
 		var said *saidNo
-		if err == nil || errors.As(err, &said) || ctx.Err() != nil {
+		if err == nil || errors.As(err, &said) || ctx.Err() != nil || t.Err() != nil {
 			return s, err
 		}
 		// It went while it was idle. Nothing was opened.
@@ -203,14 +203,21 @@ func (t *proxied) ask(ctx context.Context, conn *connection, dst profiles.Destin
 		s.halfClose = s.halfClose || value == halfCloseValue
 	}
 	t.last.Store(&proxyState{description: t.last.Load().description, halfClose: s.halfClose})
+	if err := t.enter(s); err != nil {
+		s.Reset()
+		return nil, err
+	}
+	return s, nil
+}
+
+// enter puts a stream on the list of those that Close ends, or says why none begins.
+func (t *proxied) enter(s *proxyStream) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.err != nil {
-		s.Reset()
-		return nil, t.err
+	if t.err == nil {
+		t.live[s] = struct{}{}
 	}
-	t.live[s] = struct{}{}
-	return s, nil
+	return t.err
 }
 
 // proxyErrors are the classes of what a proxy gives as its reason, RFC 9209 section 2.3.

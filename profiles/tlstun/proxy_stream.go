@@ -160,6 +160,9 @@ func (s *proxyStream) Read(p []byte) (int, error) {
 			s.heard.Store(time.Now().UnixNano())
 			return n, nil
 		}
+		if err == io.EOF && s.conn.socket.HungUp() { // without close_notify: it is cut off
+			err = io.ErrUnexpectedEOF
+		}
 		s.readEnded(err)
 	}
 }

@@ -71,6 +71,10 @@ type Negotiation struct {
 	refused error // by us, before there was a certificate
 }
 
+// Raw tells whether the service has a target, so that bytes are carried as they are, unless
+// our own protocol was agreed on.
+func (n *Negotiation) Raw() bool { return n.Service != nil && !n.Service.Backend.HTTPConnect }
+
 // TLS is the TLS configuration of one handshake. It has no session tickets: an
 // identity is proven anew on each connection.
 func (n *Negotiation) TLS() *tls.Config {
@@ -105,7 +109,7 @@ func (n *Negotiation) choose(hello *tls.ClientHelloInfo) ([]string, error) {
 	switch {
 	case slices.Contains(hello.SupportedProtos, wire.ALPN):
 		return []string{wire.ALPN}, nil
-	case n.Service != nil && !n.Service.Backend.HTTPConnect:
+	case n.Raw():
 		return nil, nil // what is spoken is between client and target
 	case n.Service == nil && len(n.Gen.Collections) == 0:
 		return nil, &refusedHandshake{handshakeService, fmt.Errorf("no service has the name %q", hello.ServerName)}

@@ -168,11 +168,19 @@ func (r *rule) covers(to *destination) bool {
 	return r.matchPort(to.port) && (r.matchHost(to.asked) || to.host != to.asked && r.matchHost(to.host))
 }
 
+// refuses tells whether an exclusion covers an address that would be dialled: its hostnames
+// cover the names that led there, and an address among them whatever name leads to it.
+func (r *rule) refuses(to *destination, addr netip.Addr) bool {
+	inner := embedded(addr)
+	return r.matchPort(to.port) && r.matchEither(addr) &&
+		(r.covers(to) || r.matchHost(Host{addr: addr}) || inner.IsValid() && r.matchHost(Host{addr: inner}))
+}
+
 // judge decides on one address, by the service's patterns, and returns the name of the rule
 // that allows it.
 func (s *Service) judge(to *destination, addr netip.Addr, allow []*rule) (string, Verdict) {
 	for i := range s.exclude {
-		if e := &s.exclude[i]; len(e.CIDRs) > 0 && e.covers(to) && e.matchEither(addr) {
+		if e := &s.exclude[i]; e.refuses(to, addr) {
 			return "", Verdict{Reason: AddressExcluded, Rule: e.name, Detail: fmt.Sprintf("%s is excluded", to.at(addr))}
 		}
 	}
@@ -247,7 +255,7 @@ func after(policies []*compiledPolicy, to *destination, addrs []netip.AddrPort) 
 func judgePolicies(policies []*compiledPolicy, to *destination, addr netip.Addr) Verdict {
 	for _, p := range policies {
 		for i := range p.deny {
-			if d := &p.deny[i]; d.covers(to) && d.matchEither(addr) {
+			if d := &p.deny[i]; d.refuses(to, addr) {
 				return Verdict{Reason: PolicyDenied, Rule: d.name, Detail: fmt.Sprintf("%s is denied", to.at(addr))}
 			}
 		}

@@ -22,6 +22,7 @@
 //
 // An address that is asked for in place of a name matches no pattern of names, "*"
 // included, but one that is this address letter for letter after parsing; CIDRs match it.
+// In exclusions and denials an address among the names covers whatever name leads to it.
 //
 // # Addresses that no name leads to
 //

@@ -128,7 +128,7 @@ func (s *plainService) decide(host string, port int, resolve func(string) []stri
 			inner = map[string]string{"a00:1": "10.0.0.1", "7f00:1": "127.0.0.1"}[rest]
 		}
 		excluded := slices.ContainsFunc(s.exclude, func(p plainPattern) bool {
-			return p.hasName(asked, to) && p.hasPort(port) && p.hasAddr(addr, inner)
+			return p.hasName(asked, to, addr, inner) && p.hasPort(port) && p.hasAddr(addr, inner)
 		})
 		written := overridden && net.ParseIP(to) != nil
 		allowed := s.allowAll && (!plainSpecial(addr) || written) || slices.ContainsFunc(s.allow, func(p plainPattern) bool {
@@ -153,7 +153,7 @@ func (s *plainService) decide(host string, port int, resolve func(string) []stri
 		denied, ok := false, false
 		for _, p := range mine {
 			for _, d := range p.deny {
-				denied = denied || d.hasName(asked, to) && d.hasPort(port) && d.hasAddr(addr, inner)
+				denied = denied || d.hasName(asked, to, addr, inner) && d.hasPort(port) && d.hasAddr(addr, inner)
 			}
 			ok = ok || p.anywhere
 			for _, a := range p.allow {

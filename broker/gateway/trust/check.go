@@ -39,8 +39,9 @@ func (t *Trust) Check(chains [][]*x509.Certificate, now time.Time) error {
 }
 
 // Verify does all of it for a certificate that is in use: chain, times, usage,
-// revocation. intermediates are what the client sent beside it.
-func (t *Trust) Verify(leaf *x509.Certificate, intermediates []*x509.Certificate, now time.Time) error {
+// revocation. intermediates are what the client sent beside it. It returns the chains that
+// Check has judged.
+func (t *Trust) Verify(leaf *x509.Certificate, intermediates []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
 	options := x509.VerifyOptions{
 		Roots: t.roots, Intermediates: x509.NewCertPool(), CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -50,9 +51,34 @@ func (t *Trust) Verify(leaf *x509.Certificate, intermediates []*x509.Certificate
 	}
 	chains, err := leaf.Verify(options)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return t.Check(chains, now)
+	return chains, t.Check(chains, now)
+}
+
+// Lasts tells until when chains that Check has taken are good: valid is when a certificate
+// in the last of them ends, known when the first list that was asked about one of them is
+// out of date; zero where none says so.
+func (t *Trust) Lasts(chains [][]*x509.Certificate) (valid, known time.Time) {
+	for _, chain := range chains {
+		end := chain[0].NotAfter
+		for i, c := range chain {
+			if c.NotAfter.Before(end) {
+				end = c.NotAfter
+			}
+			if i == 0 {
+				continue
+			}
+			l := t.lists[issuerKey(chain[i-1].RawIssuer, c.RawSubjectPublicKeyInfo)]
+			if l != nil && !l.nextUpdate.IsZero() && (known.IsZero() || l.nextUpdate.Before(known)) {
+				known = l.nextUpdate
+			}
+		}
+		if end.After(valid) {
+			valid = end
+		}
+	}
+	return valid, known
 }
 
 // status asks the list of issuer, where there is one, about c.

@@ -60,7 +60,7 @@ func TestVerify(t *testing.T) {
 		{"any usage", client(ca, x509.ExtKeyUsageAny), nil, ErrUsage},
 		{"expired", expired, nil, "expired"},
 	} {
-		err := trusted.Verify(tc.leaf, tc.chain, time.Now())
+		_, err := trusted.Verify(tc.leaf, tc.chain, time.Now())
 		class, isClass := tc.want.(error)
 		text, isText := tc.want.(string)
 		switch {
@@ -71,7 +71,7 @@ func TestVerify(t *testing.T) {
 	if err := trusted.Check(nil, time.Now()); err == nil {
 		t.Error("no chain at all is taken")
 	}
-	if err := trusted.Verify(good, nil, time.Now().Add(90*time.Minute)); err == nil {
+	if _, err := trusted.Verify(good, nil, time.Now().Add(90*time.Minute)); err == nil {
 		t.Error("taken after its end")
 	}
 }
@@ -84,10 +84,10 @@ func TestOldList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := trusted.Verify(client(ca, x509.ExtKeyUsageClientAuth), nil, time.Now()); !errors.Is(err, ErrNoStatus) {
+	if _, err := trusted.Verify(client(ca, x509.ExtKeyUsageClientAuth), nil, time.Now()); !errors.Is(err, ErrNoStatus) {
 		t.Errorf("got %v", err)
 	}
-	if err := trusted.Verify(client(other, x509.ExtKeyUsageClientAuth), nil, time.Now()); err != nil {
+	if _, err := trusted.Verify(client(other, x509.ExtKeyUsageClientAuth), nil, time.Now()); err != nil {
 		t.Errorf("the other authority's: %v", err)
 	}
 	said := strings.Join(trusted.Warnings(time.Now()), "\n")
@@ -107,7 +107,7 @@ func TestRevokedAuthority(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := trusted.Verify(client(middle, x509.ExtKeyUsageClientAuth), nil, time.Now()); err == nil {
+	if _, err := trusted.Verify(client(middle, x509.ExtKeyUsageClientAuth), nil, time.Now()); err == nil {
 		t.Error("its client is taken")
 	}
 	if said := strings.Join(trusted.Warnings(time.Now()), "\n"); !strings.Contains(said, "CN=middle is not trusted") {

@@ -37,6 +37,7 @@ type joined struct {
 	lost  func(error)
 
 	sent, received atomic.Uint64 // of Conn
+	pings          pings
 
 	// Writing; only yamux's sender comes here.
 	held []byte // goes out before what comes next
@@ -71,6 +72,7 @@ func (j *joined) write(p []byte) error {
 		j.held = append(j.held, p...)
 		return nil
 	}
+	j.pings.wrote(p)
 	return j.sendHeld(p, true)
 }
 
@@ -102,8 +104,13 @@ func (j *joined) Read(p []byte) (int, error) {
 			err = errEnded
 		}
 		j.lost(err)
+		return n, err
 	}
-	return n, err
+	if err := j.pings.read(p[:n]); err != nil {
+		j.lost(err)
+		return 0, err
+	}
+	return n, nil
 }
 
 // Close is called by yamux, which does not tell why: by then we know, or the far end has
