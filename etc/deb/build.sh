@@ -5,7 +5,7 @@
 #
 # usage: etc/deb/build.sh OUTDIR, from the top of the tree, with
 #   PROGRAMS           names of the programs in bin/
-#   VERSION            as git describes it; DEB_VERSION in its place as it stands
+#   VERSION            as git describes it
 #   SOURCE_DATE_EPOCH  seconds; the time of the last commit if it is not given
 #   MAINTAINER         who answers for the package: NAME <ADDRESS>
 set -eu -o pipefail
@@ -33,7 +33,7 @@ debian_version() {
 	esac
 	echo "$version$dirty"
 }
-version=${DEB_VERSION:-$(debian_version "$VERSION")}
+version=$(debian_version "$VERSION")
 maintainer=${MAINTAINER:-ssh-broker maintainers <ssh-broker@localhost.localdomain>}
 case $(go env GOARCH) in
 386) arch=i386 ;;
