@@ -47,18 +47,6 @@ const (
 	Silent                     // no answer at all: the program runs into its own time limit
 )
 
-// String returns what connect() reports.
-func (r Refusal) String() string {
-	switch r {
-	case Refused:
-		return "ECONNREFUSED"
-	case Silent:
-		return "no answer"
-	default:
-		return "EHOSTUNREACH"
-	}
-}
-
 var (
 	// ErrNoWayOut is what Pass returns where the kernel cannot carry the flow by
 	// itself. The attempt is then still undecided: Admit or Refuse it.

@@ -53,8 +53,10 @@ func flow(s *fakeSource, to string) string {
 	case got.Admitted:
 		a.Program().Close()
 		return "tunneled"
+	case got.Refusal == capture.Refused:
+		return "ECONNREFUSED"
 	default:
-		return got.Refusal.String()
+		return "EHOSTUNREACH"
 	}
 }
 

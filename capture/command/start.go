@@ -51,10 +51,19 @@ type failure struct {
 	Errno syscall.Errno `json:"errno"`
 }
 
+// Pair returns two connected sockets for messages, closed by an exec.
+func Pair(name string) (a, b *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
 // Start starts the process, with this one's standard descriptors and environment. The
 // caller releases or aborts it.
 func Start(o Options) (*Child, error) {
-	ours, theirs, err := message.Pair("command")
+	ours, theirs, err := Pair("command")
 	if err != nil {
 		return nil, err
 	}

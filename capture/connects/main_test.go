@@ -205,7 +205,6 @@ type found struct {
 	Known bool
 	PID   int
 	Exe   string
-	UID   uint32
 	Err   string
 }
 
@@ -232,8 +231,7 @@ func attachReduced() error {
 		return err
 	}
 	o := t.Origin(sock)
-	_, uid, _ := t.Find(sock.Cookie)
-	say(found{Known: o.Known, PID: o.PID, Exe: o.Exe, UID: uid})
+	say(found{Known: o.Known, PID: o.PID, Exe: o.Exe})
 	return nil
 }
 

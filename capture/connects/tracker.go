@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -25,15 +24,14 @@ const remembered = 65536
 // call is one connect(), as the programs store it by the cookie of its socket.
 type call struct {
 	PIDTGID uint64 // the process in the upper half, the thread in the lower
-	UIDGID  uint64 // gid in the upper half
 	At      uint64 // nanoseconds of CLOCK_BOOTTIME
 }
 
 // Where the programs have key and value on their stack, and size of the value.
 const (
 	keyAt    = -8
-	callAt   = -32
-	callSize = 24
+	callAt   = -24
+	callSize = 16
 )
 
 // protocolAt is the offset of protocol in struct bpf_sock_addr of linux/bpf.h.
@@ -48,10 +46,8 @@ func program(calls *ebpf.Map) asm.Instructions {
 		asm.StoreMem(asm.RFP, keyAt, asm.R0, asm.DWord),
 		asm.FnGetCurrentPidTgid.Call(),
 		asm.StoreMem(asm.RFP, callAt, asm.R0, asm.DWord),
-		asm.FnGetCurrentUidGid.Call(),
-		asm.StoreMem(asm.RFP, callAt+8, asm.R0, asm.DWord),
 		asm.FnKtimeGetBootNs.Call(),
-		asm.StoreMem(asm.RFP, callAt+16, asm.R0, asm.DWord),
+		asm.StoreMem(asm.RFP, callAt+8, asm.R0, asm.DWord),
 		asm.LoadMapPtr(asm.R1, calls.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, keyAt),
 		asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, callAt),
@@ -124,14 +120,6 @@ func (t *Tracker) Close() error {
 	return errors.Join(append(errs, t.calls.Close())...)
 }
 
-// Find returns the process, by the id it had in connect(), that connected the socket
-// with that cookie, and its real uid in the initial user namespace. By now the process
-// may be gone and its id another's: see Origin.
-func (t *Tracker) Find(cookie uint64) (pid int, uid uint32, ok bool) {
-	c, ok := t.find(cookie)
-	return int(c.PIDTGID >> 32), uint32(c.UIDGID), ok
-}
-
 func (t *Tracker) find(cookie uint64) (c call, ok bool) {
 	return c, t.calls.Lookup(&cookie, &c) == nil
 }
@@ -146,26 +134,20 @@ func (t *Tracker) find(cookie uint64) (c call, ok bool) {
 // hundredth. The zero Origin is for everything unknown.
 func (t *Tracker) Origin(sock origin.Socket) capture.Origin {
 	c, ok := t.find(sock.Cookie)
-	if !ok {
+	o := origin.Running(int(c.PIDTGID >> 32))
+	if !ok || !o.Known {
 		return capture.Origin{}
 	}
-	pid := int(c.PIDTGID >> 32)
-	exe, err := os.Readlink(proc(pid, "exe"))
-	if err != nil {
-		return capture.Origin{} // gone, or a thread of the kernel
-	}
 	// Only now: the process that is old enough here was there when its exe was read.
-	stat, err := os.ReadFile(proc(pid, "stat"))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", o.PID))
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return capture.Origin{Err: err}
 	}
 	if started, ok := startTime(stat); err != nil || !ok || started > c.At/uint64(tick) {
 		return capture.Origin{}
 	}
-	return capture.Origin{Known: true, PID: pid, Exe: strings.TrimSuffix(exe, " (deleted)")}
+	return o
 }
-
-func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
 
 // tick is the unit of times in /proc: USER_HZ is 100 wherever Go runs.
 const tick = 10 * time.Millisecond

@@ -21,7 +21,7 @@ type Attempt struct {
 	source *Source
 	key    Key
 	flow   capture.Flow
-	at     place // of the newest copy; guarded by source.mu
+	at     queue.Packet // the newest copy; guarded by source.mu
 }
 
 // Key is how the SYN is known.
@@ -31,7 +31,7 @@ func (a *Attempt) Key() Key { return a.key }
 func (a *Attempt) Queue() uint16 {
 	a.source.mu.Lock()
 	defer a.source.mu.Unlock()
-	return a.at.queue
+	return a.at.Queue
 }
 
 // Flow implements capture.Attempt.
@@ -49,7 +49,7 @@ func (a *Attempt) Waits() bool {
 // Admit implements capture.Attempt.
 func (a *Attempt) Admit(ctx context.Context) (*capture.Conn, error) {
 	// Awaited before the verdict: the connection may be there at once.
-	return a.source.take(ctx, a.key, func() { a.decide(verdict{queue.Accept, capture.MarkTunnel}) })
+	return a.source.take(ctx, a.key, func() { a.decide(verdict(capture.MarkTunnel)) })
 }
 
 // Claim returns a connection that was admitted by a process which is dead. Its errors
@@ -77,7 +77,7 @@ func (s *Source) take(ctx context.Context, key Key, admit func()) (*capture.Conn
 		err = capture.ErrAbandoned
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-s.done:
+	case <-s.life.Done():
 		err = capture.ErrClosed
 	}
 	s.mu.Lock()
@@ -100,11 +100,11 @@ func (s *Source) take(ctx context.Context, key Key, admit func()) (*capture.Conn
 func (a *Attempt) Refuse(r capture.Refusal) {
 	switch r {
 	case capture.Refused:
-		a.decide(verdict{queue.Accept, capture.MarkReset})
+		a.decide(verdict(capture.MarkReset))
 	case capture.Silent:
-		a.decide(verdict{queue.Drop, 0})
+		a.decide(drop)
 	default:
-		v := verdict{queue.Accept, capture.MarkUnreachable}
+		v := verdict(capture.MarkUnreachable)
 		if wait := settle - time.Since(a.flow.Arrived); wait > 0 {
 			time.AfterFunc(wait, func() { a.decide(v) })
 			return
@@ -113,19 +113,12 @@ func (a *Attempt) Refuse(r capture.Refusal) {
 	}
 }
 
-// Pass implements capture.Attempt. Without a way out the only one that the kernel has
-// leads to a listener inside.
+// Pass implements capture.Attempt.
 func (a *Attempt) Pass() error {
-	if !a.source.WayOut {
-		if !a.flow.Local {
-			return capture.ErrNoWayOut
-		}
-		sock, err := a.source.Diag.Lookup(a.flow.Dst, a.flow.Src)
-		if err != nil || sock.State != origin.StateListen {
-			return capture.ErrNoWayOut
-		}
+	if !a.source.WayOut(a.flow) {
+		return capture.ErrNoWayOut
 	}
-	a.decide(verdict{queue.Accept, capture.MarkPass})
+	a.decide(verdict(capture.MarkPass))
 	return nil
 }
 

@@ -47,12 +47,10 @@ type Config struct {
 	Queue     *queue.Queue       // required
 	Listeners []*net.TCPListener // required
 	Diag      *origin.Diag       // required
-	Local     []netip.Addr       // the capture's own addresses beside loopback
 
-	// WayOut says that the kernel can carry flows by itself. Else only a listener
-	// inside can be passed to, as in a network namespace without a way out.
-	WayOut bool
-	PerUID int // SYNs of one uid that are held at once; 0: only all together are bounded
+	Local  func(netip.Addr) bool   // is that an address of the capture itself? nil: nobody asks
+	WayOut func(capture.Flow) bool // can the kernel carry that by itself? required
+	PerUID int                     // SYNs of one uid that are held at once; 0: only all together are bounded
 
 	// Find finds the process behind a socket.
 	Find func(origin.Socket) capture.Origin // required
@@ -62,21 +60,19 @@ type Config struct {
 // Source implements capture.Source over one packet queue.
 type Source struct {
 	Config
-	local map[netip.Addr]bool
 	ready chan *Attempt
-	done  chan struct{}
 	wg    sync.WaitGroup
 
-	admits    sync.WaitGroup // attempts in Admit; added to while not closing
-	closeOnce sync.Once
-	failure   atomic.Pointer[error]
+	life   context.Context // its cause is what Next returns in the end
+	end    context.CancelCauseFunc
+	admits sync.WaitGroup // attempts in Admit; added to while not closing
 
 	mu        sync.Mutex
 	pending   map[Key]*Attempt
 	perUID    map[uint32]int                 // of pending
 	awaiting  map[accepted]chan *net.TCPConn // admitted, not accepted yet; each has room for the one
 	unclaimed map[accepted]*net.TCPConn      // come before anybody could await them; nil: such are strangers
-	decided   [2]map[Key]verdict             // this period's and the last one's
+	decided   [2]map[Key]verdict             // of this period and the last one
 	turned    time.Time
 	closing   bool      // nobody is admitted any more
 	spares    []int     // descriptors kept free for connections in awaiting
@@ -87,10 +83,7 @@ type Source struct {
 }
 
 // Key is how a SYN and its copies are known.
-type Key struct {
-	Src, Dst netip.AddrPort
-	Seq      uint32 // initial sequence number
-}
+type Key queue.SYN
 
 // accepted is how an accepted connection is recognised: its source port may have
 // been rewritten.
@@ -99,31 +92,33 @@ type accepted struct {
 	seq uint32
 }
 
-type verdict struct {
-	v     queue.Verdict
-	class uint32
-}
+// verdict is the class of a SYN that is accepted; drop of one that is not.
+type verdict uint32
+
+const drop verdict = 0
 
 // New starts reading. The queues in takeover were read by a process that is dead: what
 // it held is queued anew first, and a connection that it admitted can be had by Claim.
 func New(c Config, takeover ...uint16) *Source {
 	s := &Source{
 		Config:   c,
-		local:    map[netip.Addr]bool{},
 		ready:    make(chan *Attempt, maxPending),
-		done:     make(chan struct{}),
 		pending:  map[Key]*Attempt{},
 		perUID:   map[uint32]int{},
 		awaiting: map[accepted]chan *net.TCPConn{},
 		decided:  [2]map[Key]verdict{{}, {}},
 		turned:   time.Now(),
 	}
+	s.life, s.end = context.WithCancelCause(context.Background())
+	context.AfterFunc(s.life, func() {
+		c.Queue.Close()
+		for _, l := range c.Listeners {
+			l.Close()
+		}
+	})
 	if len(takeover) > 0 {
 		s.unclaimed = map[accepted]*net.TCPConn{}
 		time.AfterFunc(claimTime, s.dropUnclaimed)
-	}
-	for _, a := range c.Local {
-		s.local[a] = true
 	}
 	s.wg.Go(func() { s.read(takeover) })
 	for _, l := range c.Listeners {
@@ -139,11 +134,8 @@ func (s *Source) Next(ctx context.Context) (capture.Attempt, error) {
 		return a, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-s.done:
-		if err := s.failure.Load(); err != nil {
-			return nil, errors.Join(capture.ErrClosed, *err)
-		}
-		return nil, capture.ErrClosed
+	case <-s.life.Done():
+		return nil, context.Cause(s.life)
 	}
 }
 
@@ -155,20 +147,10 @@ func (s *Source) Close() error {
 	s.closing = true
 	s.mu.Unlock()
 	s.admits.Wait()
-	s.shut()
+	s.end(capture.ErrClosed)
 	s.wg.Wait()
 	s.dropUnclaimed()
 	return s.Diag.Close()
-}
-
-func (s *Source) shut() {
-	s.closeOnce.Do(func() {
-		close(s.done)
-		s.Queue.Close()
-		for _, l := range s.Listeners {
-			l.Close()
-		}
-	})
 }
 
 // Counters are for status displays.
@@ -207,69 +189,65 @@ func (s *Source) read(takeover []uint16) {
 			return
 		default:
 			s.Log.Warn("packet queue", "error", err)
-			select {
-			case <-s.done:
-				return
-			case <-time.After(10 * time.Millisecond): // an error that repeats must not spin
-			}
+			s.pause(10 * time.Millisecond) // an error that repeats must not spin
 		}
+	}
+}
+
+func (s *Source) pause(d time.Duration) {
+	select {
+	case <-s.life.Done():
+	case <-time.After(d):
 	}
 }
 
 // fail ends a source that cannot give verdicts; programs would only hang.
 func (s *Source) fail(err error) {
-	s.failure.CompareAndSwap(nil, &err)
 	s.Log.Error("capture ends", "error", err)
-	s.shut()
+	s.end(errors.Join(capture.ErrClosed, err))
 }
 
 func (s *Source) arrived(p queue.Packet) {
 	syn, ok := queue.ParseSYN(p.Payload)
-	if !ok {
-		s.verdict(heldAt(p), verdict{queue.Drop, 0})
-		return
+	p.Payload = nil // is not ours to keep
+	v, decided := drop, true
+	if ok {
+		v, decided = s.enter(Key(syn), p)
 	}
-	now := time.Now()
-	k := Key{syn.Src, syn.Dst, syn.Seq}
+	if decided {
+		s.verdict(p, v)
+	}
+}
 
+// enter makes an attempt of a SYN, of which there is none yet and nothing was decided.
+func (s *Source) enter(k Key, p queue.Packet) (v verdict, decided bool) {
+	now := time.Now()
 	s.mu.Lock()
-	if v, ok := s.decision(k); ok { // a copy gets what the first one got
-		s.mu.Unlock()
-		s.verdict(heldAt(p), v)
-		return
+	defer s.mu.Unlock()
+	for _, m := range s.decided {
+		if v, ok := m[k]; ok { // a copy gets what the first one got
+			return v, true
+		}
 	}
 	if a := s.pending[k]; a != nil { // the kernel dropped the first one
-		a.at = heldAt(p)
-		s.mu.Unlock()
-		return
+		a.at = p
+		return drop, false
 	}
 	if len(s.pending) >= maxPending || s.PerUID > 0 && s.perUID[p.UID] >= s.PerUID {
-		s.mu.Unlock()
 		s.bounded.Add(1)
-		s.verdict(heldAt(p), verdict{queue.Drop, 0})
-		return
+		return drop, true
 	}
-	a := &Attempt{source: s, key: k, at: heldAt(p)}
+	a := &Attempt{source: s, key: k, at: p}
 	a.flow = capture.Flow{
-		Src: syn.Src, Dst: syn.Dst, UID: p.UID, Arrived: now,
-		Local:  syn.Dst.Addr().IsLoopback() || s.local[syn.Dst.Addr()],
+		Src: k.Src, Dst: k.Dst, UID: p.UID, Arrived: now,
+		Local:  s.Local != nil && s.Local(k.Dst.Addr()),
 		Origin: sync.OnceValue(a.origin),
 	}
 	s.pending[k] = a
 	s.perUID[p.UID]++
 	s.turn(now)
-	s.mu.Unlock()
 	s.ready <- a // never blocks: it has room for every pending attempt
-}
-
-// decision finds what was decided of an earlier copy. The caller holds mu.
-func (s *Source) decision(k Key) (verdict, bool) {
-	for _, m := range s.decided {
-		if v, ok := m[k]; ok {
-			return v, true
-		}
-	}
-	return verdict{}, false
+	return drop, false
 }
 
 // turn forgets old decisions. The caller holds mu.
@@ -280,16 +258,13 @@ func (s *Source) turn(now time.Time) {
 	}
 }
 
-// place is where the kernel holds a SYN.
-type place struct {
-	queue    uint16
-	id, mark uint32
-}
-
-func heldAt(p queue.Packet) place { return place{p.Queue, p.ID, p.Mark} }
-
-func (s *Source) verdict(at place, v verdict) {
-	err := s.Queue.Verdict(at.queue, at.id, v.v, capture.WithClass(at.mark, v.class))
+// verdict gives that of the SYN that the kernel holds as p.
+func (s *Source) verdict(p queue.Packet, v verdict) {
+	what := queue.Accept
+	if v == drop {
+		what = queue.Drop
+	}
+	err := s.Queue.Verdict(p.Queue, p.ID, what, capture.WithClass(p.Mark, uint32(v)))
 	switch {
 	case err == nil, errors.Is(err, os.ErrClosed):
 	case errors.Is(err, queue.ErrNotPermitted):
@@ -303,24 +278,18 @@ func (s *Source) verdict(at place, v verdict) {
 func (s *Source) accept(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if s.exhausted(err) {
-				continue
-			}
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case s.exhausted(err):
+		case err != nil:
 			s.Log.Warn("accept", "error", err) // wait and go on
-			select {
-			case <-s.done:
-				return
-			case <-time.After(acceptPause):
+			s.pause(acceptPause)
+		default:
+			if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
+				s.strangers.Add(1)
+				reset(c)
 			}
-			continue
-		}
-		if seq, dst, err := listen.Identify(c); err != nil || !s.deliver(accepted{dst, seq}, c) {
-			s.strangers.Add(1)
-			reset(c)
 		}
 	}
 }
@@ -396,24 +365,17 @@ func (s *Source) deliver(k accepted, c *net.TCPConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := s.awaiting[k]
+	own, _ := c.LocalAddr().(*net.TCPAddr)
 	switch {
 	case taken != nil:
 		delete(s.awaiting, k)
 		taken <- c // has room for it
-	case s.unclaimed != nil && k.dst != addrPort(c.LocalAddr()) && len(s.unclaimed) < maxPending:
+	case s.unclaimed != nil && k.dst != own.AddrPort() && len(s.unclaimed) < maxPending:
 		s.unclaimed[k] = c
 	default:
 		return false
 	}
 	return true
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	return tcp.AddrPort()
 }
 
 // dropUnclaimed ends the time in which connections are kept that nobody awaits.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
+	"sshbroker/capture/descriptor"
 )
 
 // Pair opens the same port on both loopback addresses, or on the IPv4 one alone.
@@ -19,17 +20,15 @@ func Pair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.F
 		if err != nil {
 			return nil, 0, err
 		}
+		files := []*os.File{f4}
 		port, err := Port(f4)
-		if err != nil {
-			f4.Close()
-			return nil, 0, err
+		if err == nil && ipv6 {
+			var f6 *os.File
+			f6, err = open(netip.AddrPortFrom(loopback6, port))
+			files = append(files, f6)
 		}
-		if !ipv6 {
-			return []*os.File{f4}, port, nil
-		}
-		f6, err := open(netip.AddrPortFrom(loopback6, port))
 		if err == nil {
-			return []*os.File{f4, f6}, port, nil
+			return files, port, nil
 		}
 		f4.Close()
 		if !errors.Is(err, unix.EADDRINUSE) {
@@ -41,7 +40,7 @@ func Pair(open func(netip.AddrPort) (*os.File, error), ipv6 bool) (files []*os.F
 
 // Port is the port that a socket is bound to.
 func Port(f *os.File) (port uint16, err error) {
-	err = control(f, func(fd int) error {
+	err = descriptor.Control(f, func(fd int) error {
 		sa, err := unix.Getsockname(fd)
 		switch sa := sa.(type) {
 		case *unix.SockaddrInet4:
@@ -70,7 +69,7 @@ func Claim(port uint16, sockets ...*os.File) error {
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	}
 	for _, f := range sockets {
-		err := control(f, func(fd int) error {
+		err := descriptor.Control(f, func(fd int) error {
 			return errors.Join(
 				unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}),
 				unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1),
@@ -87,7 +86,7 @@ func Claim(port uint16, sockets ...*os.File) error {
 // Kernels ask for CAP_NET_ADMIN or nothing; those before 5.19 have ENOPROTOOPT.
 func ReceiveMarks(sockets ...*os.File) error {
 	for _, f := range sockets {
-		err := control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
+		err := descriptor.Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVMARK, 1) })
 		if err != nil {
 			return fmt.Errorf("SO_RCVMARK: %w", err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/descriptor"
 	"sshbroker/capture/privilege"
 )
 
@@ -148,7 +149,7 @@ func TestClaim(t *testing.T) {
 	}
 
 	// As one who has been given them would.
-	err = control(accepted.(*net.TCPConn), func(fd int) error {
+	err = descriptor.Control(accepted.(*net.TCPConn), func(fd int) error {
 		return errors.Join(disconnect(fd), unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1))
 	})
 	if err != nil {
@@ -159,7 +160,7 @@ func TestClaim(t *testing.T) {
 		t.Error("an accepted socket that was bound anew listens")
 		other.Close()
 	}
-	err = control(c.(*net.UDPConn), func(fd int) error {
+	err = descriptor.Control(c.(*net.UDPConn), func(fd int) error {
 		return errors.Join(disconnect(fd), unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
 	})
 	if err != nil {
@@ -173,7 +174,7 @@ func TestClaim(t *testing.T) {
 		t.Errorf("at another port: %q, %v", b[:n], err)
 	}
 	// The filter stays, and the mark cannot be had otherwise.
-	err = control(c.(*net.UDPConn), func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
+	err = descriptor.Control(c.(*net.UDPConn), func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
 	if !errors.Is(err, unix.EPERM) {
 		t.Errorf("taking off the filter: %v", err)
 	}
@@ -191,7 +192,7 @@ func disconnect(fd int) error {
 // localPort asks the kernel, where package net remembers another.
 func localPort(t *testing.T, c syscall.Conn) (port uint16) {
 	t.Helper()
-	err := control(c, func(fd int) error {
+	err := descriptor.Control(c, func(fd int) error {
 		sa, err := unix.Getsockname(fd)
 		if sa, ok := sa.(*unix.SockaddrInet4); ok {
 			port = uint16(sa.Port)

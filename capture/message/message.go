@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/descriptor"
 )
 
 // Limits of one message. What is beyond is an error at the side that sends.
@@ -40,15 +42,6 @@ func New(f *os.File) (*Conn, error) {
 		return nil, err
 	}
 	return &Conn{file: f, raw: raw, in: make([]byte, 4<<10), oob: make([]byte, unix.CmsgSpace(MaxFiles*4))}, nil
-}
-
-// Pair returns two connected sockets, closed by an exec.
-func Pair(name string) (a, b *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
 }
 
 // File is the socket. The Conn keeps owning it.
@@ -107,13 +100,8 @@ func (c *Conn) write(v any, fds []int) error {
 	return os.NewSyscallError("sendmsg", serr)
 }
 
-// number returns f's descriptor without making it a blocking one, as Fd would.
 func number(f syscall.Conn) (n int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	err = descriptor.Control(f, func(fd int) error { n = fd; return nil })
 	return n, err
 }
 

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/descriptor"
 )
 
 // Socket belongs to the network namespace in which it was made, whichever process holds
@@ -16,6 +18,7 @@ import (
 type Socket struct {
 	file *os.File
 	raw  syscall.RawConn
+	port uint32
 }
 
 // Open makes a socket of a netlink family in the current network namespace, which hears
@@ -35,12 +38,26 @@ func Open(family int, groups uint32) (*Socket, error) {
 // Adopt takes over a socket made elsewhere. It owns f from now on, also where it fails.
 func Adopt(f *os.File) (*Socket, error) {
 	raw, err := f.SyscallConn()
+	s := &Socket{file: f, raw: raw}
+	if err == nil {
+		err = s.Control(func(fd int) error {
+			name, err := unix.Getsockname(fd)
+			if own, ok := name.(*unix.SockaddrNetlink); ok {
+				s.port = own.Pid
+				return nil
+			}
+			return errors.Join(err, unix.EPROTOTYPE)
+		})
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return &Socket{f, raw}, nil
+	return s, nil
 }
+
+// Port is the socket's address, by which the kernel knows it.
+func (s *Socket) Port() uint32 { return s.port }
 
 // File is the socket, to be duplicated into another process. The Socket keeps owning it.
 func (s *Socket) File() *os.File { return s.file }
@@ -49,24 +66,7 @@ func (s *Socket) File() *os.File { return s.file }
 func (s *Socket) Close() error { return s.file.Close() }
 
 // Control calls f with the descriptor.
-func (s *Socket) Control(f func(fd int) error) (err error) {
-	cerr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) })
-	return errors.Join(cerr, err)
-}
-
-// Port is the socket's address, by which the kernel knows it.
-func (s *Socket) Port() (port uint32, err error) {
-	err = s.Control(func(fd int) error {
-		name, err := unix.Getsockname(fd)
-		own, ok := name.(*unix.SockaddrNetlink)
-		if !ok {
-			return errors.Join(err, unix.EPROTOTYPE)
-		}
-		port = own.Pid
-		return nil
-	})
-	return port, err
-}
+func (s *Socket) Control(f func(fd int) error) error { return descriptor.Control(s.file, f) }
 
 // Send sends b to the kernel as one datagram.
 func (s *Socket) Send(b []byte) error {
@@ -105,26 +105,13 @@ func (s *Socket) Poll(buf []byte) (b []byte, err error) {
 	return b, err
 }
 
-// Asker is a socket for questions with one message for an answer. It is safe for
-// concurrent use, but nobody else may read from it.
+// Asker is a socket, which has to be set, for questions with one message for an answer.
+// It is safe for concurrent use, but nobody else may read from it.
 type Asker struct {
 	*Socket
 	mu  sync.Mutex // one question at a time
 	seq uint32
 	buf [4096]byte
-}
-
-// OpenAsker is Open for questions.
-func OpenAsker(family int) (*Asker, error) { return asker(Open(family, 0)) }
-
-// AdoptAsker is Adopt for questions.
-func AdoptAsker(f *os.File) (*Asker, error) { return asker(Adopt(f)) }
-
-func asker(s *Socket, err error) (*Asker, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &Asker{Socket: s}, nil
 }
 
 // Ask sends a message with those parts and returns the answer, which may be a refusal:

@@ -47,9 +47,17 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 	}
 	s := &Served{manifest: m, log: log}
 	c := hold.Config{
-		Local: []netip.Addr{netip.MustParseAddr(address4), netip.MustParseAddr(address6)},
+		Local: isLocal,
 		Find:  (&origin.Search{Processes: s.Processes}).Find,
 		Log:   log,
+	}
+	// The only way that the kernel has leads to a listener inside.
+	c.WayOut = func(f capture.Flow) bool {
+		if !f.Local {
+			return false
+		}
+		sock, err := c.Diag.Lookup(f.Dst, f.Src)
+		return err == nil && sock.State == origin.StateListen
 	}
 	var errs []error
 	for i, role := range m.Files {
@@ -83,6 +91,10 @@ func Adopt(m Manifest, files []*os.File, takeover bool, log *slog.Logger) (*Serv
 	h := hold.New(c, takeOver...)
 	s.Source, s.close = h, h.Close
 	return s, nil
+}
+
+func isLocal(a netip.Addr) bool {
+	return a.IsLoopback() || a == netip.MustParseAddr(address4) || a == netip.MustParseAddr(address6)
 }
 
 func (s *Served) adopt(c *hold.Config, role string, f *os.File) (err error) {

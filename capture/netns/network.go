@@ -39,7 +39,7 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		m.Files = append(m.Files, role)
 		files = append(files, f)
 	}
-	spec := nft.Spec{Queue: queueNumber}
+	spec := RuleSpec{Queue: queueNumber}
 	if !unheld {
 		spec.Form = nft.ProbeQueue()
 	}
@@ -74,14 +74,14 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 
 	if spec.Form != nft.NoQueue {
 		// Bound before the rules send anything there.
-		q, err := queue.Open(queueNumber, queueLength, queueBuffer)
+		q, err := openQueue()
 		if err != nil {
 			return m, nil, err
 		}
 		add(roleQueue, q.File())
 		m.Held = true
 	}
-	if err := nft.Namespace(spec).Load(); err != nil {
+	if err := loadRules(Rules(spec)); err != nil {
 		return m, nil, err
 	}
 	if udpRelay {
@@ -93,6 +93,30 @@ func buildNetwork(udpRelay, unheld bool) (Manifest, []*os.File, error) {
 		add(roleConntrack, ct.File())
 	}
 	return m, files, nil
+}
+
+// openQueue binds the queue, while the kernel's answer is all that can be received.
+func openQueue() (*queue.Queue, error) {
+	q, err := queue.OpenSocket(queueBuffer)
+	if err != nil {
+		return nil, err
+	}
+	read := make(chan error, 1)
+	go func() { read <- q.Receive(func(queue.Packet) {}) }()
+	if err := q.Bind(queueNumber, queueLength); err != nil {
+		q.Close()
+		return nil, err
+	}
+	return q, <-read
+}
+
+func loadRules(r nft.Ruleset) error {
+	t, err := nft.NewTable(nft.Unowned)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return t.Apply(r)
 }
 
 // addressing is what one family of the namespace's device gets.
@@ -178,16 +202,6 @@ func tuneNetwork() {
 	} {
 		_ = os.WriteFile("/proc/sys/net/"+s.path, []byte(s.value+"\n"), 0)
 	}
-}
-
-// control runs f on the descriptor. (*os.File).Fd would make it blocking, in every
-// process that holds it.
-func control(file *os.File, f func(fd int)) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
 // hasIPv6 turns IPv6 on where the kernel has it: a namespace without it would let

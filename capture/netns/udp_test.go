@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/descriptor"
 	"sshbroker/capture/message"
 	"sshbroker/capture/udprelay"
 )
@@ -482,13 +483,12 @@ func TestUDPRelayTakeover(t *testing.T) {
 func duplicate(t *testing.T, files []*os.File) (dups []*os.File) {
 	t.Helper()
 	for _, f := range files {
-		err := control(f, func(fd int) {
+		err := descriptor.Control(f, func(fd int) error {
 			n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-			if err != nil {
-				t.Error(err)
-				return
+			if err == nil {
+				dups = append(dups, os.NewFile(uintptr(n), "capture"))
 			}
-			dups = append(dups, os.NewFile(uintptr(n), "capture"))
+			return err
 		})
 		if err != nil {
 			t.Fatal(err)

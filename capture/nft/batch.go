@@ -25,7 +25,7 @@ type batch struct {
 	what  []string        // each message is about, by its sequence number
 	sets  uint32          // so far
 	mark  string          // behind the names of sets
-	have  map[string]bool // what is there as it is to be: "set NAME", "chain NAME"
+	have  map[string]bool // what is there as it is to be: "set NAME", "chain NAME", "counter NAME"
 }
 
 func newBatch(table string) *batch {
@@ -48,13 +48,38 @@ func (b *batch) message(what string, typ, flags uint16, family byte, attrs [][]b
 	b.what = append(b.what, what)
 }
 
-func (b *batch) newTable(flags uint32) {
-	b.add("table "+b.table, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, netlink.Uint32(unix.NFTA_TABLE_FLAGS, flags))
+func (b *batch) newTable(o Ownership) {
+	b.add("table "+b.table, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, netlink.Uint32(unix.NFTA_TABLE_FLAGS, uint32(o)))
 }
 
 func (b *batch) delTable() { b.add("delete table "+b.table, unix.NFT_MSG_DELTABLE, 0) }
 
-func (b *batch) newChain(c chain) {
+// fill adds everything that is in the table.
+func (b *batch) fill(r Ruleset) error {
+	_, counters := r.refersTo()
+	for _, name := range counters {
+		b.newCounter(name)
+	}
+	if r.meter.Rate != 0 {
+		b.newMeter(r.meter)
+	}
+	for _, c := range r.Chains {
+		b.newChain(c)
+	}
+	for _, c := range r.Chains {
+		if b.have["chain "+c.name] {
+			continue
+		}
+		for _, rule := range c.rules {
+			if err := b.newRule(c.name, rule); err != nil {
+				return fmt.Errorf("nftables: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (b *batch) newChain(c Chain) {
 	attrs := [][]byte{text(unix.NFTA_CHAIN_NAME, c.name)}
 	if c.typ != "" {
 		attrs = append(attrs,
@@ -65,14 +90,14 @@ func (b *batch) newChain(c chain) {
 }
 
 // newRule appends a rule, after the sets that are its own.
-func (b *batch) newRule(chain string, r rule) error {
+func (b *batch) newRule(chain string, r Rule) error {
 	var list []byte
 	for _, t := range r {
 		exprs := t.exprs
 		if t.set != nil {
 			name := b.newSet(chain, *t.set)
 			exprs = append(exprs[:len(exprs):len(exprs)], &expr.Lookup{SourceRegister: 1, SetName: name, SetID: b.sets,
-				IsDestRegSet: t.set.verdicts, DestRegister: unix.NFT_REG_VERDICT})
+				IsDestRegSet: t.set.spans[0].chain != "", DestRegister: unix.NFT_REG_VERDICT})
 		}
 		for _, e := range exprs {
 			data, err := expr.Marshal(unix.NFPROTO_INET, e)
@@ -111,22 +136,24 @@ func (b *batch) newSet(chain string, s set) string {
 	} else {
 		b.have["set "+s.name] = true
 	}
+	size := len(s.spans)
 	if s.ranges {
 		flags |= unix.NFT_SET_INTERVAL
+		size *= 2
 	}
 	attrs := [][]byte{}
-	if s.verdicts {
+	if s.spans[0].chain != "" {
 		flags |= unix.NFT_SET_MAP
 		attrs = append(attrs, netlink.Uint32(unix.NFTA_SET_DATA_TYPE, unix.NFT_DATA_VERDICT))
 	}
 	attrs = append(attrs, text(unix.NFTA_SET_NAME, s.name), netlink.Uint32(unix.NFTA_SET_ID, b.sets),
-		netlink.Uint32(unix.NFTA_SET_FLAGS, flags), netlink.Uint32(unix.NFTA_SET_KEY_TYPE, s.keyType), netlink.Uint32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLen)),
-		netlink.Nest(unix.NFTA_SET_DESC, netlink.Uint32(unix.NFTA_SET_DESC_SIZE, uint32(len(s.elements)))))
+		netlink.Uint32(unix.NFTA_SET_FLAGS, flags), netlink.Uint32(unix.NFTA_SET_KEY_TYPE, s.keyType), netlink.Uint32(unix.NFTA_SET_KEY_LEN, uint32(len(s.spans[0].first))),
+		netlink.Nest(unix.NFTA_SET_DESC, netlink.Uint32(unix.NFTA_SET_DESC_SIZE, uint32(size))))
 	b.add("chain "+chain+", set", unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, attrs...)
 
-	for list := []byte(nil); len(s.elements) > 0; list = list[:0] {
-		for len(s.elements) > 0 && len(list) < elementsInOne {
-			list, s.elements = append(list, s.elements[0].encode(s.verdicts)...), s.elements[1:]
+	for list := []byte(nil); len(s.spans) > 0; list = list[:0] {
+		for len(s.spans) > 0 && len(list) < elementsInOne {
+			list, s.spans = append(list, s.spans[0].encode(s.ranges)...), s.spans[1:]
 		}
 		b.add("chain "+chain+", elements of a set", unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE,
 			text(unix.NFTA_SET_ELEM_LIST_SET, s.name),
@@ -135,28 +162,34 @@ func (b *batch) newSet(chain string, s set) string {
 	return s.name
 }
 
-func (e element) encode(verdict bool) []byte {
-	attrs := [][]byte{netlink.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attr(unix.NFTA_DATA_VALUE, e.key))}
-	if e.end {
-		attrs = append(attrs, netlink.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END))
+func (s span) encode(ranges bool) []byte {
+	attrs := [][]byte{setKey(s.first)}
+	if s.chain != "" {
+		code := int32(unix.NFT_GOTO)
+		attrs = append(attrs, netlink.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Nest(unix.NFTA_DATA_VERDICT,
+			netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, s.chain))))
 	}
-	if verdict {
-		v := netlink.Uint32(unix.NFTA_VERDICT_CODE, verdictAccept)
-		if e.chain != "" {
-			code := int32(unix.NFT_GOTO)
-			v = append(netlink.Uint32(unix.NFTA_VERDICT_CODE, uint32(code)), text(unix.NFTA_VERDICT_CHAIN, e.chain)...)
-		}
-		attrs = append(attrs, netlink.Nest(unix.NFTA_SET_ELEM_DATA, netlink.Nest(unix.NFTA_DATA_VERDICT, v)))
+	b := netlink.Nest(unix.NFTA_LIST_ELEM, attrs...)
+	if beyond := next(s.last); ranges && beyond != nil {
+		b = append(b, netlink.Nest(unix.NFTA_LIST_ELEM, setKey(beyond), netlink.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END))...)
 	}
-	return netlink.Nest(unix.NFTA_LIST_ELEM, attrs...)
+	return b
+}
+
+func setKey(key []byte) []byte {
+	return netlink.Nest(unix.NFTA_SET_ELEM_KEY, netlink.Attr(unix.NFTA_DATA_VALUE, key))
 }
 
 func text(typ uint16, s string) []byte { return netlink.Attr(typ, []byte(s), []byte{0}) }
 
 func shorten(s string) string { return s[:min(len(s), 300)] }
 
-// newCounter appends a named counter. One that is there goes on counting.
+// newCounter appends a named counter, unless it is there and goes on counting.
 func (b *batch) newCounter(name string) {
+	if b.have["counter "+name] {
+		return
+	}
+	b.have["counter "+name] = true
 	zero := make([]byte, 8)
 	b.add("counter "+name, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, text(unix.NFTA_OBJ_NAME, name),
 		netlink.Uint32(unix.NFTA_OBJ_TYPE, objectCounter),
@@ -164,7 +197,7 @@ func (b *batch) newCounter(name string) {
 }
 
 // newMeter appends the meter's set. One that is there keeps what it remembers.
-func (b *batch) newMeter(m meterSet) {
+func (b *batch) newMeter(m Meter) {
 	b.add("set "+m.name(), unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, text(unix.NFTA_SET_NAME, m.name()),
 		netlink.Uint32(unix.NFTA_SET_ID, 0), netlink.Uint32(unix.NFTA_SET_FLAGS, unix.NFT_SET_EVAL|unix.NFT_SET_TIMEOUT),
 		netlink.Uint32(unix.NFTA_SET_KEY_TYPE, typeUID), netlink.Uint32(unix.NFTA_SET_KEY_LEN, 4),

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -61,10 +62,7 @@ const (
 // are let alone, but for those to an address of a pool, which are refused. Datagrams to
 // System's resolver arrive with their sender's capture.SenderMark, whoever that is.
 func Host(s HostSpec) Ruleset {
-	r := Ruleset{table: HostTableName, counters: []string{counterLostMark, counterDiverted, counterMetered}}
-	if s.Meter.Rate != 0 && s.Form != NoQueue {
-		r.meter = &meterSet{s.Meter}
-	}
+	r := Ruleset{Table: HostTableName, meter: s.Meter}
 	all := slices.Clone(s.Captures)
 	var users []capture.UIDRange // whose sockets may be taken
 	for _, c := range all {
@@ -85,100 +83,99 @@ func Host(s HostSpec) Ruleset {
 
 	// A packet that is no SYN passes one rule of hold and, unless it goes to a pool,
 	// few of refuse.
-	r.chains = append(r.chains,
-		base("hold", "filter", unix.NF_INET_LOCAL_OUT, prioHold, rule{tcp(), syn(), jump("syn")}),
-		chain{name: "syn", rules: append([]rule{{dport(portDNS), accept()}}, s.dispatch(HostCapture.rulesChain)...)})
+	r.Chains = append(r.Chains,
+		Base("hold", "filter", unix.NF_INET_LOCAL_OUT, PrioHold, Rule{TCP, SYN, jump("syn")}),
+		Chain{name: "syn", rules: append([]Rule{{DestPort(PortDNS), Accept}}, s.dispatch(HostCapture.rulesChain)...)})
 
-	refuse := base("refuse", "filter", unix.NF_INET_LOCAL_OUT, prioRefuse, rule{toJudge(), tcp(), syn(), jump("judge")})
-	toPool := ending(inPrefixes(pools), jump("pool"))
-	refuse.rules = append(refuse.rules, toPool...)
+	refuse := Base("refuse", "filter", unix.NF_INET_LOCAL_OUT, PrioRefuse, Rule{toJudge, TCP, SYN, jump("judge")})
+	refuse.rules = append(refuse.rules, ending(inPrefixes(pools), jump("pool"))...)
 	if refuseUDP {
-		refuse.rules = append(refuse.rules, rule{notTCP(), outLoopback(false), jump("datagrams")})
+		refuse.rules = append(refuse.rules, Rule{notTCP, OutElsewhere, jump("datagrams")})
 	}
 	if !s.NoZones {
-		apart := base("apart", "filter", unix.NF_INET_LOCAL_OUT, prioApart, rule{udp(), dport(portDNS), ownersZone()})
+		apart := Base("apart", "filter", unix.NF_INET_LOCAL_OUT, prioApart, Rule{UDP, DestPort(PortDNS), ownersZone})
 		apart.constant = true // kernels drop all that is held when a rule that sets zones goes
-		r.chains = append(r.chains, apart)
+		r.Chains = append(r.Chains, apart)
 	}
 	if len(all) > 0 {
-		refuse.rules = append(refuse.rules, rule{outLoopback(true), jump("straight")})
-		r.chains = append(r.chains, straight(append(resolversTCP, s.TCP), resolvers))
+		refuse.rules = append(refuse.rules, Rule{OutLoopback, jump("straight")})
+		r.Chains = append(r.Chains, straight(append(resolversTCP, s.TCP), resolvers))
 	}
-	judged := []rule{
-		{dport(portDNS), accept()},
-		{class(capture.MarkReset), resetTCP()},
-		{class(capture.MarkUnreachable), hostUnreachable()},
-		{class(capture.MarkTunnel), accept()},
+	judged := []Rule{
+		{DestPort(PortDNS), Accept},
+		{HasClass(capture.MarkReset), ResetTCP},
+		{HasClass(capture.MarkUnreachable), HostUnreachable},
+		{HasClass(capture.MarkTunnel), Accept},
 	}
-	r.chains = append(r.chains, refuse,
-		chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
-		chain{name: "judged", rules: judged},
-		chain{name: "pool", rules: s.pool()})
+	r.Chains = append(r.Chains, refuse,
+		Chain{name: "judge", rules: s.dispatch(func(HostCapture) string { return "judged" })},
+		Chain{name: "judged", rules: judged},
+		Chain{name: "pool", rules: s.pool()})
 	if refuseUDP {
-		r.chains = append(r.chains,
-			chain{name: "datagrams", rules: append([]rule{{udp(), dport(portDNS), accept()}}, s.dispatch(s.datagramChain)...)},
-			chain{name: "refused", rules: []rule{{hostUnreachable()}}})
+		r.Chains = append(r.Chains,
+			Chain{name: "datagrams", rules: append([]Rule{{UDP, DestPort(PortDNS), Accept}}, s.dispatch(s.datagramChain)...)},
+			Chain{name: "refused", rules: []Rule{{HostUnreachable}}},
+			Chain{name: "accepted", rules: []Rule{{Accept}}})
 	}
 
-	r.chains = append(r.chains,
-		base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert,
-			rule{class(capture.MarkTunnel), tcp(), jump("captured")},
-			rule{dport(portDNS), jump("captured")}),
-		chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
+	r.Chains = append(r.Chains,
+		Base("divert", "nat", unix.NF_INET_LOCAL_OUT, PrioDivert,
+			Rule{HasClass(capture.MarkTunnel), TCP, jump("captured")},
+			Rule{DestPort(PortDNS), jump("captured")}),
+		Chain{name: "captured", rules: s.dispatch(HostCapture.divertChain)},
 		// Live diverted flows hang once no rule uses NAT any more. No packet comes here.
-		chain{name: "resident", rules: []rule{{redirect(s.TCP)}}},
+		Chain{name: "resident", rules: []Rule{{Redirect(s.TCP)}}},
 		// Wherever foreign rules stand, after NAT a SYN is on its way to us or may leave.
 		// A route chain, so that the latter goes the way that its mark without our class
 		// stands for in foreign policy rules.
-		base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, rule{tcp(), syn(), jump("check")}, rule{udp(), jump("datagram")}),
-		chain{name: "datagram", rules: []rule{{dport(portDNS), goTo("asked")}, {askedFor(portDNS), goTo("asked")}}},
+		Base("confirm", "route", unix.NF_INET_LOCAL_OUT, prioConfirm, Rule{TCP, SYN, jump("check")}, Rule{UDP, jump("datagram")}),
+		Chain{name: "datagram", rules: []Rule{{DestPort(PortDNS), goTo("asked")}, {askedFor(PortDNS), goTo("asked")}}},
 		// A SYN on its way since before it had our class, which nobody has changed since, need
 		// not be sent on it again: hold is no route chain. Its class is taken off behind us.
 		// A program that gave up while its SYN was held has no socket any more whose owner
 		// could be told: nothing has diverted that SYN, or refused it.
-		chain{name: "check", rules: slices.Concat([]rule{{direct(), unchanged(), accept()}},
+		Chain{name: "check", rules: slices.Concat([]Rule{{direct, unchanged, Accept}},
 			s.dispatch(func(HostCapture) string { return "checked" }),
-			[]rule{{hasOwner(), accept()}, {mayLeave(), setClass(0), accept()}, {notClass(0), drop()}})},
-		base("settle", "filter", unix.NF_INET_LOCAL_OUT, prioSettle, rule{direct(), tcp(), syn(), jump("leaves")}),
-		chain{name: "leaves", rules: s.dispatch(func(HostCapture) string { return "left" })},
-		chain{name: "left", rules: []rule{{setClass(0)}}},
-		chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
+			[]Rule{{hasOwner, Accept}, {mayLeave, SetClass(0), Accept}, {HasNotClass(0), drop}})},
+		Base("settle", "filter", unix.NF_INET_LOCAL_OUT, prioSettle, Rule{direct, TCP, SYN, jump("leaves")}),
+		Chain{name: "leaves", rules: s.dispatch(func(HostCapture) string { return "left" })},
+		Chain{name: "left", rules: []Rule{{SetClass(0)}}},
+		Chain{name: "asked", rules: append(s.dispatch(HostCapture.namesChain),
 			// Of a socket that is not captured, from where one was that is.
-			ending(toServers(onLoopback(resolvers...)), count(counterDiverted), drop())...)},
-		chain{name: "checked", rules: slices.Concat(
-			[]rule{{mayLeave(), setClass(0), accept()}},
-			ending(toServers(onLoopback(resolversTCP...)), askedFor(portDNS), accept()),
-			ending(s.toListener(), class(capture.MarkTunnel), accept()),
-			[]rule{
+			ending(toLoopback(resolvers...), count(counterDiverted), drop)...)},
+		Chain{name: "checked", rules: slices.Concat(
+			[]Rule{{mayLeave, SetClass(0), Accept}},
+			ending(toLoopback(resolversTCP...), askedFor(PortDNS), Accept),
+			ending(toLoopback(s.TCP), HasClass(capture.MarkTunnel), Accept),
+			[]Rule{
 				// Guard 2: a SYN for the tunnel that something else diverted first.
-				{class(capture.MarkTunnel), count(counterDiverted), drop()},
+				{HasClass(capture.MarkTunnel), count(counterDiverted), drop},
 				// Guard 1: a SYN whose verdict was lost on the way.
-				{count(counterLostMark), drop()},
+				{count(counterLostMark), drop},
 			})},
 		// Guard 2 once more, on the way out. Here the cgroup cannot be asked for; forwarded
 		// packets have no owner.
-		base("last", "filter", unix.NF_INET_POST_ROUTING, prioLast,
-			append(preceded(rule{class(capture.MarkTunnel), tcp(), syn(), outLoopback(false)}, inUsers(users),
-				count(counterDiverted), drop()), s.queries(outLoopback(true), noteSender())...)...),
+		Base("last", "filter", unix.NF_INET_POST_ROUTING, PrioLast,
+			append(ending(product([]Rule{{HasClass(capture.MarkTunnel), TCP, SYN, OutElsewhere}}, inUsers(users...)),
+				count(counterDiverted), drop), s.queries(OutLoopback, noteSender)...)...),
 		// Foreign rules of prerouting write marks, WireGuard's for one, and those of
 		// input act on them; by now the packet has no socket any more, but its priority.
-		base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
-			[]rule{{fromElsewhere(), accept()}},
-			s.queries(markSender()),
-			ending(toServers(onLoopback(resolvers...)), udp(), jump("arrives")),
-			ending(toServers(onLoopback(resolversTCP...)), tcp(), syn(), jump("arrives")))...),
+		Base("sender", "filter", unix.NF_INET_LOCAL_IN, prioSender, slices.Concat(
+			[]Rule{{fromElsewhere, Accept}},
+			s.queries(markSender),
+			ending(toLoopback(resolvers...), UDP, jump("arrives")),
+			ending(toLoopback(resolversTCP...), TCP, SYN, jump("arrives")))...),
 		// Once a resolver is gone, and ssh-captured with it, somebody else may bind its port:
 		// what the table still sends there is dropped. A SYN may also meet what lingers of a
 		// connection, which has the port until then; any other socket is somebody else's.
-		chain{name: "arrives", rules: []rule{{heard(), accept()}, {lingers(), jump("lingers")}, {drop()}}},
-		chain{name: "lingers", rules: []rule{{overheard(), drop()}, {accept()}}})
+		Chain{name: "arrives", rules: []Rule{{heard, Accept}, {lingers, jump("lingers")}, {drop}}},
+		Chain{name: "lingers", rules: []Rule{{overheard, drop}, {Accept}}})
 
 	for _, c := range all {
-		r.chains = append(r.chains, s.ask(c), s.divert(c), s.rules(c), chain{name: c.namesChain(), rules: []rule{
-			{dport(c.DNSUDP), accept()},
+		r.Chains = append(r.Chains, s.ask(c), s.divert(c), s.rules(c), Chain{name: c.namesChain(), rules: []Rule{
+			{DestPort(c.DNSUDP), Accept},
 			// Guard 2 for name queries: others would be asked what only our resolver may hear.
-			{count(counterDiverted), drop()}}})
-		r.counters = append(r.counters, c.counters()...)
+			{count(counterDiverted), drop}}})
 	}
 	return r
 }
@@ -186,48 +183,33 @@ func Host(s HostSpec) Ruleset {
 // pool is the chain for packets to an address of some capture's pool: what a live
 // diverted connection sends, or what may not get out. What a user's capture calls a pool
 // concerns that user alone: any range can be.
-func (s HostSpec) pool() []rule {
-	rules := []rule{{diverted(), accept()}}
+func (s HostSpec) pool() []Rule {
+	rules := []Rule{{diverted, Accept}}
 	for _, c := range s.Captures {
-		for _, way := range inPrefixes(c.Spec.Pools) {
-			rules = append(rules, preceded(way, inUsers([]capture.UIDRange{{Lo: c.UID, Hi: c.UID}}), hostUnreachable())...)
-		}
+		rules = append(rules, ending(product(inPrefixes(c.Spec.Pools), inUsers(capture.UIDRange{Lo: c.UID, Hi: c.UID})), HostUnreachable)...)
 	}
 	if s.System != nil {
-		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), hostUnreachable())...)
+		rules = append(rules, ending(inPrefixes(s.System.Spec.Pools), HostUnreachable)...)
 	}
 	return rules
 }
 
 // queries is a rule about the name queries that arrive at System's resolver over UDP,
 // redirected or sent there, where there is a System.
-func (s HostSpec) queries(act ...term) []rule {
+func (s HostSpec) queries(act ...Term) []Rule {
 	if s.System == nil {
 		return nil
 	}
-	return []rule{append(rule{udp(), dport(s.System.DNSUDP)}, act...)}
+	return []Rule{append(Rule{UDP, DestPort(s.System.DNSUDP)}, act...)}
 }
 
 // straight is the chain that refuses what goes to our own sockets without having been
 // diverted there, which is before NAT: another user could ask a capture's resolver what
 // its owner asked, and have it remember names that the owner never asked for.
-func straight(tcpPorts, udpPorts []uint16) chain {
-	return chain{name: "straight", rules: append(
-		ending(toServers(onLoopback(tcpPorts...)), tcp(), resetTCP()),
-		ending(toServers(onLoopback(udpPorts...)), udp(), hostUnreachable())...)}
-}
-
-// onLoopback are ports on both of its addresses.
-func onLoopback(ports ...uint16) (list []netip.AddrPort) {
-	for _, p := range ports {
-		list = append(list, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p), netip.AddrPortFrom(netip.IPv6Loopback(), p))
-	}
-	return list
-}
-
-// toListener are the ways for a packet to go to the listeners.
-func (s HostSpec) toListener() []rule {
-	return toServers(onLoopback(s.TCP))
+func straight(tcpPorts, udpPorts []uint16) Chain {
+	return Chain{name: "straight", rules: append(
+		ending(toLoopback(tcpPorts...), TCP, ResetTCP),
+		ending(toLoopback(udpPorts...), UDP, HostUnreachable)...)}
 }
 
 func (c HostCapture) rulesChain() string  { return "rules_" + c.ID }
@@ -246,80 +228,68 @@ func (s HostSpec) datagramChain(c HostCapture) string {
 	if c.Spec.RefuseUDP || s.under(c) && s.System.Spec.RefuseUDP {
 		return "refused"
 	}
-	return "" // accepted, also where another user's capture around this one refuses
+	return "accepted" // also where another user's capture around this one refuses
 }
 
 // dispatch returns rules that send the packets of captured sockets to a chain: by the
 // deepest cgroup first, as a capture within another has its own rules, and System last.
-func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []rule) {
+func (s HostSpec) dispatch(chain func(HostCapture) string) (rules []Rule) {
 	captures := slices.Clone(s.Captures)
 	slices.SortStableFunc(captures, func(a, b HostCapture) int { return cmp.Compare(b.Level, a.Level) })
 	for len(captures) > 0 {
-		var elements []element
-		var texts []string
+		var ways []span
 		level := captures[0].Level
 		for len(captures) > 0 && captures[0].Level == level {
-			c, to := captures[0], chain(captures[0])
-			elements = append(elements, element{key: socketKey(c.Cgroup, c.UID), chain: to})
-			texts = append(texts, fmt.Sprintf("%d . %d : %s", c.Cgroup, c.UID, goOrAccept(to).text))
+			ways = append(ways, captures[0].leads(chain(captures[0])))
 			captures = captures[1:]
 		}
-		rules = append(rules, rule{bySocket(level, elements, texts)})
+		rules = append(rules, Rule{socketAt(level).lookup(ways)})
 	}
 	if s.System != nil {
-		rules = append(rules, preceded(nil, inUsers(s.System.Spec.Users), goOrAccept(chain(*s.System)))...)
+		rules = append(rules, ending(product([]Rule{nil}, inUsers(s.System.Spec.Users...)), goTo(chain(*s.System)))...)
 	}
 	return rules
 }
 
-func goOrAccept(chain string) term {
-	if chain == "" {
-		return accept()
-	}
-	return goTo(chain)
+// leads has the packets of c's sockets go to a chain.
+func (c HostCapture) leads(chain string) span {
+	key := binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint64(nil, c.Cgroup), c.UID)
+	return span{key, key, fmt.Sprintf("%d . %d : goto %s", c.Cgroup, c.UID, chain), chain}
 }
 
 // rules is the chain of what the kernel decides of a capture's SYNs by itself. Its
 // rules are those of Spec, in their order.
-func (s HostSpec) rules(c HostCapture) chain {
-	pass := []term{setClass(capture.MarkDirect), accept()}
+func (s HostSpec) rules(c HostCapture) Chain {
+	pass := []Term{SetClass(capture.MarkDirect), Accept}
 	if s.under(c) {
-		pass = []term{goTo(s.System.rulesChain())}
+		pass = []Term{goTo(s.System.rulesChain())}
 	}
 	rules := ending(inPrefixes(c.Spec.Pools), goTo(c.askChain()))
 	if !c.Spec.Local {
-		rules = append(rules, append(rule{outLoopback(true)}, pass...))
+		rules = append(rules, append(Rule{OutLoopback}, pass...))
 	}
 	rules = append(rules, ending(toServers(c.Spec.Exempt), pass...)...)
 	for _, sr := range c.Spec.Rules {
-		places, ports := []rule{nil}, []term{{}}
+		ways := []Rule{nil}
 		if len(sr.Prefixes) > 0 {
-			places = inPrefixes(sr.Prefixes)
+			ways = inPrefixes(sr.Prefixes)
 		}
 		if len(sr.Ports) > 0 {
-			ports = inPorts(sr.Ports)
+			ways = product(ways, inPorts(sr.Ports...))
 		}
-		for _, place := range places {
-			for _, p := range ports {
-				match := slices.Clone(place)
-				if p.exprs != nil {
-					match = append(match, p)
-				}
-				rules = append(rules, append(match, c.outcome(sr.Outcome, sr.Number, pass)...))
-			}
-		}
+		rules = append(rules, ending(ways, c.outcome(sr.Outcome, sr.Number, pass)...)...)
 	}
-	return chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
+	return Chain{name: c.rulesChain(), rules: append(rules, c.outcome(c.Spec.Rest, 0, pass))}
 }
 
-func (c HostCapture) outcome(o capture.Outcome, number int, pass []term) rule {
+func (c HostCapture) outcome(o capture.Outcome, number int, pass []Term) Rule {
 	switch o {
 	case capture.Pass:
-		return append(rule{count(c.counter(o, number))}, pass...)
+		return append(Rule{count(c.counter(o, number))}, pass...)
 	case capture.Reset:
-		return rule{count(c.counter(o, number)), setClass(capture.MarkReset), accept()}
+		return Rule{count(c.counter(o, number)), SetClass(capture.MarkReset), Accept}
 	default:
-		return rule{goTo(c.askChain())}
+		return Rule{goTo(c.askChain())}
 	}
 }
 
@@ -327,86 +297,68 @@ func (c HostCapture) counter(o capture.Outcome, number int) string {
 	return fmt.Sprintf("%s_%d_%s", o, number, c.ID)
 }
 
-// counters are the names of those that rules refers to.
-func (c HostCapture) counters() (names []string) {
-	there := map[string]bool{}
-	for _, sr := range append(slices.Clone(c.Spec.Rules), capture.SpecRule{Outcome: c.Spec.Rest}) {
-		name := c.counter(sr.Outcome, sr.Number)
-		if (sr.Outcome == capture.Pass || sr.Outcome == capture.Reset) && !there[name] {
-			there[name] = true
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // parseCounter is counter's inverse.
 func parseCounter(name string) (h Hit, ok bool) {
-	parts := strings.SplitN(name, "_", 3)
-	if len(parts) != 3 {
-		return h, false
+	outcome, rest, _ := strings.Cut(name, "_")
+	number, id, ok := strings.Cut(rest, "_")
+	n, err := strconv.Atoi(number)
+	for _, o := range []capture.Outcome{capture.Pass, capture.Reset} {
+		if ok && err == nil && o.String() == outcome {
+			return Hit{Capture: id, Rule: n, Outcome: o}, true
+		}
 	}
-	number, err := strconv.Atoi(parts[1])
-	h.Capture, h.Rule, h.Outcome = parts[2], number, capture.Pass
-	if parts[0] == capture.Reset.String() {
-		h.Outcome = capture.Reset
-	}
-	return h, err == nil && parts[0] == h.Outcome.String()
+	return Hit{}, false
 }
 
 // ask is the chain for SYNs that a broker decides.
-func (s HostSpec) ask(c HostCapture) chain {
+func (s HostSpec) ask(c HostCapture) Chain {
 	if s.Form == NoQueue {
-		return chain{name: c.askChain(), rules: []rule{{setClass(capture.MarkTunnel), accept()}}}
+		return Chain{name: c.askChain(), rules: []Rule{{SetClass(capture.MarkTunnel), Accept}}}
 	}
-	var rules []rule
+	var rules []Rule
 	if s.Meter.Rate != 0 {
-		rules = append(rules, rule{meterSet{s.Meter}.over(), count(counterMetered), drop()})
+		rules = append(rules, Rule{s.Meter.over(), count(counterMetered), drop})
 	}
-	return chain{name: c.askChain(), rules: append(rules, rule{toQueue(c.Queue, s.Form == NativeQueue)})}
+	return Chain{name: c.askChain(), rules: append(rules, Rule{ToQueue(c.Queue, s.Form)})}
 }
 
-func (s HostSpec) divert(c HostCapture) chain {
-	return chain{name: c.divertChain(), rules: []rule{
-		{tcp(), dport(portDNS), redirect(c.DNSTCP)},
-		{udp(), dport(portDNS), redirect(c.DNSUDP)},
-		{tcp(), redirect(s.TCP)}, // of class tunnel
+func (s HostSpec) divert(c HostCapture) Chain {
+	return Chain{name: c.divertChain(), rules: []Rule{
+		{TCP, DestPort(PortDNS), Redirect(c.DNSTCP)},
+		{UDP, DestPort(PortDNS), Redirect(c.DNSUDP)},
+		{TCP, Redirect(s.TCP)}, // of class tunnel
 	}}
 }
 
 // ending returns each of ways with the same end.
-func ending(ways []rule, end ...term) (rules []rule) {
+func ending(ways []Rule, end ...Term) (rules []Rule) {
 	for _, w := range ways {
 		rules = append(rules, append(slices.Clone(w), end...))
 	}
 	return rules
 }
 
-// preceded returns a rule for each of ways, between the same begin and end.
-func preceded(begin rule, ways []term, end ...term) (rules []rule) {
+// product returns each of ways with each of terms behind it.
+func product(ways []Rule, terms []Term) (rules []Rule) {
 	for _, w := range ways {
-		rules = append(rules, append(append(slices.Clone(begin), w), end...))
+		for _, t := range terms {
+			rules = append(rules, append(slices.Clone(w), t))
+		}
 	}
 	return rules
 }
-
-// meterSet remembers how many SYNs each uid has sent to the queues. It stays when
-// rules change; its name has its figures, as elements keep those they were made with.
-type meterSet struct{ Meter }
 
 const (
 	meterUsers   = 1 << 16
 	meterTimeout = 60 // seconds
 )
 
-func (m meterSet) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
-
-func (m meterSet) String() string {
-	return fmt.Sprintf("\tset %s {\n\t\ttype uid\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %ds\n\t}\n", m.name(), meterUsers, meterTimeout)
-}
+// name is that of the set which remembers how many SYNs each uid has sent to the queues. It
+// stays when rules change; its name has its figures, as elements keep those they were made with.
+func (m Meter) name() string { return fmt.Sprintf("meter_%d_%d", m.Rate, m.Burst) }
 
 // over matches what is beyond the meter.
-func (m meterSet) over() term {
+func (m Meter) over() Term {
 	return say(fmt.Sprintf("update @%s { meta skuid limit rate over %d/second burst %d packets }", m.name(), m.Rate, m.Burst),
 		meta(expr.MetaKeySKUID),
 		&expr.Dynset{SrcRegKey: 1, SetName: m.name(), Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{

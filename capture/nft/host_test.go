@@ -2,11 +2,13 @@ package nft
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -53,11 +55,11 @@ func TestHostGolden(t *testing.T) {
 	unheld.Form = NoQueue
 	plain := HostSpec{Form: NativeQueue, TCP: 4001, Captures: []HostCapture{{ID: "a", Queue: 7, DNSUDP: 1, DNSTCP: 2, Cgroup: 3, Level: 1, UID: 4}}}
 	for name, spec := range map[string]HostSpec{"host.nft": full, "host-unheld.nft": unheld, "host-cgroup.nft": plain, "host-empty.nft": {}} {
-		compareGolden(t, name, Host(spec).String())
+		CompareGolden(t, name, Host(spec).String())
 	}
 }
 
-func compareGolden(t *testing.T, name, got string) {
+func CompareGolden(t *testing.T, name, got string) {
 	t.Helper()
 	file := filepath.Join("testdata", name)
 	if *update {
@@ -80,7 +82,7 @@ func TestQueueExpressions(t *testing.T) {
 	for _, form := range []QueueForm{TargetQueue, NativeQueue} {
 		spec, queues := hostSpec(), 0
 		spec.Form = form
-		for _, c := range Host(spec).chains {
+		for _, c := range Host(spec).Chains {
 			for _, r := range c.rules {
 				for _, term := range r {
 					for _, e := range term.exprs {
@@ -123,17 +125,26 @@ func TestCounterNames(t *testing.T) {
 	}
 }
 
-// TestMerge compares merged spans with the spans themselves, key by key.
+// TestMerge compares merged spans with the spans themselves, key by key. Single keys may
+// touch where there is no range among them.
 func TestMerge(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
 		var spans []span
+		single, most := r.IntN(4) == 0, 16<<(4*r.IntN(2))
 		for range r.IntN(6) {
-			spans = append(spans, span{[]byte{byte(r.IntN(256))}, []byte{byte(r.IntN(256))}})
+			s := span{first: []byte{byte(r.IntN(most))}, last: []byte{byte(r.IntN(most))}}
+			if single {
+				s.last = s.first
+			}
+			spans = append(spans, s)
 		}
-		merged := merge(spans)
+		merged, apart := merge(spans), 0
+		if slices.ContainsFunc(spans, span.several) {
+			apart = 1
+		}
 		for i, s := range merged[:max(len(merged)-1, 0)] {
-			if beyond := next(s.last); beyond == nil || bytes.Compare(beyond, merged[i+1].first) >= 0 {
+			if int(s.last[0])+apart >= int(merged[i+1].first[0]) {
 				t.Fatalf("%v: %v touch", spans, merged)
 			}
 		}
@@ -154,9 +165,63 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestJoined: spans that were joined are called by their two ends.
+func TestJoined(t *testing.T) {
+	var spans []span
+	for i := range 256 {
+		spans = append(spans, spanOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(255 - i), 0}), 24)))
+	}
+	spans = append(spans, spanOf(netip.MustParsePrefix("10.0.7.0/25")), spanOf(netip.MustParsePrefix("10.2.0.1/32")))
+	ports := []span{{first: be16(80), last: be16(99), text: "80-99"}, {first: be16(1), last: be16(80), text: numbers[uint16](1, 80)}, {first: be16(100), last: be16(100), text: "100"}}
+	for _, c := range []struct {
+		spans []span
+		want  string
+	}{{spans, "10.0.0.0/24-10.0.255.0/24 10.2.0.1"}, {ports, "1-100"}} {
+		var got []string
+		for _, s := range merge(c.spans) {
+			got = append(got, s.text)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
+// TestMask compares masks with the spans they stand for, at their ends and beyond.
+func TestMask(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	masks := 0
+	for range 20000 {
+		first, last := r.Uint32()>>r.IntN(33)<<r.IntN(8), uint32(0)
+		last = first + 1<<r.IntN(32) - uint32(r.IntN(2))
+		s := span{first: be32(first), last: be32(last)}
+		mask := s.mask()
+		if mask == nil {
+			continue
+		}
+		masks++
+		for _, key := range []uint32{first, last, first - 1, last + 1, first + (last-first)/2, r.Uint32()} {
+			if masked := key&binary.BigEndian.Uint32(mask) == first; masked != (first <= key && key <= last) {
+				t.Fatalf("%#x-%#x: mask %x takes %#x: %t", first, last, mask, key, masked)
+			}
+		}
+	}
+	if masks < 100 {
+		t.Errorf("only %d spans had a mask", masks)
+	}
+	for _, s := range []span{spanOf(netip.MustParsePrefix("2001:db8::/32")), spanOf(netip.MustParsePrefix("192.0.2.1/32")), {first: be16(0), last: be16(255)}} {
+		if mask := s.mask(); mask != nil {
+			t.Errorf("%x-%x: mask %x", s.first, s.last, mask)
+		}
+	}
+	if all := spanOf(netip.MustParsePrefix("0.0.0.0/0")); !bytes.Equal(all.mask(), be32(0)) {
+		t.Errorf("everything: mask %x", all.mask())
+	}
+}
+
 func FuzzReplies(f *testing.F) {
 	b := newBatch("t")
-	b.newTable(6)
+	b.newTable(OwnedPersistent)
 	b.newCounter("c")
 	f.Add(b.buf)
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -14,8 +14,8 @@ func KeepLive() error {
 		return err
 	}
 	defer t.Close()
-	return t.Apply(Ruleset{table: liveTableName, chains: []chain{
-		base("divert", "nat", unix.NF_INET_LOCAL_OUT, prioDivert, rule{never(), redirect(1)})}})
+	return t.Apply(Ruleset{Table: liveTableName, Chains: []Chain{
+		Base("divert", "nat", unix.NF_INET_LOCAL_OUT, PrioDivert, Rule{Never, Redirect(1)})}})
 }
 
 // DropLive removes it, if it is there.

@@ -2,11 +2,11 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"math/bits"
-	"net"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,157 +35,106 @@ const register32 = unix.NFT_REG32_00
 // is large, or of ranges, see Table.stage: then it has a name, by what is in it, and
 // stays for rules that want the same.
 type set struct {
-	name     string
-	keyType  uint32
-	keyLen   int
-	ranges   bool // elements come in pairs: a first key, and the first one beyond
-	verdicts bool
-	elements []element
+	name    string
+	keyType uint32
+	spans   []span
+	ranges  bool // of spans, each of which is two elements: a first key, and the first one beyond
 }
 
-const largeSet = 200 // elements; a thousand cost a transaction some milliseconds
+const largeSet = 200 // spans; a thousand cost a transaction some milliseconds
 
-// named gives s its name, if it is to have one.
-func (s *set) named() *set {
-	if !s.ranges && len(s.elements) < largeSet {
-		return s
-	}
-	h := sha256.New()
-	fmt.Fprint(h, s.keyType, s.keyLen, s.ranges)
-	for _, e := range s.elements {
-		h.Write(e.key)
-		fmt.Fprint(h, e.end)
-	}
-	s.name = fmt.Sprintf("set_%x", h.Sum(nil)[:16])
-	return s
+// span is an inclusive range of keys in network order, and what it is called.
+type span struct {
+	first, last []byte
+	text        string
+	chain       string // of a verdict map: where to go
 }
 
-type element struct {
-	key   []byte
-	end   bool   // the key is the first one beyond a range
-	chain string // of a verdict map: where to go; "" accepts
-}
-
-// span is an inclusive range of keys in network order.
-type span struct{ first, last []byte }
+func (s span) several() bool { return !bytes.Equal(s.first, s.last) }
 
 // field is what a rule compares with spans.
 type field struct {
 	name    string
 	keyType uint32
 	load    []expr.Any
-	show    func([]byte) string
 }
 
-func destination(ipv6 bool) field {
-	f := field{name: "ip daddr", keyType: typeIPv4, show: showAddr}
-	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
-	if ipv6 {
-		f.name, f.keyType, load.Offset, load.Len = "ip6 daddr", typeIPv6, 24, 16
-	}
-	f.load = []expr.Any{load}
-	return f
-}
+var (
+	portField  = field{"th dport", typePort, []expr.Any{transport(2, 2)}}
+	ownerField = field{"meta skuid", typeUID, []expr.Any{meta(expr.MetaKeySKUID),
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4}}}
+)
 
-func port() field {
-	return field{name: "th dport", keyType: typePort, show: showNumber, load: []expr.Any{transport(2, 2)}}
-}
-
-func owner() field {
-	return field{name: "meta skuid", keyType: typeUID, show: showNumber, load: []expr.Any{
-		meta(expr.MetaKeySKUID),
-		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
-	}}
-}
-
-// family matches one of the two; the other's addresses lie elsewhere in the packet.
-func family(ipv6 bool) term {
-	if ipv6 {
-		return say("meta nfproto ipv6", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV6))
-	}
-	return say("meta nfproto ipv4", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV4))
+// families are the two, whose addresses lie elsewhere in the packet.
+var families = []struct {
+	match       Term
+	destination field
+	ipv6        bool
+}{
+	{say("meta nfproto ipv4", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV4)), field{"ip daddr", typeIPv4, []expr.Any{network(16, 4)}}, false},
+	{say("meta nfproto ipv6", meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV6)), field{"ip6 daddr", typeIPv6, []expr.Any{network(24, 16)}}, true},
 }
 
 // within returns the ways for a field to be within spans: one or two comparisons, or
 // the lookup of a set. No span is no way.
-func (f field) within(spans []span) []term {
-	spans = merge(spans)
-	if len(spans) > 2 {
-		return []term{f.lookup(spans)}
+func (f field) within(spans []span) (ways []Term) {
+	if spans = merge(spans); len(spans) > 2 {
+		return []Term{f.lookup(spans)}
 	}
-	var ways []term
 	for _, s := range spans {
 		compare := []expr.Any{&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: s.first, ToData: s.last}}
-		if bytes.Equal(s.first, s.last) {
+		if mask := s.mask(); mask != nil { // which the kernel does faster
+			compare = []expr.Any{masked(mask, host32(0)), equal(s.first...)}
+		} else if !s.several() {
 			compare = []expr.Any{equal(s.first...)}
-		} else if p, ok := s.prefix(); ok && f.keyType == typeIPv4 { // which the kernel does faster
-			compare = []expr.Any{masked(net.CIDRMask(p.Bits(), 32), host32(0)), equal(s.first...)}
 		}
-		ways = append(ways, say(f.name+" "+f.text(s), append(slices.Clone(f.load), compare...)...))
+		ways = append(ways, say(f.name+" { "+s.text+" }", slices.Concat(f.load, compare)...))
 	}
 	return ways
 }
 
-func (f field) lookup(spans []span) term {
+func (f field) lookup(spans []span) Term {
 	texts := make([]string, len(spans))
-	s := &set{keyType: f.keyType, keyLen: len(spans[0].first), ranges: true}
-	for i, sp := range spans {
-		texts[i] = f.text(sp)
-		s.elements = append(s.elements, element{key: sp.first})
-		if beyond := next(sp.last); beyond != nil {
-			s.elements = append(s.elements, element{key: beyond, end: true})
-		}
+	for i, s := range spans {
+		texts[i] = s.text
 	}
-	return term{text: fmt.Sprintf("%s { %s }", f.name, strings.Join(texts, ", ")), exprs: f.load, set: s.named()}
+	text := fmt.Sprintf("%s { %s }", f.name, strings.Join(texts, ", "))
+	s := &set{keyType: f.keyType, spans: spans, ranges: slices.ContainsFunc(spans, span.several)}
+	if s.ranges || len(spans) >= largeSet && spans[0].chain == "" {
+		content := sha256.Sum256([]byte(text))
+		s.name = fmt.Sprintf("set_%x", content[:16])
+	}
+	return Term{text: text, exprs: f.load, set: s}
 }
 
-func (f field) text(s span) string {
-	if bytes.Equal(s.first, s.last) {
-		return f.show(s.first)
+// mask is that of an IPv4 prefix with several addresses; nil for everything else.
+func (s span) mask() []byte {
+	if len(s.first) != 4 || !s.several() {
+		return nil
 	}
-	if p, ok := s.prefix(); ok && f.keyType != typeUID {
-		return p.String()
+	first, last := binary.BigEndian.Uint32(s.first), binary.BigEndian.Uint32(s.last)
+	if differ := first ^ last; differ&(differ+1) == 0 && first&differ == 0 {
+		return be32(^differ)
 	}
-	return f.show(s.first) + "-" + f.show(s.last)
+	return nil
 }
 
-// prefix is what s covers, if it is one.
-func (s span) prefix() (p netip.Prefix, ok bool) {
-	addr, ok := netip.AddrFromSlice(s.first)
-	if !ok { // a port
-		return p, false
-	}
-	p = netip.PrefixFrom(addr, common(s.first, s.last))
-	all := spanOf(p)
-	return p, bytes.Equal(all.first, s.first) && bytes.Equal(all.last, s.last)
-}
-
-func showAddr(b []byte) string {
-	addr, _ := netip.AddrFromSlice(b)
-	return addr.String()
-}
-
-func showNumber(b []byte) string { return fmt.Sprint(number(b)) }
-
-// merge sorts spans and joins those that overlap or touch, as a set's must not. One
-// that ends before it begins is left out.
-func merge(spans []span) []span {
+// merge sorts spans and joins those that overlap, or where there are ranges touch, as a
+// set's must not. One that ends before it begins is left out.
+func merge(spans []span) (out []span) {
 	spans = slices.Clone(spans)
-	slices.SortFunc(spans, func(a, b span) int { return bytes.Compare(a.first, b.first) })
-	var out []span
+	ranges := slices.ContainsFunc(spans, span.several)
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Or(bytes.Compare(a.first, b.first), bytes.Compare(b.last, a.last)) })
 	for _, s := range spans {
-		if bytes.Compare(s.first, s.last) > 0 {
-			continue
+		last := len(out) - 1
+		switch {
+		case bytes.Compare(s.first, s.last) > 0, last >= 0 && bytes.Compare(s.last, out[last].last) <= 0:
+		case last >= 0 && (bytes.Compare(s.first, out[last].last) <= 0 || ranges && bytes.Equal(s.first, next(out[last].last))):
+			begin, _, _ := strings.Cut(out[last].text, "-")
+			out[last].last, out[last].text = s.last, begin+"-"+s.text[strings.LastIndex(s.text, "-")+1:]
+		default:
+			out = append(out, s)
 		}
-		if n := len(out) - 1; n >= 0 {
-			if beyond := next(out[n].last); beyond == nil || bytes.Compare(s.first, beyond) <= 0 {
-				if bytes.Compare(s.last, out[n].last) > 0 {
-					out[n].last = s.last
-				}
-				continue
-			}
-		}
-		out = append(out, s)
 	}
 	return out
 }
@@ -208,101 +157,80 @@ func spanOf(p netip.Prefix) span {
 	for i := p.Bits(); i < len(last)*8; i++ {
 		last[i/8] |= 0x80 >> (i % 8)
 	}
-	return span{first, last}
-}
-
-// common counts the bits that a and b begin with alike.
-func common(a, b []byte) (n int) {
-	for i := range a {
-		same := bits.LeadingZeros8(a[i] ^ b[i])
-		if n += same; same < 8 {
-			break
-		}
+	if p.IsSingleIP() {
+		return span{first: first, last: last, text: p.Addr().String()}
 	}
-	return n
+	return span{first: first, last: last, text: p.String()}
 }
 
 // inPrefixes returns the ways for a packet's destination to be within prefixes, in
 // either family. No prefix is no way.
-func inPrefixes(prefixes []netip.Prefix) []rule {
-	var ways []rule
-	for _, ipv6 := range []bool{false, true} {
+func inPrefixes(prefixes []netip.Prefix) []Rule {
+	var ways []Rule
+	for _, f := range families {
 		var spans []span
 		for _, p := range prefixes {
-			if p.IsValid() && p.Addr().Is6() == ipv6 {
+			if p.IsValid() && p.Addr().Is6() == f.ipv6 {
 				spans = append(spans, spanOf(p))
 			}
 		}
-		for _, way := range destination(ipv6).within(spans) {
-			ways = append(ways, rule{family(ipv6), way})
+		for _, way := range f.destination.within(spans) {
+			ways = append(ways, Rule{f.match, way})
 		}
 	}
 	return ways
 }
 
-func inPorts(ranges []capture.PortRange) []term {
+func inPorts(ranges ...capture.PortRange) []Term {
 	var spans []span
 	for _, r := range ranges {
-		spans = append(spans, span{be16(r.Lo), be16(r.Hi)})
+		spans = append(spans, span{first: be16(r.Lo), last: be16(r.Hi), text: numbers(r.Lo, r.Hi)})
 	}
-	return port().within(spans)
+	return portField.within(spans)
 }
 
-func inUsers(ranges []capture.UIDRange) []term {
+func inUsers(ranges ...capture.UIDRange) []Term {
 	var spans []span
 	for _, r := range ranges {
-		spans = append(spans, span{be32(r.Lo), be32(r.Hi)})
+		spans = append(spans, span{first: be32(r.Lo), last: be32(r.Hi), text: numbers(r.Lo, r.Hi)})
 	}
-	return owner().within(spans)
+	return ownerField.within(spans)
+}
+
+func numbers[T uint16 | uint32](lo, hi T) string {
+	if lo == hi {
+		return fmt.Sprint(lo)
+	}
+	return fmt.Sprintf("%d-%d", lo, hi)
 }
 
 // toServers returns the ways for a packet to go to one of servers.
-func toServers(servers []netip.AddrPort) []rule {
-	var ways []rule
-	for _, ipv6 := range []bool{false, true} {
-		var texts []string
-		var elements []element
-		there := map[string]bool{}
-		for _, s := range servers {
-			s = netip.AddrPortFrom(s.Addr().WithZone(""), s.Port())
-			text := fmt.Sprintf("%s . %d", s.Addr(), s.Port())
-			if !s.IsValid() || s.Addr().Is6() != ipv6 || there[text] {
-				continue
-			}
-			there[text] = true
-			texts = append(texts, text)
-			elements = append(elements, element{key: append(append(s.Addr().AsSlice(), be16(s.Port())...), 0, 0)})
-		}
-		if elements == nil {
-			continue
-		}
-		// The parts of the key lie behind one another, each in registers of its own.
-		f, to := destination(ipv6), port()
-		second := *to.load[0].(*expr.Payload)
-		second.DestRegister = register32 + uint32(len(elements[0].key)/4) - 1
-		ways = append(ways, rule{family(ipv6), {
-			text:  fmt.Sprintf("%s . %s { %s }", f.name, to.name, strings.Join(texts, ", ")),
-			exprs: []expr.Any{f.load[0], &second},
-			set:   (&set{keyType: f.keyType<<typeJoinBits | typePort, keyLen: len(elements[0].key), elements: elements}).named(),
-		}})
+func toServers(servers []netip.AddrPort) (ways []Rule) {
+	at := map[uint16][]netip.Prefix{}
+	for _, s := range servers {
+		at[s.Port()] = append(at[s.Port()], netip.PrefixFrom(s.Addr(), s.Addr().BitLen()))
+	}
+	for _, port := range slices.Sorted(maps.Keys(at)) {
+		ways = append(ways, ending(inPrefixes(at[port]), DestPort(port))...)
 	}
 	return ways
 }
 
-// bySocket goes where a map says, by a socket's cgroup at a level and its owner. It
-// goes on where the map says nothing, or the socket has no cgroup at that level.
-func bySocket(level uint32, elements []element, texts []string) term {
-	return term{
-		text: fmt.Sprintf("socket cgroupv2 level %d . meta skuid vmap { %s }", level, strings.Join(texts, ", ")),
-		exprs: []expr.Any{
-			&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: 1},
-			&expr.Meta{Key: expr.MetaKeySKUID, Register: register32 + 2},
-		},
-		set: &set{keyType: typeCgroup<<typeJoinBits | typeUID, keyLen: 12, verdicts: true, elements: elements},
+// toLoopback returns the ways for a packet to go to one of ports on both of its addresses.
+func toLoopback(ports ...uint16) []Rule {
+	var ranges []capture.PortRange
+	for _, p := range ports {
+		ranges = append(ranges, capture.PortRange{Lo: p, Hi: p})
 	}
+	addresses := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 32), netip.PrefixFrom(netip.IPv6Loopback(), 128)}
+	return product(inPrefixes(addresses), inPorts(ranges...))
 }
 
-// socketKey is a key of such a map, in host order.
-func socketKey(cgroup uint64, uid uint32) []byte {
-	return binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint64(nil, cgroup), uid)
+// socketAt is a socket's cgroup at a level and its owner, in host order. A map of such
+// keys goes on where it says nothing, or the socket has no cgroup at that level.
+func socketAt(level uint32) field {
+	return field{fmt.Sprintf("socket cgroupv2 level %d . meta skuid vmap", level), typeCgroup<<typeJoinBits | typeUID, []expr.Any{
+		&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: 1},
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: register32 + 2},
+	}}
 }

@@ -15,9 +15,8 @@ import (
 
 // socket is one socket of nfnetlink. It is for one goroutine at a time.
 type socket struct {
-	*netlink.Socket
-	port uint32 // its address, by which the kernel knows a table's owner
-	buf  []byte
+	*netlink.Socket // whose port the kernel knows a table's owner by
+	buf             []byte
 }
 
 // dial opens a socket in the current network namespace.
@@ -29,16 +28,10 @@ func dial(groups uint32) (*socket, error) {
 func adopt(f *os.File) (*socket, error) { return newSocket(netlink.Adopt(f)) }
 
 func newSocket(s *netlink.Socket, err error) (*socket, error) {
-	var port uint32
-	if err == nil {
-		if port, err = s.Port(); err != nil {
-			s.Close()
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("nftables: socket: %w", err)
 	}
-	return &socket{s, port, make([]byte, 64<<10)}, nil
+	return &socket{s, make([]byte, 64<<10)}, nil
 }
 
 // commit carries out a transaction. The error names the message that the kernel
@@ -51,21 +44,17 @@ func (s *socket) commit(b *batch) error {
 // try has the kernel check a transaction that has no end, and then forget it.
 func (s *socket) try(b *batch) error {
 	_ = s.pending(func(netlink.Message) {}) // of one that was cut short
-	err := s.Control(func(fd int) error {
+	_ = s.Control(func(fd int) error {
 		// It has to be one datagram. What is not forced fits into the default buffer of
 		// 208 KiB, or EMSGSIZE tells.
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, len(b.buf))
-		return nil
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, len(b.buf))
 	})
-	if err == nil {
-		err = s.Send(b.buf)
-	}
-	if err != nil {
+	if err := s.Send(b.buf); err != nil {
 		return fmt.Errorf("nftables: send %d bytes: %w", len(b.buf), err)
 	}
 	// The kernel has done all of it within the call, so every reply is there.
 	answered, refused := false, error(nil)
-	err = s.pending(func(m netlink.Message) {
+	err := s.pending(func(m netlink.Message) {
 		if m.Type != unix.NLMSG_ERROR || m.Seq >= uint32(len(b.what)) {
 			return
 		}
@@ -74,15 +63,10 @@ func (s *socket) try(b *batch) error {
 			refused = fmt.Errorf("nftables: %s: %w", b.what[m.Seq], err)
 		}
 	})
-	switch {
-	case refused != nil:
-		return refused
-	case !answered && err != nil:
-		return fmt.Errorf("nftables: answer to a transaction: %w", err)
-	case !answered:
-		return errors.New("nftables: no answer to a transaction")
+	if !answered {
+		return errors.Join(errors.New("nftables: no answer to a transaction"), err)
 	}
-	return nil
+	return refused
 }
 
 // pending calls each for every message that has come.

@@ -14,45 +14,23 @@ import (
 )
 
 // Ownership is who may change the table, and what becomes of it when its owner, a
-// socket, is gone.
-type Ownership uint8
+// socket, is gone: the table's flags (linux/netfilter/nf_tables.h).
+type Ownership uint32
 
 // The kinds of ownership.
 const (
-	Unowned         Ownership = iota // anybody may change it, and it stays
-	Owned                            // gone with its owner: policy "open"
-	OwnedPersistent                  // stays without its owner, when anybody may change it: policy "closed"
+	Unowned         Ownership = 0                       // anybody may change it, and it stays
+	Owned           Ownership = flagOwner               // gone with its owner: policy "open"
+	OwnedPersistent Ownership = flagOwner | flagPersist // stays without its owner, when anybody may change it: policy "closed"
+
+	flagOwner   = 2
+	flagPersist = 4
+	attrOwner   = 7 // NFTA_TABLE_OWNER: the address of the socket that owns it
 )
 
 // String is for people.
 func (o Ownership) String() string {
-	switch o {
-	case Owned:
-		return "owner"
-	case OwnedPersistent:
-		return "owner, persist"
-	default:
-		return "none"
-	}
-}
-
-// Flags of a table (linux/netfilter/nf_tables.h), and the attribute that has the
-// address of the socket that owns it.
-const (
-	flagOwner   = 2
-	flagPersist = 4
-	attrOwner   = 7 // NFTA_TABLE_OWNER
-)
-
-func (o Ownership) flags() uint32 {
-	switch o {
-	case Owned:
-		return flagOwner
-	case OwnedPersistent:
-		return flagOwner | flagPersist
-	default:
-		return 0
-	}
+	return map[Ownership]string{Unowned: "none", Owned: "owner", OwnedPersistent: "owner, persist"}[o]
 }
 
 // ErrForeign means that the table belongs to another socket, which still lives: to
@@ -95,7 +73,7 @@ func (t *Table) File() *os.File { return t.socket.File() }
 func (t *Table) Close() error { return t.socket.Close() }
 
 // Persists reports whether the kernel knows tables that outlive their owner.
-func Persists() bool { return takes(OwnedPersistent.flags(), chain{name: "probe"}) }
+func Persists() bool { return takes(OwnedPersistent) }
 
 // Apply puts r in force in one transaction, whatever was there of ours before. Base
 // chains stay, and so live flows and held SYNs do; so do counters and the meter. Where
@@ -117,10 +95,10 @@ func (t *Table) put(r Ruleset, anew bool) error {
 	var err error
 	for range 3 { // somebody may delete an unowned table before us
 		var old contents
-		if old, err = t.contents(r.table); err != nil {
+		if old, err = t.contents(r.Table); err != nil {
 			return err
 		}
-		b := newBatch(r.table)
+		b := newBatch(r.Table)
 		switch {
 		case !anew && old.exists && old.fits(t.ownership):
 			b.mark, err = t.stage(&old, r)
@@ -129,7 +107,7 @@ func (t *Table) put(r Ruleset, anew bool) error {
 			old = contents{}
 		}
 		if err == nil {
-			b.newTable(t.ownership.flags())
+			b.newTable(t.ownership)
 			b.clear(old, r)
 			if err = b.fill(r); err != nil {
 				return err
@@ -149,15 +127,16 @@ func (t *Table) put(r Ruleset, anew bool) error {
 // that are there already stay, where nobody but us can have changed them; else the new
 // ones are called otherwise, by the mark that stage returns.
 func (t *Table) stage(old *contents, r Ruleset) (mark string, err error) {
-	b := newBatch(r.table)
-	b.newTable(t.ownership.flags())
+	b := newBatch(r.Table)
+	b.newTable(t.ownership)
 	if !old.owned {
 		b.mark = fmt.Sprintf("_%x", time.Now().UnixNano())
 	}
 	for _, s := range old.things {
 		b.have[s.String()] = true
 	}
-	for _, s := range r.namedSets() {
+	sets, _ := r.refersTo()
+	for _, s := range sets {
 		name := b.newSet("", *s)
 		old.things = append(old.things, thing{kinds[1], name})
 	}
@@ -207,14 +186,14 @@ func (t thing) String() string { return t.what + " " + t.name }
 type contents struct {
 	exists bool
 	owned  bool // by our socket
-	flags  uint32
+	flags  Ownership
 	things []thing
 }
 
 // fits reports whether the table can become one of ownership o as it is. One that
 // outlived its owner may be adopted, by naming both flags.
 func (c contents) fits(o Ownership) bool {
-	return !c.exists || c.flags == o.flags() || o == OwnedPersistent && c.flags == flagPersist
+	return c.flags == o || o == OwnedPersistent && c.flags == flagPersist
 }
 
 func (t *Table) contents(table string) (c contents, err error) {
@@ -222,8 +201,8 @@ func (t *Table) contents(table string) (c contents, err error) {
 	if err != nil || len(tables) == 0 {
 		return c, err
 	}
-	c.exists, c.flags = true, uint32(tables[0].num(unix.NFTA_TABLE_FLAGS))
-	c.owned = uint32(tables[0].num(attrOwner)) == t.socket.port
+	c.exists, c.flags = true, Ownership(tables[0].num(unix.NFTA_TABLE_FLAGS))
+	c.owned = uint32(tables[0].num(attrOwner)) == t.socket.Port()
 	if c.flags&flagOwner != 0 && !c.owned {
 		return c, fmt.Errorf("table %s: %w", table, ErrForeign)
 	}
@@ -245,16 +224,17 @@ func (t *Table) contents(table string) (c contents, err error) {
 // clear removes every rule of old that changes, and of the rest what r does not have.
 func (b *batch) clear(old contents, r Ruleset) {
 	stays := map[string]bool{} // what r has; true: as it is, with all that is in it
-	for _, c := range r.chains {
+	for _, c := range r.Chains {
 		stays["chain "+c.name] = c.constant
 	}
-	for _, name := range r.counters {
+	sets, counters := r.refersTo()
+	for _, name := range counters {
 		stays["counter "+name] = true
 	}
-	if r.meter != nil {
+	if r.meter.Rate != 0 {
 		stays["set "+r.meter.name()] = true
 	}
-	for name := range r.namedSets() { // staged
+	for name := range sets { // staged
 		stays["set "+name+b.mark] = true
 	}
 	for _, t := range old.things {
@@ -291,21 +271,16 @@ type Hit struct {
 func (t *Table) Counters() (c Counters, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	totals := map[string]*uint64{counterLostMark: &c.LostMark, counterDiverted: &c.Diverted, counterMetered: &c.Metered}
 	counters, err := t.socket.dump(HostTableName, unix.NFT_MSG_GETOBJ)
 	for _, a := range counters {
+		name := a.text(unix.NFTA_OBJ_NAME)
 		n := number(netlink.Find(a[unix.NFTA_OBJ_DATA], unix.NFTA_COUNTER_PACKETS))
-		switch name := a.text(unix.NFTA_OBJ_NAME); name {
-		case counterLostMark:
-			c.LostMark = n
-		case counterDiverted:
-			c.Diverted = n
-		case counterMetered:
-			c.Metered = n
-		default:
-			if h, ok := parseCounter(name); ok {
-				h.Count = n
-				c.Hits = append(c.Hits, h)
-			}
+		if total := totals[name]; total != nil {
+			*total = n
+		} else if h, ok := parseCounter(name); ok {
+			h.Count = n
+			c.Hits = append(c.Hits, h)
 		}
 	}
 	return c, err

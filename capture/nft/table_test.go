@@ -17,37 +17,37 @@ import (
 
 // TestEveryExpression loads every table there can be, and has nft show it.
 func TestEveryExpression(t *testing.T) {
+	EveryExpression(t, func(form QueueForm) map[string]Ruleset {
+		full, unheld := hostSpec(), hostSpec()
+		full.Form, unheld.Form = form, NoQueue
+		return map[string]Ruleset{"host": Host(full), "host unheld": Host(unheld), "host empty": Host(HostSpec{})}
+	})
+}
+
+func EveryExpression(t *testing.T, tables func(QueueForm) map[string]Ruleset) {
 	n := newNamespace(t)
 	var form QueueForm
 	n.do(func() { form = ProbeQueue() })
 	if form == NoQueue {
 		t.Skip("the kernel has no packet queue")
 	}
-	full, unheld := hostSpec(), hostSpec()
-	full.Form, unheld.Form = form, NoQueue
-	for name, r := range map[string]Ruleset{
-		"namespace": Namespace(Spec{Queue: 7, Form: form, TCP: 1, DNSUDP: 2, DNSTCP: 3, UDPRelay: 4}),
-		"unheld":    Namespace(Spec{TCP: 1, DNSUDP: 2, DNSTCP: 3}),
-		"host":      Host(full), "host unheld": Host(unheld), "host empty": Host(HostSpec{}),
-	} {
-		var err error
-		n.do(func() { err = r.Load() })
-		if err != nil {
+	for name, r := range tables(form) {
+		if err := n.open(t, Unowned).Apply(r); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		out, err := n.run(t, "", "nft", "list", "table", "inet", r.table)
+		out, err := n.run(t, "", "nft", "list", "table", "inet", r.Table)
 		if err != nil {
 			t.Errorf("%s: nft: %v: %s", name, err, out)
 		}
 		rules := 0
-		for _, c := range r.chains {
+		for _, c := range r.Chains {
 			rules += len(c.rules)
 			if !strings.Contains(out, "\tchain "+c.name+" {\n") {
 				t.Errorf("%s: nft does not show chain %s: %s", name, c.name, out)
 			}
 		}
-		for _, want := range []string{"socket cgroupv2 level 3", "25, 137-139", "192.0.2.1 . 22"} {
+		for _, want := range []string{"socket cgroupv2 level 3", "25, 137-139", "192.0.2.1"} {
 			if name == "host" && !strings.Contains(out, want) {
 				t.Errorf("%s: nft does not show %q: %s", name, want, out)
 			}
@@ -55,7 +55,7 @@ func TestEveryExpression(t *testing.T) {
 		if got := strings.Count(out, "\n\t\t") - strings.Count(out, "\n\t\ttype"); got < rules {
 			t.Errorf("%s: %d rules are shown of %d: %s", name, got, rules, out)
 		}
-		n.must(t, "nft delete table inet "+r.table)
+		n.must(t, "nft delete table inet "+r.Table)
 	}
 }
 
@@ -64,8 +64,8 @@ func TestErrorNamesTheMessage(t *testing.T) {
 	n := newNamespace(t)
 	table := n.open(t, Unowned)
 	r := Host(hostSpec())
-	bad := chain{name: "wrong", rules: []rule{{tcp(), accept()}, {udp(), jump("nowhere")}}}
-	r.chains = append(r.chains, bad)
+	bad := Chain{name: "wrong", rules: []Rule{{TCP, Accept}, {UDP, jump("nowhere")}}}
+	r.Chains = append(r.Chains, bad)
 	err := table.Apply(r)
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(fmt.Sprint(err), "chain wrong, rule: meta l4proto udp jump nowhere") {
 		t.Errorf("error: %v", err)
@@ -285,7 +285,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	type repair struct {
-		Change
+		by string
 		at time.Time
 	}
 	repairs := make(chan repair) // Watch waits until the last one was looked at
@@ -293,43 +293,33 @@ func TestWatch(t *testing.T) {
 	var ended <-chan error
 	var err error
 	n.do(func() {
-		ended, err = table.Watch(ctx, func(c Change) {
-			if c.Ours {
-				if err := table.Apply(r); err != nil {
-					t.Error(err)
-				}
+		ended, err = table.Watch(ctx, func(by string) {
+			if err := table.Apply(r); err != nil {
+				t.Error(err)
 			}
-			repairs <- repair{c, time.Now()}
+			repairs <- repair{by, time.Now()}
 		})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, c := range []struct {
-		args string
-		want Change
-	}{
-		{"flush ruleset", Change{"nft", true, false}},
-		{"add table ip other", Change{"nft", false, true}},
-		{"delete table inet " + HostTableName, Change{"nft", true, false}},
-		{"flush chain inet " + HostTableName + " hold", Change{"nft", true, false}},
-		{"delete table ip other", Change{"nft", false, true}},
+	for i, args := range []string{
+		"flush ruleset", "delete table inet " + HostTableName, "flush chain inet " + HostTableName + " hold",
 	} {
+		n.must(t, "nft add table ip other") // which is not told
 		begin := time.Now()
-		n.must(t, "nft "+c.args)
+		n.must(t, "nft "+args)
 		select {
 		case got := <-repairs:
-			if got.Change != c.want {
-				t.Errorf("nft %s: %+v, want %+v", c.args, got.Change, c.want)
+			if got.by != "nft" {
+				t.Errorf("nft %s: by %q", args, got.by)
 			}
-			if got.Ours {
-				t.Logf("nft %s, 20000 servers: repaired at most %v later", c.args, got.at.Sub(begin))
-			}
+			t.Logf("nft %s, 20000 servers: repaired at most %v later", args, got.at.Sub(begin))
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%d: no notification of %s", i, c.args)
+			t.Fatalf("%d: no notification of %s", i, args)
 		}
 		if out, _ := n.run(t, "", "nft", "list", "chain", "inet", HostTableName, "hold"); !strings.Contains(out, "jump syn") {
-			t.Errorf("after %s: %s", c.args, out)
+			t.Errorf("after %s: %s", args, out)
 		}
 	}
 	// So many notifications at once that some are lost.
@@ -339,13 +329,13 @@ func TestWatch(t *testing.T) {
 		fmt.Fprintf(&big, "10.1.%d.%d, ", i>>8, i&255)
 	}
 	big.WriteString("10.0.0.1 }\n}\n}\n")
-	n.must(t, "nft add table ip other")
+	n.must(t, "nft flush chain inet "+HostTableName+" hold")
 	n.nft(t, big.String())
-	for _, want := range []Change{{"nft", false, true}, {"", true, true}} {
+	for _, want := range []string{"nft", ""} {
 		select {
 		case got := <-repairs:
-			if got.Change != want {
-				t.Errorf("at a loss: %+v, want %+v", got.Change, want)
+			if got.by != want {
+				t.Errorf("at a loss: by %q, want %q", got.by, want)
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatal("a loss was not noticed")

@@ -140,7 +140,7 @@ func TestDecidedByTheKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "{system 1 reset 2} {system 2 pass 2} {system 3 pass 1} {system 4 reset 1} {system 6 reset 2} {system 7 pass 0} {system 8 pass 0}"
+	want := "{system 1 reset 2} {system 2 pass 2} {system 3 pass 1} {system 4 reset 1} {system 6 reset 2}" // 7 and 8 can match nothing
 	var got []string
 	for _, h := range counters.Hits {
 		got = append(got, fmt.Sprint(h))

@@ -11,24 +11,17 @@ import (
 	"sshbroker/capture/netlink"
 )
 
-// Change is one transaction of another program.
-type Change struct {
-	Process string // the name of who made it; "" where notifications were lost
-	Ours    bool   // it changed or removed our table
-	Foreign bool   // it changed another table
-}
-
 // Watch begins to call changed, from a goroutine of its own, for every transaction in
-// the current network namespace, of any family, that this table's socket did not make.
-// It ends when ctx is done or watching fails, and then sends why. Where notifications
-// are lost it reports a Change that may be anything. Applying within changed is safe:
-// that is not reported.
-func (t *Table) Watch(ctx context.Context, changed func(Change)) (<-chan error, error) {
+// the current network namespace that changed or removed our table and that this table's
+// socket did not make, with the name of the process that did. It ends when ctx is done or
+// watching fails, and then sends why. Where notifications are lost it calls changed as
+// well, with "". Applying within changed is safe: that is not reported.
+func (t *Table) Watch(ctx context.Context, changed func(by string)) (<-chan error, error) {
 	s, err := dial(1 << (unix.NFNLGRP_NFTABLES - 1))
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ignore(t.socket.port); err != nil {
+	if err := s.ignore(t.socket.Port()); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -45,15 +38,15 @@ func (t *Table) Watch(ctx context.Context, changed func(Change)) (<-chan error, 
 	return ended, nil
 }
 
-func (s *socket) watch(changed func(Change)) error {
-	var c Change
+func (s *socket) watch(changed func(by string)) error {
+	ours := false
 	for {
 		b, err := s.Receive(s.buf)
 		messages, malformed := netlink.Messages(b)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			c = Change{}
-			changed(Change{Ours: true, Foreign: true})
+			ours = false
+			changed("")
 			continue
 		case err != nil || malformed != nil:
 			return fmt.Errorf("nftables: watch: %w", errors.Join(err, malformed))
@@ -63,12 +56,10 @@ func (s *socket) watch(changed func(Change)) error {
 			switch {
 			case m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Body) == 0:
 			case m.Type&0xff != unix.NFT_MSG_NEWGEN: // which ends a transaction
-				ours := a.text(attrTable) == HostTableName && m.Body[0] == unix.NFPROTO_INET
-				c.Ours, c.Foreign = c.Ours || ours, c.Foreign || !ours
-			case c != Change{}:
-				c.Process = a.text(unix.NFTA_GEN_PROC_NAME)
-				changed(c)
-				c = Change{}
+				ours = ours || a.text(attrTable) == HostTableName && m.Body[0] == unix.NFPROTO_INET
+			case ours:
+				ours = false
+				changed(a.text(unix.NFTA_GEN_PROC_NAME))
 			}
 		}
 	}

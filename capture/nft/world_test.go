@@ -312,7 +312,7 @@ func (n *namespace) serve(t *testing.T, number uint16, decide func(queue.SYN) (c
 	t.Helper()
 	var q *queue.Queue
 	var err error
-	n.do(func() { q, err = queue.Open(number, 8192, 4<<20) })
+	n.do(func() { q, err = queue.OpenSocket(4 << 20) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +342,9 @@ func (n *namespace) serve(t *testing.T, number uint16, decide func(queue.SYN) (c
 			}
 		}
 	}()
+	if err := q.Bind(number, 8192); err != nil {
+		t.Fatal(err)
+	}
 	return q, s
 }
 

@@ -32,7 +32,6 @@ const (
 	offsetCookie = 44 // two words, the lower one first
 	offsetUID    = 64
 	offsetInode  = 68
-	attrCgroupID = 21
 )
 
 // Socket is what the kernel says of one TCP socket.
@@ -41,24 +40,23 @@ type Socket struct {
 	UID    uint32
 	Inode  uint32
 	Cookie uint64 // never used again while the kernel runs
-	Cgroup uint64 // id of the cgroup2 directory it was made in; 0 where the kernel does not say
 }
 
 // Diag is a socket-diagnostics socket. It answers for the network namespace in
 // which it was made, from whichever process holds it. Safe for concurrent use.
-type Diag struct{ *netlink.Asker }
+type Diag struct{ netlink.Asker }
 
 // OpenDiag makes a diagnostics socket in the current network namespace.
-func OpenDiag() (*Diag, error) { return newDiag(netlink.OpenAsker(unix.NETLINK_SOCK_DIAG)) }
+func OpenDiag() (*Diag, error) { return newDiag(netlink.Open(unix.NETLINK_SOCK_DIAG, 0)) }
 
 // AdoptDiag takes over a diagnostics socket made elsewhere, and owns it.
-func AdoptDiag(f *os.File) (*Diag, error) { return newDiag(netlink.AdoptAsker(f)) }
+func AdoptDiag(f *os.File) (*Diag, error) { return newDiag(netlink.Adopt(f)) }
 
-func newDiag(a *netlink.Asker, err error) (*Diag, error) {
+func newDiag(s *netlink.Socket, err error) (*Diag, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket diagnostics: %w", err)
 	}
-	return &Diag{a}, nil
+	return &Diag{netlink.Asker{Socket: s}}, nil
 }
 
 // Lookup asks for the socket whose own address is local and whose peer is remote.
@@ -106,14 +104,10 @@ func Parse(m netlink.Message) (Socket, error) {
 		return Socket{}, fmt.Errorf("answer of %d bytes", len(m.Body))
 	}
 	cookie := m.Body[offsetCookie:]
-	s := Socket{
+	return Socket{
 		State:  m.Body[offsetState],
 		UID:    binary.NativeEndian.Uint32(m.Body[offsetUID:]),
 		Inode:  binary.NativeEndian.Uint32(m.Body[offsetInode:]),
 		Cookie: uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32,
-	}
-	if id := netlink.Find(m.Body[AnswerLen:], attrCgroupID); len(id) >= 8 {
-		s.Cgroup = binary.NativeEndian.Uint64(id)
-	}
-	return s, nil
+	}, nil
 }

@@ -3,6 +3,7 @@ package origin
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,40 +22,37 @@ func Holder(pids []int, inode uint32) capture.Origin {
 	want := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
 	// The newest process and its newest descriptor are the likeliest.
 	var failed error
-	for i := len(pids) - 1; i >= 0; i-- {
-		found, err := holds(pids[i], want)
-		if err != nil {
+	for _, pid := range slices.Backward(pids) {
+		switch found, err := holds(pid, want); {
+		case err != nil:
 			failed = err
-		}
-		if found {
-			exe, err := os.Readlink(proc(pids[i], "exe"))
-			if err != nil {
-				return capture.Origin{}
-			}
-			// A program that was replaced while it runs, as by an upgrade, keeps its rules.
-			return capture.Origin{Known: true, PID: pids[i], Exe: strings.TrimSuffix(exe, " (deleted)")}
+		case found:
+			return Running(pid)
 		}
 	}
 	return capture.Origin{Err: failed}
 }
 
+// Running is the process with that id, whatever it does; the zero Origin where it is gone,
+// or a thread of the kernel.
+func Running(pid int) capture.Origin {
+	exe, err := os.Readlink(proc(pid, "exe"))
+	if err != nil {
+		return capture.Origin{}
+	}
+	// A program that was replaced while it runs, as by an upgrade, keeps its rules.
+	return capture.Origin{Known: true, PID: pid, Exe: strings.TrimSuffix(exe, " (deleted)")}
+}
+
 // holds returns an error only for a failure that is ours: a process may end, or be
 // another user's.
 func holds(pid int, want string) (bool, error) {
-	dir, err := os.Open(proc(pid, "fd"))
+	names, err := list(proc(pid, "fd"))
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return false, err
 	}
-	if err != nil {
-		return false, nil
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return false, nil
-	}
-	for i := len(names) - 1; i >= 0; i-- {
-		if link, err := os.Readlink(proc(pid, "fd/"+names[i])); err == nil && link == want {
+	for _, name := range slices.Backward(names) {
+		if link, err := os.Readlink(proc(pid, "fd/"+name)); err == nil && link == want {
 			return true, nil
 		}
 	}
@@ -63,12 +61,7 @@ func holds(pid int, want string) (bool, error) {
 
 // Processes lists all processes that can be seen, in ascending order.
 func Processes() ([]int, error) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	names, err := list("/proc")
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +72,16 @@ func Processes() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// list returns the names in a directory, in the kernel's order.
+func list(path string) ([]string, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Readdirnames(-1)
 }
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -82,7 +82,10 @@ func Of(d *origin.Diag, network string, local, remote netip.AddrPort) (uid uint3
 // the new port is named only if that is connected to the same destination, and was not
 // redirected to where c was.
 func OfPeer(d *origin.Diag, c *net.TCPConn) (uid uint32, err error) {
-	remote, err := listen.Destination(c)
+	remote, err := listen.OriginalDestination(c)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) { // it was not diverted
+		remote, err = c.LocalAddr().(*net.TCPAddr).AddrPort(), nil
+	}
 	if err != nil {
 		return 0, fmt.Errorf("socket diagnostics: %w", err)
 	}

@@ -55,7 +55,6 @@ type Packet struct {
 	ID      uint32 // in its queue
 	Mark    uint32
 	UID     uint32 // of the socket's owner, in terms of the initial user namespace
-	HasUID  bool
 	Payload []byte // from the IP header on
 }
 
@@ -72,27 +71,19 @@ type Queue struct {
 	overruns atomic.Uint64
 	gone     atomic.Uint64
 
-	mu      sync.Mutex // guards what follows
-	seq     uint32
-	answers map[uint32]chan error // to configurations that wait
+	configuring sync.Mutex  // one at a time
+	configured  uint32      // sequence number of the last one; verdicts have 0
+	answers     chan answer // to configurations
+}
+
+// answer is the kernel's to the message with that number.
+type answer struct {
+	seq uint32
+	err error
 }
 
 // ErrTaken means that somebody has a queue number, be it this socket.
 var ErrTaken = errors.New("queue number is taken")
-
-// Open makes a socket in the current network namespace and binds one queue to it, with
-// room for length packets. Bind adds more.
-func Open(number uint16, length uint32, rcvbuf int) (*Queue, error) {
-	q, err := OpenSocket(rcvbuf)
-	if err != nil {
-		return nil, err
-	}
-	if err := q.bind(number, length, q.receiveAnswer); err != nil {
-		q.Close()
-		return nil, err
-	}
-	return q, nil
-}
 
 // OpenSocket makes a socket without queues in the current network namespace, with a
 // receive buffer of rcvbuf bytes, or as much as the host allows.
@@ -118,17 +109,13 @@ func newQueue(s *netlink.Socket, err error) (*Queue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet queue: %w", err)
 	}
-	return &Queue{socket: s, buf: make([]byte, 256<<10), answers: map[uint32]chan error{}}, nil
+	return &Queue{socket: s, buf: make([]byte, 256<<10), answers: make(chan answer, 1)}, nil
 }
 
 // Bind adds a queue with room for length packets, while another goroutine is in
 // Receive. Its error is an ErrTaken where the number is in use.
 func (q *Queue) Bind(number uint16, length uint32) error {
-	return q.bind(number, length, awaitAnswer)
-}
-
-func (q *Queue) bind(number uint16, length uint32, wait waiter) error {
-	err := q.configure(number, wait,
+	err := q.configure(number,
 		netlink.Attr(cfgCommand, []byte{commandBind, 0, 0, 0}),
 		netlink.Attr(cfgParams, binary.BigEndian.AppendUint32(nil, copyRange), []byte{copyPacket}),
 		netlink.Uint32(cfgMaxLen, length),
@@ -145,7 +132,7 @@ func (q *Queue) bind(number uint16, length uint32, wait waiter) error {
 
 // Unbind removes a queue; the kernel drops what waits in it.
 func (q *Queue) Unbind(number uint16) error {
-	if err := q.configure(number, awaitAnswer, netlink.Attr(cfgCommand, []byte{commandUnbind, 0, 0, 0})); err != nil {
+	if err := q.configure(number, netlink.Attr(cfgCommand, []byte{commandUnbind, 0, 0, 0})); err != nil {
 		return fmt.Errorf("packet queue %d: unbind: %w", number, err)
 	}
 	return nil
@@ -174,8 +161,6 @@ func (q *Queue) Receive(each func(Packet)) error {
 	case errors.Is(err, unix.ENOBUFS):
 		q.overruns.Add(1)
 		return nil
-	case err == os.ErrClosed:
-		return err
 	case err != nil:
 		return fmt.Errorf("packet queue: %w", err)
 	}
@@ -187,9 +172,7 @@ func (q *Queue) parse(b []byte, each func(Packet)) (refused error) {
 	for _, m := range messages {
 		switch m.Type {
 		case unix.NLMSG_ERROR:
-			if err := m.Err(); !q.answered(m.Seq, err) {
-				refused = errors.Join(refused, q.complaint(err))
-			}
+			refused = errors.Join(refused, q.judge(answer{m.Seq, m.Err()}))
 		case msgPacket:
 			if p, ok := parsePacket(m.Body); ok {
 				each(p)
@@ -199,19 +182,23 @@ func (q *Queue) parse(b []byte, each func(Packet)) (refused error) {
 	return refused
 }
 
-// complaint judges the kernel's answer to a verdict.
-func (q *Queue) complaint(err error) error {
-	switch err {
-	case nil:
-		return nil
-	case unix.ENOENT:
+// judge hands the answer to a configuration on, and judges that to a verdict.
+func (q *Queue) judge(a answer) error {
+	switch {
+	case a.seq != 0:
+		select {
+		case <-q.answers: // to one that nobody waits for any more
+		default:
+		}
+		q.answers <- a // has room for the one
+	case a.err == unix.ENOENT:
 		q.gone.Add(1)
-		return nil
-	case unix.EPERM:
+	case a.err == unix.EPERM:
 		return ErrNotPermitted
-	default:
-		return fmt.Errorf("packet queue: verdict: %w", err)
+	case a.err != nil:
+		return fmt.Errorf("packet queue: verdict: %w", a.err)
 	}
+	return nil
 }
 
 func parsePacket(body []byte) (p Packet, ok bool) {
@@ -226,7 +213,7 @@ func parsePacket(body []byte) (p Packet, ok bool) {
 		case typ == attrMark && len(data) == 4:
 			p.Mark = binary.BigEndian.Uint32(data)
 		case typ == attrUID && len(data) == 4:
-			p.UID, p.HasUID = binary.BigEndian.Uint32(data), true
+			p.UID = binary.BigEndian.Uint32(data)
 		case typ == attrPayload:
 			p.Payload = data
 		}
@@ -255,73 +242,36 @@ func (q *Queue) Requeue(number uint16) error {
 // the reader behind whatever it has to read first.
 const answerTimeout = 5 * time.Second
 
-// waiter waits for the kernel's answer to a configuration.
-type waiter func(answer <-chan error) error
-
-// awaitAnswer leaves the reading to the goroutine that does it.
-func awaitAnswer(answer <-chan error) error {
-	select {
-	case err := <-answer:
-		return err
-	case <-time.After(answerTimeout):
-		return fmt.Errorf("no answer from the kernel: %w", os.ErrDeadlineExceeded)
-	}
-}
-
-// receiveAnswer reads itself, on a socket that nobody else reads yet.
-func (q *Queue) receiveAnswer(answer <-chan error) error {
-	for {
-		if err := q.Receive(func(Packet) {}); err != nil {
-			return err
-		}
-		select {
-		case err := <-answer:
-			return err
-		default:
-		}
-	}
-}
-
 // configure sends one configuration message and waits for the kernel's answer, which
 // Receive finds among the packets.
-func (q *Queue) configure(number uint16, wait waiter, attrs ...[]byte) error {
-	answer := make(chan error, 1)
-	q.mu.Lock()
-	q.seq++
-	seq := q.seq
-	q.answers[seq] = answer
-	q.mu.Unlock()
-	defer func() {
-		q.mu.Lock()
-		delete(q.answers, seq)
-		q.mu.Unlock()
-	}()
-	if err := q.send(msgConfig, unix.NLM_F_ACK, seq, number, attrs...); err != nil {
+func (q *Queue) configure(number uint16, attrs ...[]byte) error {
+	q.configuring.Lock()
+	defer q.configuring.Unlock()
+	q.configured++
+	if err := q.send(msgConfig, unix.NLM_F_ACK, q.configured, number, attrs...); err != nil {
 		return err
 	}
-	return wait(answer)
-}
-
-// answered hands the kernel's answer to the configuration that waits for it.
-func (q *Queue) answered(seq uint32, err error) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	answer, ok := q.answers[seq]
-	if ok {
-		answer <- err // has room for the one
-		delete(q.answers, seq)
+	limit := time.After(answerTimeout)
+	for {
+		select {
+		case a := <-q.answers:
+			if a.seq == q.configured {
+				return a.err
+			}
+		case <-limit:
+			return fmt.Errorf("no answer from the kernel: %w", os.ErrDeadlineExceeded)
+		}
 	}
-	return ok
 }
 
 func (q *Queue) send(typ, flags uint16, seq uint32, number uint16, attrs ...[]byte) error {
 	header := netlink.Netfilter(unix.AF_UNSPEC, number)
 	err := q.socket.Send(netlink.Append(nil, typ, unix.NLM_F_REQUEST|flags, seq, append([][]byte{header}, attrs...)...))
 	switch {
-	case err == nil, err == os.ErrClosed:
-		return err
 	case errors.Is(err, unix.EPERM):
 		return ErrNotPermitted
+	case err != nil:
+		return fmt.Errorf("packet queue %d: %w", number, err)
 	}
-	return fmt.Errorf("packet queue %d: %w", number, err)
+	return nil
 }

@@ -93,16 +93,19 @@ func TestParseMessages(t *testing.T) {
 	if err := q.parse(two, func(p Packet) { got = append(got, p) }); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].ID != 11 || got[0].Queue != 7 || got[0].UID != 1000 || !got[0].HasUID || !bytes.Equal(got[0].Payload, syn4) ||
-		got[1].ID != 12 || got[1].Mark != 0xabc || got[1].HasUID {
+	if len(got) != 2 || got[0].ID != 11 || got[0].Queue != 7 || got[0].UID != 1000 || !bytes.Equal(got[0].Payload, syn4) ||
+		got[1].ID != 12 || got[1].Mark != 0xabc || got[1].UID != 0 {
 		t.Errorf("parsed %+v", got)
 	}
 }
 
+// failing is an errno as answers have it.
+func failing(e unix.Errno) uint32 { return uint32(-int32(e)) }
+
 func TestComplaints(t *testing.T) {
 	q := &Queue{}
 	failure := func(e unix.Errno) []byte {
-		return netlink.Append(nil, unix.NLMSG_ERROR, 0, 0, binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))))
+		return netlink.Append(nil, unix.NLMSG_ERROR, 0, 0, binary.NativeEndian.AppendUint32(nil, failing(e)))
 	}
 	if err := q.parse(failure(unix.ENOENT), nil); err != nil || q.Gone() != 1 {
 		t.Errorf("ENOENT: %v, %d gone", err, q.Gone())
@@ -115,11 +118,24 @@ func TestComplaints(t *testing.T) {
 	}
 }
 
+// TestLateAnswer: one to a configuration that was given up makes room for the next one.
+func TestLateAnswer(t *testing.T) {
+	q := &Queue{answers: make(chan answer, 1)}
+	late := netlink.Append(nil, unix.NLMSG_ERROR, 0, 1, make([]byte, 4))
+	next := netlink.Append(nil, unix.NLMSG_ERROR, 0, 2, binary.NativeEndian.AppendUint32(nil, failing(unix.EBUSY)))
+	if err := q.parse(append(late, next...), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-q.answers; got.seq != 2 || got.err != unix.EBUSY {
+		t.Errorf("%+v", got)
+	}
+}
+
 func FuzzMessages(f *testing.F) {
 	f.Add(message(msgPacket, identified(1), netlink.Attr(attrPayload, syn4)))
 	f.Add([]byte{16, 0, 0, 0, 2, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		q := &Queue{}
+		q := &Queue{answers: make(chan answer, 1)}
 		_ = q.parse(b, func(p Packet) { ParseSYN(p.Payload) })
 	})
 }

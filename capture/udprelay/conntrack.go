@@ -40,16 +40,16 @@ const (
 // in which it was made, from whichever process holds it, as long as that process may
 // administer the namespace: its owner's uid, in the user namespace above it. Safe for
 // concurrent use.
-type Conntrack struct{ *netlink.Asker }
+type Conntrack struct{ netlink.Asker }
 
 // OpenConntrack makes a socket in the current network namespace, and makes sure that
 // this kernel answers on it.
 func OpenConntrack() (*Conntrack, error) {
-	s, err := netlink.OpenAsker(unix.NETLINK_NETFILTER)
+	s, err := netlink.Open(unix.NETLINK_NETFILTER, 0)
 	if err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	c := &Conntrack{s}
+	c := &Conntrack{netlink.Asker{Socket: s}}
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if _, err := c.Original(nobody, nobody); !errors.Is(err, ErrNoEntry) {
 		c.Close()
@@ -60,11 +60,11 @@ func OpenConntrack() (*Conntrack, error) {
 
 // AdoptConntrack takes over a socket made elsewhere, and owns it.
 func AdoptConntrack(f *os.File) (*Conntrack, error) {
-	s, err := netlink.AdoptAsker(f)
+	s, err := netlink.Adopt(f)
 	if err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	return &Conntrack{s}, nil
+	return &Conntrack{netlink.Asker{Socket: s}}, nil
 }
 
 // Original tells where peer, whose UDP arrives at relay, sent it. It returns

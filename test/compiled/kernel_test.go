@@ -69,7 +69,7 @@ func newKernel(t *testing.T) *kernel {
 		if k.table, err = nft.NewTable(nft.Owned); err != nil {
 			return err
 		}
-		q, err = queue.Open(queueNumber, 4096, 4<<20)
+		q, err = queue.OpenSocket(4 << 20)
 		return err
 	})
 	if err != nil {
@@ -83,6 +83,9 @@ func newKernel(t *testing.T) *kernel {
 		defer close(done)
 		k.answer(q)
 	}()
+	if err := q.Bind(queueNumber, 4096); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		q.Close()
 		<-done

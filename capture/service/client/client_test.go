@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sshbroker/capture/command"
 	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
@@ -235,7 +236,7 @@ func TestClientLost(t *testing.T) {
 // died with requests unread: the socket says ECONNRESET first.
 func TestWordsOfTheDead(t *testing.T) {
 	for _, room := range []*spares{nil, {}} {
-		ours, theirs, err := message.Pair("pair")
+		ours, theirs, err := command.Pair("pair")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,7 +287,7 @@ func TestSpareFreed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer room.done()
-	ours, theirs, err := message.Pair("pair")
+	ours, theirs, err := command.Pair("pair")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sshbroker/capture"
+	"sshbroker/capture/command"
 	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
@@ -480,7 +481,7 @@ func FuzzDispatch(f *testing.F) {
 
 // bytes lets b arrive as a packet.
 func (p *pipe) bytes(b []byte) {
-	ours, theirs, err := message.Pair("pair")
+	ours, theirs, err := command.Pair("pair")
 	if err != nil {
 		panic(err)
 	}
