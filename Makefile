@@ -16,7 +16,7 @@ PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured ssh-gateway
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION) -X main.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.
 ENTRY    := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E sshbroker/capture/inherit.start)
-SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh etc/*.sh etc/deb/*.sh)
+SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh etc/*.sh etc/deb/*.sh etc/deb/*.p*)
 
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))

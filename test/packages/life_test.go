@@ -44,13 +44,14 @@ func TestLife(t *testing.T) {
 	needLong(t)
 	netns.RequireRoot(t)
 	dir := t.TempDir()
-	old := buildDeb(t, filepath.Join(dir, "old"), "1.0")["ssh-broker"]
-	next := buildDeb(t, filepath.Join(dir, "new"), "1.1")["ssh-broker"]
+	old, next := buildDeb(t, filepath.Join(dir, "old"), "1.0"), buildDeb(t, filepath.Join(dir, "new"), "1.1")
 	for _, release := range []string{"bookworm", "trixie"} { // systemd 252 and 257
 		t.Run(release, func(t *testing.T) {
 			l := &life{debian: newDebian(t, release)}
-			run(t, "/", nil, "cp", old, filepath.Join(l.root, "root/old.deb"))
-			run(t, "/", nil, "cp", next, filepath.Join(l.root, "root/new.deb"))
+			for to, from := range map[string]string{"old.deb": old["ssh-broker"], "new.deb": next["ssh-broker"],
+				"old-gateway.deb": old["ssh-gateway"], "new-gateway.deb": next["ssh-gateway"]} {
+				run(t, "/", nil, "cp", from, filepath.Join(l.root, "root", to))
+			}
 			run(t, "/", nil, "chroot", l.root, "useradd", "--create-home", "--shell", "/bin/bash", "alice")
 			l.prepare(t)
 			l.boot(t)
@@ -64,6 +65,8 @@ func TestLife(t *testing.T) {
 			l.reboot(t)
 			l.remove(t)
 			l.purge(t)
+			l.gateway(t)
+			l.leavesNothing(t)
 			l.powerOff(t)
 		})
 	}
@@ -342,6 +345,52 @@ func (l *life) purge(t *testing.T) {
 		t.Errorf("the rules: %v\n%s", err, b)
 	}
 	l.must(t, "rm -r /etc/ssh2 /root/id_ed25519 /root/known_hosts")
+}
+
+// gateway installs the other package, has its unit serve, upgrades and purges it.
+func (l *life) gateway(t *testing.T) {
+	t.Helper()
+	l.must(t, "dpkg -i /root/old-gateway.deb")
+	if got := l.must(t, "systemctl is-enabled ssh-gateway || true"); got != "disabled" {
+		t.Errorf("without a configuration it is %s", got)
+	}
+	l.must(t, `umask 022; mkdir -p /etc/ssh-gateway && cd /etc/ssh-gateway
+ssh-gateway ca init && ssh-gateway ca issue --server --dns gateway.test --out server && cp ca/ca.crt .`)
+	l.write(t, "etc/ssh-gateway/ssh-gateway.yaml", gatewayConfig, 0o644)
+	l.write(t, "etc/systemd/system/ssh-gateway.service.d/key.conf", "[Service]\nLoadCredential=server.key:/etc/ssh-gateway/server.key\n", 0o644)
+	l.must(t, "systemctl daemon-reload && systemctl enable --now ssh-gateway && systemctl reload ssh-gateway && test $(ss -Hltn 'sport = :8443' | wc -l) = 1")
+	l.must(t, "dpkg -i /root/new-gateway.deb && systemctl is-active ssh-gateway")
+	if got := l.must(t, "readlink /proc/$(systemctl show --value -p MainPID ssh-gateway)/exe"); strings.Contains(got, "deleted") {
+		t.Error("the old gateway runs")
+	}
+	l.must(t, "dpkg --purge ssh-gateway && ! systemctl is-active ssh-gateway && test -e /etc/ssh-gateway/server.key")
+	l.must(t, "rm -r /etc/ssh-gateway /etc/systemd/system/ssh-gateway.service.d")
+}
+
+const gatewayConfig = `listen: ":8443"
+certificates:
+  - certificate: server.crt
+    key: /run/credentials/ssh-gateway.service/server.key
+client_ca: ca.crt
+audit:
+  file: /var/log/ssh-gateway/audit.jsonl
+services:
+  - name: echo
+    tls_sni: echo.gw.test
+    backend:
+      target: {name: 10.99.1.2, port: 7001}
+    policy: staff
+roles:
+  - name: staff
+    groups: [staff]
+policies:
+  - name: staff
+    roles: [staff]
+`
+
+// leavesNothing holds what is there now to what was there before the installation.
+func (l *life) leavesNothing(t *testing.T) {
+	t.Helper()
 	after := l.state(t)
 	for _, line := range after {
 		if !slices.Contains(l.before, line) {

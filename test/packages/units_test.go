@@ -18,6 +18,7 @@ import (
 var exposure = map[string]float64{
 	"ssh-captured.service":      3.4,
 	"ssh-broker-system.service": 1.7,
+	"ssh-gateway.service":       1.7,
 	"user/ssh-broker.service":   9.1,
 }
 
@@ -107,6 +108,15 @@ func TestUnitsExposure(t *testing.T) {
 			t.Errorf("%s: exposure %.1f, at most %.1f", name, got, most)
 		}
 		t.Logf("%s: %.1f", name, got)
+	}
+	guide, err := os.ReadFile(filepath.Join(root, "docs/guide.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, most := range exposure {
+		if !regexp.MustCompile(fmt.Sprintf("(?m)^\\| `%s`( of a user)? \\| %.1f", regexp.QuoteMeta(filepath.Base(name)), most)).Match(guide) {
+			t.Errorf("docs/guide.md does not say that %s has %.1f", name, most)
+		}
 	}
 	if checked != len(exposure) {
 		t.Errorf("%d services, %d have a bound", checked, len(exposure))
