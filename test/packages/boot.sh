@@ -50,6 +50,7 @@ done
 
 pivot_root . mnt
 umount -l mnt
+mount --make-rshared / # in a container systemd leaves that to others, and credentials need it
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 	setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-syslog,-mac_admin,-audit_control,-perfmon \
 	/lib/systemd/systemd --log-target=journal --show-status=no </dev/null >/dev/null 2>&1

@@ -61,6 +61,7 @@ func TestLife(t *testing.T) {
 			l.usersUnit(t)
 			l.wholeHost(t)
 			l.deadDaemon(t)
+			l.cannotStart(t)
 			l.upgrade(t)
 			l.reboot(t)
 			l.remove(t)
@@ -226,6 +227,31 @@ func (l *life) deadDaemon(t *testing.T) {
 	// One that is stopped is started by whoever asks it.
 	l.must(t, "systemctl stop ssh-captured.service; ssh-broker-ctl connector status; systemctl is-active ssh-captured")
 	f.say(t, "still", byTunnel)
+	f.end(t)
+	if n := l.syns(t); n != 0 {
+		t.Errorf("%d connections left in clear", n)
+	}
+}
+
+// cannotStart has an ssh-captured that fails at its start: who connects is told so before
+// long, nothing tries for ever, and nothing gets out in clear.
+func (l *life) cannotStart(t *testing.T) {
+	t.Helper()
+	l.must(t, `mkdir -p /run/systemd/system/ssh-captured.service.d
+printf '[Service]\nExecStart=\nExecStart=/bin/false\n' >/run/systemd/system/ssh-captured.service.d/broken.conf
+systemctl daemon-reload; systemctl stop ssh-captured.service`)
+	if r := l.try(t, "ssh-broker-ctl connector status"); r.Code != 3 && !strings.Contains(r.Stderr, "connection to ssh-captured lost") {
+		t.Errorf("with an ssh-captured that cannot be started: %v", r)
+	}
+	l.until(t, "the socket to be given up", func() bool { return l.try(t, "systemctl is-failed ssh-captured.socket").Code == 0 })
+	if r := l.try(t, "ssh-broker-ctl connector status"); r.Code != 3 {
+		t.Errorf("with a socket that was given up: %v", r)
+	}
+	f := l.connect(t, "", private)
+	l.must(t, `rm -r /run/systemd/system/ssh-captured.service.d; systemctl daemon-reload; systemctl reset-failed
+systemctl start ssh-captured.socket ssh-captured.service`)
+	f.WaitFor(t, "open")
+	f.say(t, "mended", byTunnel)
 	f.end(t)
 	if n := l.syns(t); n != 0 {
 		t.Errorf("%d connections left in clear", n)
