@@ -148,15 +148,9 @@ type flow struct {
 	in io.WriteCloser
 }
 
-// connect begins one; program is put before the shell that has the connection. The shell
-// says "open" once connect() has returned, and "cut" when the connection has ended.
-func (d *debian) connect(t *testing.T, program, address string) *flow {
-	t.Helper()
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.write(t, "usr/local/bin/talk", `#!/bin/bash
+// talk is the shell that has the connection. It says "open" once connect() has returned,
+// and "cut" when the connection has ended.
+const talk = `#!/bin/bash
 exec 3<>/dev/tcp/$1/$2 || { echo refused; exit 1; }
 echo open
 while read -r line; do
@@ -164,7 +158,15 @@ while read -r line; do
 	read -r answer <&3 || { echo cut; exit 1; }
 	echo "$answer"
 done
-`, 0o755)
+`
+
+// connect begins one; program is put before the shell that has it.
+func (d *debian) connect(t *testing.T, program, address string) *flow {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -90,6 +90,7 @@ func (l *life) prepare(t *testing.T) {
 	l.echo(t, private)
 	l.echo(t, public)
 	l.wire = l.Client.Capture(t, "to-server")
+	l.write(t, "usr/local/bin/talk", talk, 0o755)
 }
 
 // syns are those that have left the client for the private address.
