@@ -13,12 +13,15 @@ import (
 
 // TestInstall installs into a directory as a packager does, and removes it again.
 func TestInstall(t *testing.T) {
-	built := sut.Build(t).Dir
 	tree := t.TempDir()
 	copySources(t, tree)
-	// What make build would make.
-	if err := os.Symlink(built, filepath.Join(tree, "bin")); err != nil {
+	if err := os.Mkdir(filepath.Join(tree, "bin"), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range programs(t) { // what make build would make
+		if err := os.Symlink(sut.Program(t, p), filepath.Join(tree, "bin", p)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, prefix := range []string{"/usr/local", "/usr", "/opt/ssh broker"} {
 		t.Run(prefix, func(t *testing.T) {
