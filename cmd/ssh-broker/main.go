@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -339,6 +340,10 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		if err := control.NotifyReady(o.readyFD); err != nil {
 			log.Warn("readiness", "error", err)
 		}
+	}
+	// The variable goes: a ProxyCommand is not to speak for us.
+	if _, err := sd.SdNotify(true, sd.SdNotifyReady); err != nil {
+		log.Warn("readiness", "error", err)
 	}
 	return d.Run(ctx)
 }

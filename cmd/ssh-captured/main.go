@@ -36,7 +36,11 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitBroken = 3 // it served: the next one may do better, which a service manager starts
 )
+
+// errServing is the class of what ends an ssh-captured that was up.
+var errServing = errors.New("serving")
 
 // capabilities are all that this program ever has; the last one for BPF alone.
 var capabilities = []privilege.Capability{unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_OVERRIDE, unix.CAP_BPF}
@@ -68,7 +72,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if answer, ok := errors.AsType[*service.Error](err); ok && answer.Hint != "" {
 		fmt.Fprintf(stderr, "ssh-captured: hint: %s\n", answer.Hint)
 	}
-	if o.began {
+	switch {
+	case errors.Is(err, errServing):
+		return exitBroken
+	case o.began:
 		return exitFailed
 	}
 	return exitUsage
@@ -174,7 +181,10 @@ func (o *options) serve() (err error) {
 		return err
 	}
 	go processors.Keep(ctx)
-	return s.Run(ctx)
+	if err := s.Run(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errServing, err)
+	}
+	return nil
 }
 
 // adminGroup is the id of the group whose members may set system-wide rules, -1 for none.
