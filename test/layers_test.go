@@ -49,6 +49,7 @@ var layers = []struct {
 	{"broker/config/...", []string{"broker/config/..."}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
+	{"broker/metrics", []string{"profiles", "broker", "broker/audit", "broker/eventlog"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
@@ -73,6 +74,7 @@ var thirdParty = []struct {
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
+	{"github.com/prometheus", []string{"broker/metrics", "broker/gateway/...", "test/..."}},
 	{"encoding/xml", []string{"broker/config"}},
 }
 

@@ -108,7 +108,7 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupKeys, Title: "Keys and questions:"},
 		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
-	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
+	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(), a.metricsCommand(),
 		a.listConnectionsCommand(), a.listChannelsCommand(),
 		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
 		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.listClientsCommand(), a.disconnectClientCommand(), a.listProfilesCommand(),
