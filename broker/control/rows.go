@@ -171,6 +171,7 @@ type ChannelRow struct {
 	BytesUp    uint64    `json:"bytes_up"`
 	BytesDown  uint64    `json:"bytes_down"`
 	State      string    `json:"state"`
+	Error      string    `json:"error,omitempty"` // why it is carried otherwise than the rule says
 }
 
 // ExplainArgs is a flow that nobody has opened, or the number of one that is open.

@@ -277,7 +277,7 @@ func (d *Daemon) handleChannels(_ context.Context, call *control.Call) error {
 		}
 		row := control.ChannelRow{ID: f.ID, Owner: owner, Connection: f.Way, Capture: f.Capture, Program: r.Program, PID: r.PID,
 			Src: r.Src.String(), Dst: r.Dst.String(), Name: r.Name, Rule: rule, Action: r.Action, Profile: r.Profile,
-			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State}
+			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State, Error: r.Error}
 		if err := call.Send(row); err != nil {
 			return err
 		}

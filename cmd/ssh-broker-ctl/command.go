@@ -109,10 +109,10 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupConfig, Title: "Its configuration:"},
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(), a.metricsCommand(),
-		a.listConnectionsCommand(), a.listChannelsCommand(),
-		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
-		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.listClientsCommand(), a.disconnectClientCommand(), a.listProfilesCommand(),
-		a.listKeysCommand(), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
+		a.topCommand(), a.watchable(a.listConnectionsCommand()), a.watchable(a.listChannelsCommand()),
+		a.watchable(a.listListenersCommand()), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
+		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.watchable(a.listClientsCommand()), a.disconnectClientCommand(), a.watchable(a.listProfilesCommand()),
+		a.watchable(a.listKeysCommand()), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
 		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.connectorCommand())
 	plain(root)
 	root.SetHelpCommand(helpCommand(root))
