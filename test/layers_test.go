@@ -31,8 +31,14 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	{"capture/leak", []string{"capture/leak/ways", "capture/message"}},
+	{"capture/leak/ways", []string{"capture"}},
+	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"capture/descriptor", nil},
+	// For everybody, without privilege.
+	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},
+	{"profiles/trialserver", nil},
 
 	// One flow's life; the only package that knows two of the three above.
 	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit", "broker/eventlog", "broker/regular"}},
@@ -40,18 +46,28 @@ var layers = []struct {
 	{"broker/relay", nil},
 	{"broker/audit", nil},
 	{"broker/regular", nil},
+	{"broker/replace", []string{"broker/regular"}},
 	{"broker/location", []string{"filter", "broker/regular"}},
 	{"broker/wake", nil},
 	{"broker/eventlog", nil},
 	{"broker/control", []string{"broker/audit"}},
 	{"broker/prompt", []string{"broker/control"}},
-	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
-	{"broker/config/...", []string{"broker/config/..."}},
+	{"broker/config", []string{"filter/...", "profiles", "profiles/certfile", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
+	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
+	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/socket", "profiles/tlstun/wire"}},
+	{"broker/gateway/...", nil},
+	{"broker/gateway/generation", []string{"broker/gateway/gwconfig", "broker/gateway/policy", "broker/gateway/trust", "profiles/tlstun/wire"}},
+	{"broker/gateway/trust", []string{"broker/regular"}},
+	{"broker/gateway/ca", []string{"broker/gateway/policy", "broker/replace"}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
 	{"broker/metrics", []string{"profiles", "broker", "broker/audit", "broker/eventlog"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
+	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
+	// A broker of its own to try things with, and what is said of a host.
+	{"broker/trial", []string{"capture/command", "capture/leak", "profiles/trialserver", "broker/control"}},
+	{"broker/doctor", []string{"capture", "capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/certfile", "profiles/creds", "broker/config", "broker/control", "broker/regular", "broker/trial"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
 
@@ -61,7 +77,7 @@ var layers = []struct {
 }
 
 // forTests may be imported by tests of broker and below, beside what the row says.
-var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest"}
+var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest", "broker/gateway/gatewaytest"}
 
 // thirdParty says where a package from outside may be imported at all, tests
 // included. What is not listed may be imported anywhere.
@@ -73,8 +89,11 @@ var thirdParty = []struct {
 	{"github.com/mdlayher/netlink", []string{"capture/...", "test/..."}},
 	{"github.com/vishvananda/netlink", []string{"capture/...", "broker/location", "test/..."}},
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
+	{"github.com/hashicorp/yamux", []string{"broker/gateway", "profiles/tlstun/...", "profiles/tuntest", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
 	{"github.com/prometheus", []string{"broker/metrics", "broker/gateway/...", "test/..."}},
+	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
+	{"go.yaml.in/yaml/v3", []string{"broker/kubeconfig", "broker/gateway/..."}},
 	{"encoding/xml", []string{"broker/config"}},
 }
 

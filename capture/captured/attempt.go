@@ -36,9 +36,9 @@ type handover struct {
 	payload []byte
 }
 
-func (a *attempt) message() service.Message {
+func (a *attempt) message() *service.Message {
 	f, k := a.Flow(), a.Key()
-	m := service.Message{Op: service.OpAttempt, ID: a.id, Capture: a.capture.id, Attempt: &service.Attempt{
+	m := &service.Message{Op: service.OpAttempt, ID: a.id, Capture: a.capture.id, Attempt: &service.Attempt{
 		Key: service.Key{Src: k.Src, Dst: k.Dst, Seq: k.Seq}, UID: f.UID, Arrived: f.Arrived}}
 	if a.home != nil {
 		m.Capture, m.Attempt.Payload = "", a.home.payload
@@ -118,12 +118,22 @@ func (c *client) assign(a *attempt) {
 	c.next++
 	a.at, a.id, a.given = c, c.next, false
 	c.attempts[a.id] = a
-	uid := a.Flow().UID
-	if c.lines[uid] == nil {
-		c.turns = append(c.turns, uid)
+	l := c.line(a.Flow().UID)
+	if len(l.waiting) == 0 {
+		c.turns = append(c.turns, l)
 	}
-	c.lines[uid] = append(c.lines[uid], a)
-	c.poke()
+	l.waiting = append(l.waiting, a)
+	c.wake.Signal()
+}
+
+// line returns the one of that uid.
+func (c *client) line(uid uint32) *line {
+	l := c.lines[uid]
+	if l == nil {
+		l = &line{}
+		c.lines[uid] = l
+	}
+	return l
 }
 
 // detach takes a from whoever has it.
@@ -133,11 +143,13 @@ func (s *Server) detach(a *attempt) {
 		return
 	}
 	delete(c.attempts, a.id)
-	if uid := a.Flow().UID; a.given {
-		if c.given[uid]--; c.given[uid] == 0 {
-			delete(c.given, uid)
+	if a.given {
+		uid := a.Flow().UID
+		l := c.line(uid)
+		if l.given--; l.given == 0 && len(l.waiting) == 0 {
+			delete(c.lines, uid)
 		}
-		c.poke() // there may be room in its window now
+		c.wake.Signal() // there may be room in its window now
 	}
 	a.at, a.given = nil, false
 }
@@ -152,12 +164,13 @@ func (s *Server) decided(a *attempt, outcome service.Outcome) {
 	if home := a.home; home != nil {
 		home.by.remember(home.id, a)
 		delete(home.by.attempts, home.id)
-		home.by.send(home.answer(service.Handed{Outcome: outcome}))
+		home.tell(service.Handed{Outcome: outcome})
 	}
 }
 
-func (h *handover) answer(word service.Handed) *parcel {
-	return &parcel{Message: service.Message{Op: service.OpAnswer, Seq: h.seq, Handed: &word}}
+// tell answers the request to hand over.
+func (h *handover) tell(word service.Handed) {
+	h.by.say(service.Message{Seq: h.seq, Handed: &word})
 }
 
 // returned takes an undecided attempt back from whoever had it: from a carrier it goes
@@ -171,8 +184,8 @@ func (s *Server) returned(a *attempt, word service.Handed) {
 		return
 	}
 	a.at, a.id, a.given = home.by, home.id, true
-	home.by.given[a.Flow().UID]++
-	home.by.send(home.answer(word))
+	home.by.line(a.Flow().UID).given++
+	home.tell(word)
 }
 
 // undecided is the attempt of that number that c has to decide.
@@ -207,7 +220,7 @@ func (c *client) decide(m *service.Message) error {
 }
 
 // admit lets the handshake finish and hands the connection over.
-func (c *client) admit(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) admit(m *service.Message, _ []*os.File) (*answer, error) {
 	if m.ID == 0 && m.Key != nil {
 		return c.claim(*m.Key)
 	}
@@ -240,15 +253,15 @@ func (c *client) admit(m *service.Message, _ []*os.File) (*parcel, error) {
 	return connected(conn, err)
 }
 
-func connected(conn *capture.Conn, err error) (*parcel, error) {
+func connected(conn *capture.Conn, err error) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &parcel{conn: conn.TCPConn}, nil
+	return &answer{conn: conn.TCPConn}, nil
 }
 
 // claim is for a broker that was waiting for a connection when our predecessor died.
-func (c *client) claim(k service.Key) (*parcel, error) {
+func (c *client) claim(k service.Key) (*answer, error) {
 	sock, err := c.source.Diag.Lookup(k.Src, k.Dst)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", capture.ErrAbandoned, err)
@@ -265,14 +278,17 @@ func (c *client) claim(k service.Key) (*parcel, error) {
 
 // hand gives an attempt of the whole host to its owner's own broker. The answer comes
 // once that has decided.
-func (c *client) hand(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) hand(m *service.Message, _ []*os.File) (*answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.undecided(m.ID)
 	if a == nil {
 		return nil, errUnknown
 	}
-	carrier := c.carriers[a.Flow().UID]
+	var carrier *client
+	if u := c.users[a.Flow().UID]; u != nil {
+		carrier = u.carrier
+	}
 	switch {
 	case a.capture.leaf != nil || a.home != nil:
 		return nil, refusal(service.CodeBadRequest, "only the system broker hands over, and once")
@@ -288,27 +304,30 @@ func (c *client) hand(m *service.Message, _ []*os.File) (*parcel, error) {
 }
 
 // carry has c carry what is handed to its uid.
-func (c *client) carry(*service.Message, []*os.File) (*parcel, error) {
+func (c *client) carry(*service.Message, []*os.File) (*answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if old := c.carriers[c.uid]; old != nil && old != c && !old.hungUp() {
+	if old := c.user.carrier; old != nil && old != c && !old.hungUp() {
 		return nil, refusal(service.CodeBusy, "process %d carries for uid %d already", old.pid, c.uid)
 	}
-	return &parcel{then: func() { c.carriers[c.uid] = c }}, nil
+	if c.clients[c] { // else it is gone by now
+		c.user.carrier = c
+	}
+	return &answer{}, nil
 }
 
 // remember keeps a decided attempt for questions that come late.
 func (c *client) remember(id uint64, a *attempt) { c.recent[id%recently] = known{id, a} }
 
 // tell answers a question about an attempt of c's, be it decided or not.
-func (c *client) tell(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) tell(m *service.Message, _ []*os.File) (*answer, error) {
 	c.mu.Lock()
 	a := c.attempts[m.ID]
 	if old := c.recent[m.ID%recently]; a == nil && old.id == m.ID {
 		a = old.a
 	}
 	c.mu.Unlock()
-	p := &parcel{}
+	p := &answer{}
 	switch {
 	case a == nil:
 		return nil, errUnknown
@@ -322,7 +341,7 @@ func (c *client) tell(m *service.Message, _ []*os.File) (*parcel, error) {
 		p.Origin.Error = o.Err.Error()
 	}
 	if path, err := cgroup.OfProcess(o.PID); o.Known && err == nil {
-		p.Origin.Cgroup, p.Origin.Unit = path, cgroup.Unit(path)
+		p.Origin.Cgroup = path
 	}
 	return p, nil
 }
@@ -330,8 +349,8 @@ func (c *client) tell(m *service.Message, _ []*os.File) (*parcel, error) {
 // forget gives up what has waited since before and whose program does not any more:
 // nobody tells.
 func (s *Server) forget(before time.Time) {
-	s.mu.Lock()
 	var old []*attempt
+	s.mu.Lock()
 	for _, h := range s.captures {
 		for a := range h.waiting {
 			if a.Flow().Arrived.Before(before) {
@@ -340,13 +359,15 @@ func (s *Server) forget(before time.Time) {
 		}
 	}
 	s.mu.Unlock()
-	old = slices.DeleteFunc(old, func(a *attempt) bool { return a.Waits() })
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, a := range old {
+		if a.Waits() { // asks the kernel
+			continue
+		}
+		s.mu.Lock()
 		if a.capture.waiting[a] && !a.busy {
 			s.decided(a, service.HandLost)
 			a.Refuse(capture.Silent)
 		}
+		s.mu.Unlock()
 	}
 }

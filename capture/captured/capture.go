@@ -2,14 +2,18 @@ package captured
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sshbroker/capture"
 	"sshbroker/capture/cgroup"
+	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
 
@@ -24,8 +28,7 @@ type held struct {
 	dns            []*os.File // UDP, then TCP; each on one loopback address or both
 	marks          bool       // the UDP ones tell their datagrams' marks
 
-	entered bool               // guarded by Server.changing, as is stop
-	stop    context.CancelFunc // of the one who watches it
+	entered bool // a process has been in the cgroup; guarded by Server.changing
 
 	// Guarded by Server.mu.
 	server  *client // nil: nobody serves it
@@ -34,7 +37,7 @@ type held struct {
 }
 
 func newHeld(id string, owner uint32) *held {
-	return &held{id: id, owner: owner, stop: func() {}, waiting: map[*attempt]bool{}}
+	return &held{id: id, owner: owner, waiting: map[*attempt]bool{}}
 }
 
 // refusal is what a client is told.
@@ -62,7 +65,7 @@ func (c *client) mine(id string) (*held, error) {
 var validID = regexp.MustCompile(`^[a-z0-9]{4,32}$`)
 
 // make makes a cgroup whose sockets of the caller's are captured. Nothing is in it yet.
-func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) make(m *service.Message, _ []*os.File) (*answer, error) {
 	const patience = 10 * time.Second // with systemd
 	if !validID.MatchString(m.Capture) || m.Capture == service.System {
 		return nil, refusal(service.CodeBadRequest, "capture id %q", m.Capture)
@@ -70,6 +73,7 @@ func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
 	if c.tree == nil {
 		return nil, &service.Error{Code: service.CodeKernel, Message: c.treeErr.Error(), Hint: "ssh-capture --backend=namespace needs no cgroup"}
 	}
+	c.endEmpty() // which count no more
 	h := newHeld(m.Capture, c.uid)
 	h.maker = c
 	var err error
@@ -84,7 +88,7 @@ func (c *client) make(m *service.Message, _ []*os.File) (*parcel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	return &parcel{Message: service.Message{Made: &service.Made{Cgroup: h.leaf.Path, Held: true}}}, nil
+	return &answer{Message: service.Message{Made: &service.Made{Cgroup: h.leaf.Path, Held: true}}}, nil
 }
 
 // add brings a new capture into force, or strips it.
@@ -114,7 +118,7 @@ func (s *Server) add(h *held, spec capture.Spec) error {
 }
 
 // enter moves a process of the owner's, whose sockets are taken, into a capture.
-func (c *client) enter(m *service.Message, files []*os.File) (*parcel, error) {
+func (c *client) enter(m *service.Message, files []*os.File) (*answer, error) {
 	h, err := c.mine(m.Capture)
 	switch {
 	case err != nil:
@@ -125,51 +129,27 @@ func (c *client) enter(m *service.Message, files []*os.File) (*parcel, error) {
 	if err := h.leaf.Enter(files[0], h.owner); err != nil {
 		return nil, fmt.Errorf("capture %s: %w", h.id, err)
 	}
-	if !h.entered {
-		h.entered = true
-		c.watch(h)
-	}
-	return &parcel{}, nil
+	h.entered = true
+	return &answer{}, nil
 }
 
-// watch ends a capture with its last process. The caller holds changing.
-func (s *Server) watch(h *held) {
-	if h.leaf == nil {
-		return
-	}
-	ctx, cancel := context.WithCancel(s.life)
-	h.stop = cancel
-	s.wg.Go(func() {
-		defer cancel()
-		for !s.endIfEmpty(ctx, h) {
-		}
-	})
-}
-
-// endIfEmpty waits until no process is left, and reports whether the capture has ended.
-func (s *Server) endIfEmpty(ctx context.Context, h *held) bool {
-	if err := h.leaf.WaitEmpty(ctx); err != nil && ctx.Err() == nil {
-		s.Log.Warn("capture is not watched for a while", "capture", h.id, "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(tidyEvery):
+// endEmpty ends the captures whose last process has ended, and removes the cgroups of
+// released ones that have become empty. The caller holds changing.
+func (s *Server) endEmpty() {
+	var empty []*held
+	for _, h := range s.captures {
+		if h.entered {
+			if populated, err := h.leaf.Populated(); err == nil && !populated {
+				empty = append(empty, h)
+			}
 		}
 	}
-	if ctx.Err() != nil {
-		return true
-	}
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	if populated, err := h.leaf.Populated(); populated || err != nil { // another has entered
-		return false
-	}
-	s.end(h)
-	return true
+	s.end(empty...)
+	s.released = slices.DeleteFunc(s.released, func(l *cgroup.Leaf) bool { return !errors.Is(l.Remove(), unix.EBUSY) })
 }
 
 // end takes captures out of force that nobody is in. The caller holds changing.
 func (s *Server) end(list ...*held) {
-	list = slices.DeleteFunc(list, func(h *held) bool { return s.captures[h.id] != h })
 	if s.life.Err() != nil || len(list) == 0 {
 		return
 	}
@@ -202,16 +182,15 @@ func (s *Server) drop(h *held, code service.Code) {
 		}
 	}
 	if h.server != nil {
-		h.server.send(&parcel{Message: service.Message{Op: service.OpAnswer, Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)}})
+		h.server.say(service.Message{Capture: h.id, Error: refusal(code, "capture %s: %s", h.id, code)})
 	}
 	s.mu.Unlock()
-	h.stop()
 	s.strip(h)
 }
 
 // serve brings rules into force for a capture, and has its attempts go to c from now
 // on, unless they do so already.
-func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) serve(m *service.Message, _ []*os.File) (*answer, error) {
 	h, err := c.mine(m.Capture)
 	first := h == nil && c.admin && m.Capture == service.System && m.Op == service.OpServe
 	if first {
@@ -236,35 +215,36 @@ func (c *client) serve(m *service.Message, _ []*os.File) (*parcel, error) {
 	default:
 		err = c.change(false, func(next *config) { next.Captures[h.id] = saveable{h.owner, h.queue, *m.Spec} })
 	}
-	p := &parcel{}
+	p := &answer{}
 	if err != nil || old == c {
 		return p, err
 	}
 	for _, f := range h.dns {
 		d, err := duplicate(f)
 		if err != nil {
-			p.drop()
+			message.CloseAll(p.files)
 			return nil, fmt.Errorf("capture %s: name sockets: %w", h.id, err)
 		}
 		p.files = append(p.files, d)
 	}
-	p.then = func() { c.takeOver(h) }
 	p.Served = &service.Served{Held: true, Enabled: c.config.Enabled, Origins: c.tracker != nil, Marks: h.marks, Owner: h.owner}
 	if h.leaf != nil {
 		p.Served.Cgroup = h.leaf.Path
 	}
+	c.takeOver(h)
 	return p, nil
 }
 
-// takeOver gives c what waits, behind the answer to serve. The caller holds mu.
+// takeOver gives c what waits, unless it is gone by now.
 func (c *client) takeOver(h *held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.clients[c] {
+		return
+	}
 	h.server = c
 	for a := range h.waiting {
-		switch {
-		case a.busy:
-		case a.at == nil:
-			c.offer(a)
-		case a.home == nil: // of a server that has hung up
+		if !a.busy && a.home == nil { // nobody's, or of a server that has hung up
 			c.returned(a, service.Handed{})
 		}
 	}
@@ -299,7 +279,7 @@ func sizeOf(s *capture.Spec) int {
 }
 
 // connector switches the capture of the whole host on or off. Live flows go on.
-func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
+func (c *client) connector(m *service.Message, _ []*os.File) (*answer, error) {
 	switch {
 	case m.Enable == nil:
 		return nil, refusal(service.CodeBadRequest, "on or off?")
@@ -309,7 +289,7 @@ func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
 		return nil, &service.Error{Code: service.CodeNoSystem, Message: "no system broker has given rules yet: there is nothing to enable",
 			Hint: "start ssh-broker --system, then enable again"}
 	case *m.Enable == c.config.Enabled:
-		return &parcel{}, nil
+		return &answer{}, nil
 	}
 	if err := c.change(false, func(next *config) { next.Enabled = *m.Enable }); err != nil {
 		return nil, err
@@ -325,11 +305,11 @@ func (c *client) connector(m *service.Message, _ []*os.File) (*parcel, error) {
 	c.mu.Unlock()
 	c.withdraw()
 	c.Log.Info("system-wide capture", "enabled", *m.Enable, "uid", c.uid)
-	return &parcel{}, nil
+	return &answer{}, nil
 }
 
 // release opens everything: the documented way out.
-func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
+func (c *client) release(*service.Message, []*os.File) (*answer, error) {
 	if !c.admin {
 		return nil, refusal(service.CodeForbidden, "only root and the administrators group may release the host")
 	}
@@ -342,15 +322,5 @@ func (c *client) release(*service.Message, []*os.File) (*parcel, error) {
 	}
 	c.withdraw()
 	c.Log.Warn("everything was released", "uid", c.uid, "pid", c.pid, "error", err)
-	return &parcel{}, err
-}
-
-// endUnused ends those captures of a client that is gone which nobody has entered.
-func (c *client) endUnused(made []*held) {
-	if len(made) == 0 {
-		return
-	}
-	c.changing.Lock()
-	defer c.changing.Unlock()
-	c.end(slices.DeleteFunc(made, func(h *held) bool { return h.entered })...)
+	return &answer{}, err
 }

@@ -22,13 +22,13 @@ const (
 	window = 512
 	// recently is how many decided attempts a client may still ask about.
 	recently = 256
-	// helloWithin is how long a client may say nothing at all.
-	helloWithin = 10 * time.Second
-	// flushWithin is how long answers to a connection that ends may take.
-	flushWithin = time.Second
+	// flushWithin is how long what was asked for on a connection that ends may take:
+	// longer than it takes to admit.
+	flushWithin = 2 * time.Second
 )
 
-// client is one connection: a goroutine reads, one writes, and each request has one.
+// client is one connection: a goroutine reads, one sends attempts, and each request has
+// one that answers it.
 type client struct {
 	*Server
 	conn  *message.Conn
@@ -36,21 +36,18 @@ type client struct {
 	uid   uint32
 	pid   int32
 	admin bool
-	said  bool // hello
 
-	wake     chan struct{} // has room for one: there may be something to write
-	done     chan struct{} // closed when no more will be
 	slot     chan struct{} // has room for the one request that changes something
 	requests sync.WaitGroup
+	begins   sync.Mutex // held while an attempt, or the answer that comes before all of them, is sent
+	wake     *sync.Cond // of Server.mu: there may be an attempt to send, or never more
 
 	// Guarded by Server.mu.
 	next     uint64
 	attempts map[uint64]*attempt // given to c, or to be; with those that it handed over
 	recent   [recently]known     // decided, for questions that come late
-	answers  []*parcel
-	lines    map[uint32][]*attempt // to be sent, by uid
-	turns    []uint32              // whose turn it is: the uids of lines
-	given    map[uint32]int        // undecided and with the client
+	lines    map[uint32]*line    // by uid
+	turns    []*line             // whose turn it is: those in which somebody waits
 }
 
 type known struct {
@@ -58,41 +55,40 @@ type known struct {
 	a  *attempt
 }
 
-// parcel is one message to a client, and what goes with it.
-type parcel struct {
-	service.Message
-	files []*os.File      // closed once sent
-	conn  *net.TCPConn    // the same
-	slots []chan struct{} // given back once sent
-	then  func()          // is done with mu held, right after the answer was queued
+// line is what one uid has with a client.
+type line struct {
+	waiting []*attempt // to be sent
+	given   int        // sent, and undecided
 }
 
-func (p *parcel) drop() {
-	message.CloseAll(p.files)
-	if p.conn != nil {
-		p.conn.Close() // without the other end's duplicate: a reset
+// answer is what a request is answered with, and what goes with it.
+type answer struct {
+	service.Message
+	files []*os.File   // closed once sent
+	conn  *net.TCPConn // the same
+}
+
+// connOf makes message connections of those of package net, which it closes.
+func connOf(uc *net.UnixConn) (*message.Conn, error) {
+	defer uc.Close()
+	f, err := uc.File()
+	if err != nil {
+		return nil, err
 	}
-	for _, slot := range p.slots {
-		<-slot
-	}
+	return message.New(f)
 }
 
 // welcome begins to serve a connection, unless its user has too many.
 func (s *Server) welcome(uc *net.UnixConn) error {
-	f, err := uc.File()
-	if err != nil {
-		return err
-	}
-	conn, err := message.New(f)
+	conn, err := connOf(uc)
 	if err != nil {
 		return err
 	}
 	c := &client{
-		Server: s, conn: conn,
-		wake: make(chan struct{}, 1), done: make(chan struct{}), slot: make(chan struct{}, 1),
-		attempts: map[uint64]*attempt{}, lines: map[uint32][]*attempt{}, given: map[uint32]int{},
+		Server: s, conn: conn, slot: make(chan struct{}, 1), wake: sync.NewCond(&s.mu),
+		attempts: map[uint64]*attempt{}, lines: map[uint32]*line{},
 	}
-	err = c.control(func(fd int) error { return c.identify(fd) })
+	err = control(conn.File(), c.identify)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.user = s.user(c.uid)
@@ -105,16 +101,6 @@ func (s *Server) welcome(uc *net.UnixConn) error {
 	s.wg.Go(c.read)
 	s.wg.Go(c.write)
 	return nil
-}
-
-// control does something with the connection's descriptor.
-func (c *client) control(f func(fd int) error) error {
-	raw, err := c.conn.File().SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
-	return errors.Join(cerr, err)
 }
 
 // identify takes the credentials of the moment of connect(), which cannot be forged.
@@ -152,7 +138,7 @@ func peerGroups(fd int) ([]uint32, error) {
 // hungUp tells whether the other end is closed, be it that nobody has read so far yet.
 func (c *client) hungUp() bool {
 	p := []unix.PollFd{{}}
-	err := c.control(func(fd int) error {
+	err := control(c.conn.File(), func(fd int) error {
 		p[0].Fd = int32(fd)
 		_, err := unix.Poll(p, 0)
 		return err
@@ -162,35 +148,45 @@ func (c *client) hungUp() bool {
 
 func (c *client) read() {
 	defer c.gone()
-	greeted := time.AfterFunc(helloWithin, func() { c.conn.Close() })
-	defer greeted.Stop()
-	for {
-		var m service.Message
-		files, err := c.conn.Receive(&m)
-		if err == nil {
-			greeted.Stop()
-			err = c.handle(&m, files)
-		} else {
-			message.CloseAll(files)
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
-				c.Log.Warn("client cut off", "uid", c.uid, "pid", c.pid, "error", err)
-			}
-			return
-		}
+	err := c.hello()
+	for err == nil {
+		err = c.handle()
 	}
+	if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+		c.Log.Warn("client cut off", "uid", c.uid, "pid", c.pid, "error", err)
+	}
+}
+
+func (c *client) hello() error {
+	var m service.Message
+	files, err := c.conn.Receive(&m)
+	message.CloseAll(files)
+	switch {
+	case err != nil:
+		return err
+	case m.Op != service.OpHello || m.Hello == nil:
+		return errors.New("the first message is no hello")
+	}
+	answer := service.Message{Op: service.OpHello, Hello: &service.Hello{Version: service.Version, Program: c.Program, PID: os.Getpid()}}
+	if m.Hello.Version != service.Version {
+		err = refusal(service.CodeVersion, "this is %s, and it speaks version %d of the protocol, %s speaks %d: restart what was not upgraded",
+			c.Program, service.Version, m.Hello.Program, m.Hello.Version)
+		answer.Error = asError(err)
+	}
+	return errors.Join(c.conn.Send(answer), err)
 }
 
 // gone gives back what the client had.
 func (c *client) gone() {
+	late := time.AfterFunc(flushWithin, func() { c.conn.Close() })
+	defer late.Stop()
 	if c.life.Err() != nil {
 		c.requests.Wait() // which are answered yet
 	}
 	c.mu.Lock()
 	delete(c.clients, c)
-	if c.carriers[c.uid] == c {
-		delete(c.carriers, c.uid)
+	if c.user.carrier == c {
+		c.user.carrier = nil
 	}
 	for _, h := range c.captures {
 		if h.server == c {
@@ -202,202 +198,191 @@ func (c *client) gone() {
 			c.returned(a, service.Handed{Outcome: service.HandGone})
 		}
 	}
-	close(c.done)
+	c.wake.Signal()
 	c.mu.Unlock()
-	time.AfterFunc(flushWithin, func() { c.conn.Close() })
 	c.requests.Wait()
-	var made []*held // also what was asked for last
-	c.mu.Lock()
+	c.conn.Close()
+
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	var unused []*held
 	for _, h := range c.captures {
-		if h.maker == c {
-			made = append(made, h)
+		if h.maker == c && !h.entered {
+			unused = append(unused, h)
 		}
 	}
-	c.mu.Unlock()
-	c.endUnused(made)
-}
-
-// write sends what there is, and ends the connection after the last of it.
-func (c *client) write() {
-	defer func() {
-		c.conn.Close()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.user.conns--
-	}()
-	for over := false; ; {
-		p := c.take()
-		switch {
-		case p != nil:
-			var err error
-			if p.conn != nil {
-				err = c.conn.SendSocket(p.Message, p.conn)
-			} else {
-				err = c.conn.Send(p.Message, p.files...)
-			}
-			p.drop()
-			if err != nil {
-				c.conn.Close() // read finds out
-			}
-		case over:
-			return
-		default:
-			select {
-			case <-c.wake:
-			case <-c.done:
-				over = true
-			}
-		}
-	}
-}
-
-// take returns what is to be sent next: answers first, and attempts by turns among the
-// uids, so that one user's flood does not keep another waiting.
-func (c *client) take() *parcel {
+	c.end(unused...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.answers) > 0 {
-		p := c.answers[0]
-		c.answers = c.answers[1:]
-		return p
-	}
-	for range len(c.turns) {
-		uid := c.turns[0]
-		c.turns = append(c.turns[1:], uid)
-		line := c.lines[uid]
-		for len(line) > 0 && (line[0].at != c || line[0].given) { // decided, or taken back
-			line = line[1:]
+	c.user.conns--
+}
+
+// write sends attempts. To wait for a client that does not read is nobody else's loss.
+func (c *client) write() {
+	for {
+		c.mu.Lock()
+		a := c.take()
+		for a == nil && c.clients[c] {
+			c.wake.Wait()
+			a = c.take()
 		}
-		switch c.lines[uid] = line; {
-		case len(line) == 0:
-			delete(c.lines, uid)
-			c.turns = c.turns[:len(c.turns)-1]
-		case c.given[uid] < window:
-			c.lines[uid] = line[1:]
-			c.given[uid]++
-			line[0].given = true
-			return &parcel{Message: line[0].message()}
+		c.mu.Unlock()
+		if a == nil {
+			return
+		}
+		c.begins.Lock()
+		err := c.conn.Send(a)
+		c.begins.Unlock()
+		if err != nil {
+			c.conn.Close() // read finds out
+			return
+		}
+	}
+}
+
+// take returns the attempt that is to be sent next: by turns among the uids, so that one
+// user's flood does not keep another waiting. The caller holds mu.
+func (c *client) take() *service.Message {
+	for range len(c.turns) {
+		l := c.turns[0]
+		c.turns = c.turns[1:]
+		for len(l.waiting) > 0 && (l.waiting[0].at != c || l.waiting[0].given) { // decided, or taken back
+			l.waiting = l.waiting[1:]
+		}
+		if len(l.waiting) == 0 {
+			continue
+		}
+		c.turns = append(c.turns, l)
+		if l.given < window {
+			a := l.waiting[0]
+			l.waiting = l.waiting[1:]
+			l.given++
+			a.given = true
+			return a.message()
 		}
 	}
 	return nil
 }
 
-func (c *client) poke() {
-	select {
-	case c.wake <- struct{}{}:
+// send sends what was asked for, if anybody is there for it, and waits for a client that
+// does not read.
+func (c *client) send(p *answer) {
+	c.mu.Lock()
+	here := c.clients[c]
+	c.mu.Unlock()
+	var err error
+	switch {
+	case !here:
+	case p.conn != nil:
+		err = c.conn.SendSocket(p.Message, p.conn)
 	default:
+		err = c.conn.Send(p.Message, p.files...)
+	}
+	if err != nil {
+		c.conn.Close() // read finds out
+	}
+	message.CloseAll(p.files)
+	if p.conn != nil {
+		p.conn.Close() // without the other end's duplicate: a reset
 	}
 }
 
-// send queues an answer, if anybody is there for it. The caller holds mu.
-func (c *client) send(p *parcel) bool {
-	if !c.clients[c] {
-		p.drop()
-		return false
-	}
-	c.answers = append(c.answers, p)
-	c.poke()
-	return true
+// say has something sent that nobody waits for here.
+func (c *client) say(m service.Message) {
+	m.Op = service.OpAnswer
+	c.wg.Go(func() { c.send(&answer{Message: m}) })
 }
 
-// request is how a kind of message is done that is answered. What changes something is
-// done with Server.changing held, one after another.
+// request is how a kind of message is done that is answered. Where do returns neither an
+// answer nor an error, somebody answers later.
 type request struct {
-	do      func(c *client, m *service.Message, files []*os.File) (*parcel, error)
-	changes bool
+	do      func(c *client, m *service.Message, files []*os.File) (*answer, error)
+	changes bool // it is done with Server.changing held, one after another
+	begins  bool // attempts come after its answer
 }
 
 var requests = map[service.Op]request{
-	service.OpMake:      {(*client).make, true},
-	service.OpEnter:     {(*client).enter, true},
-	service.OpServe:     {(*client).serve, true},
-	service.OpSpec:      {(*client).serve, true},
-	service.OpConnector: {(*client).connector, true},
-	service.OpRelease:   {(*client).release, true},
-	service.OpStatus:    {(*client).status, true},
-	service.OpCarry:     {(*client).carry, false},
-	service.OpAdmit:     {(*client).admit, false},
-	service.OpHand:      {(*client).hand, false},
-	service.OpOrigin:    {(*client).tell, false},
-	service.OpWaits:     {(*client).tell, false},
+	service.OpMake:      {do: (*client).make, changes: true},
+	service.OpEnter:     {do: (*client).enter, changes: true},
+	service.OpServe:     {do: (*client).serve, changes: true, begins: true},
+	service.OpSpec:      {do: (*client).serve, changes: true},
+	service.OpConnector: {do: (*client).connector, changes: true},
+	service.OpRelease:   {do: (*client).release, changes: true},
+	service.OpStatus:    {do: (*client).status, changes: true},
+	service.OpCarry:     {do: (*client).carry, begins: true},
+	service.OpAdmit:     {do: (*client).admit},
+	service.OpHand:      {do: (*client).hand},
+	service.OpOrigin:    {do: (*client).tell},
+	service.OpWaits:     {do: (*client).tell},
 }
 
 // handle does one message, or has it done. An error ends the connection. It waits for
 // a slot, and so bounds what a client may have under way that does not read answers.
-func (c *client) handle(m *service.Message, files []*os.File) error {
-	quiet := m.Op == service.OpRefuse || m.Op == service.OpPass
-	if !c.said || quiet || m.Seq == 0 {
-		message.CloseAll(files)
-		switch {
-		case !c.said:
-			return c.hello(m)
-		case quiet:
-			return c.decide(m)
-		}
-		return fmt.Errorf("message %q without a number", m.Op)
-	}
+func (c *client) handle() error {
+	m := new(service.Message)
+	files, err := c.conn.Receive(m)
 	r, known := requests[m.Op]
-	if !known {
-		r.do = (*client).unknown
-	}
-	slots := []chan struct{}{c.user.slots}
-	if r.changes {
-		slots = append(slots, c.slot)
-	}
-	for i, slot := range slots {
-		select {
-		case slot <- struct{}{}:
-		case <-c.life.Done():
-			(&parcel{files: files, slots: slots[:i]}).drop()
-			return os.ErrClosed
+	switch {
+	case err != nil:
+	case m.Op == service.OpRefuse, m.Op == service.OpPass:
+		err = c.decide(m)
+	case m.Seq == 0:
+		err = fmt.Errorf("message %q without a number", m.Op)
+	case !c.waitFor(c.user.slots), r.changes && !c.waitFor(c.slot):
+		err = os.ErrClosed
+	default:
+		if !known {
+			r.do = (*client).unknown
 		}
+		c.requests.Go(func() { c.do(r, m, files) })
+		return nil
 	}
-	c.requests.Go(func() { c.do(r, m, files, slots) })
-	return nil
+	message.CloseAll(files)
+	return err
 }
 
-func (c *client) unknown(m *service.Message, _ []*os.File) (*parcel, error) {
+// waitFor takes a slot, but for the server's end.
+func (s *Server) waitFor(slot chan struct{}) bool {
+	select {
+	case slot <- struct{}{}:
+		return true
+	case <-s.life.Done():
+		return false
+	}
+}
+
+func (c *client) unknown(m *service.Message, _ []*os.File) (*answer, error) {
 	return nil, refusal(service.CodeBadRequest, "ssh-captured does not know %q", m.Op)
 }
 
-func (c *client) do(r request, m *service.Message, files []*os.File, slots []chan struct{}) {
-	defer message.CloseAll(files)
+// do carries out a request and answers it.
+func (c *client) do(r request, m *service.Message, files []*os.File) {
+	defer func() { <-c.user.slots }()
+	if r.changes {
+		defer func() { <-c.slot }()
+	}
+	if r.begins {
+		c.begins.Lock()
+		defer c.begins.Unlock()
+	}
+	p, err := c.carryOut(r, m, files)
+	message.CloseAll(files)
+	switch {
+	case err != nil:
+		p = &answer{Message: service.Message{Error: asError(err)}}
+	case p == nil:
+		return
+	}
+	p.Op, p.Seq = service.OpAnswer, m.Seq
+	c.send(p)
+}
+
+func (c *client) carryOut(r request, m *service.Message, files []*os.File) (*answer, error) {
 	if r.changes {
 		c.user.changing.Lock()
 		defer c.user.changing.Unlock()
 		c.changing.Lock()
 		defer c.changing.Unlock()
 	}
-	p, err := r.do(c, m, files)
-	later := p == nil && err == nil
-	if p == nil {
-		p = &parcel{}
-	}
-	p.slots = slots
-	if later {
-		p.drop()
-		return
-	}
-	p.Op, p.Seq, p.Error = service.OpAnswer, m.Seq, asError(err)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.send(p) && p.then != nil {
-		p.then()
-	}
-}
-
-func (c *client) hello(m *service.Message) error {
-	if m.Op != service.OpHello || m.Hello == nil {
-		return errors.New("the first message is no hello")
-	}
-	c.said = m.Hello.Version == service.Version
-	answer := &parcel{Message: service.Message{Op: service.OpHello, Hello: &service.Hello{Version: service.Version, Program: c.Program, PID: os.Getpid()}}}
-	if !c.said {
-		answer.Error = refusal(service.CodeVersion, "this is %s, and it speaks version %d of the protocol, %s speaks %d: restart what was not upgraded",
-			c.Program, service.Version, m.Hello.Program, m.Hello.Version)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.send(answer)
-	return nil
+	return r.do(c, m, files)
 }

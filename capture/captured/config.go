@@ -1,13 +1,13 @@
 package captured
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -48,10 +48,7 @@ func (s *Server) change(must bool, edit func(*config)) error {
 		return errStopping
 	}
 	next := s.edited(edit)
-	var err error
-	if !reflect.DeepEqual(next, s.saved) { // else a broker that comes back needs no disk
-		err = s.save(next)
-	}
+	err := s.save(next)
 	if err == nil || must {
 		err = errors.Join(err, s.apply(next))
 	}
@@ -82,11 +79,11 @@ func (s *Server) install(next config) {
 
 const configFile = "state.json" // in StateDir
 
-// loadConfig reads what a dead process has saved; known says that there is something.
-func loadConfig(dir string) (c config, known bool, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, configFile))
+// load reads what a dead process has saved; known says that there is something.
+func (s *Server) load() (c config, known bool, err error) {
+	s.saved, err = os.ReadFile(filepath.Join(s.StateDir, configFile))
 	if err == nil {
-		err = json.Unmarshal(b, &c)
+		err = json.Unmarshal(s.saved, &c)
 	}
 	if c.Captures == nil {
 		c.Captures = map[string]saveable{}
@@ -101,11 +98,14 @@ func loadConfig(dir string) (c config, known bool, err error) {
 	return c, true, nil
 }
 
+// save writes a config down. One that is there already, as when a broker has come back,
+// needs no disk.
 func (s *Server) save(c config) error {
 	b, err := json.Marshal(c)
-	if err != nil {
+	if err != nil || bytes.Equal(b, s.saved) {
 		return err
 	}
+	s.saved = nil
 	name := filepath.Join(s.StateDir, configFile)
 	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
@@ -119,7 +119,7 @@ func (s *Server) save(c config) error {
 		err = os.Rename(name+".new", name)
 	}
 	if err == nil {
-		s.saved = c
+		s.saved = b
 		return nil
 	}
 	_ = os.Remove(name + ".new")

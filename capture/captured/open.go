@@ -3,7 +3,6 @@ package captured
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/capture"
+	"sshbroker/capture/cgroup"
 	"sshbroker/capture/hold"
 	"sshbroker/capture/listen"
 	"sshbroker/capture/message"
@@ -64,7 +64,7 @@ func (s *Server) kept(name string, open func() ([]*os.File, error)) (files []*os
 // open makes or takes over sockets, table and captures, in an order in which nothing
 // that is held is let go.
 func (s *Server) open() error {
-	saved, known, err := loadConfig(s.StateDir)
+	saved, known, err := s.load()
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (s *Server) open() error {
 }
 
 func (s *Server) openListeners() (list []*net.TCPListener, err error) {
-	files, _, err := s.kept(nameListener, func() ([]*os.File, error) { return openPair(listen.Open) })
+	files, _, err := s.kept(nameListener, func() ([]*os.File, error) { return openPair(listen.Open, false) })
 	if err != nil {
 		return nil, err
 	}
@@ -172,30 +172,19 @@ func (s *Server) openSocket() error {
 	return err
 }
 
-// openPair opens a pair of sockets, or one where the host has no IPv6.
-func openPair(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, error) {
-	files, _, err := listen.Pair(open, true)
+// openPair opens a pair of sockets, or one where the host has no IPv6. Nobody can take the
+// place of claimed ones once we are gone.
+func openPair(open func(addr netip.AddrPort) (*os.File, error), claim bool) ([]*os.File, error) {
+	files, port, err := listen.Pair(open, true)
 	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
-		files, _, err = listen.Pair(open, false)
+		files, port, err = listen.Pair(open, false)
+	}
+	if err == nil && claim {
+		if err = listen.Claim(port, files...); err != nil {
+			message.CloseAll(files)
+		}
 	}
 	return files, err
-}
-
-// openClaimed opens a pair of which nobody can take the place once we are gone.
-func openClaimed(open func(addr netip.AddrPort) (*os.File, error)) ([]*os.File, error) {
-	files, err := openPair(open)
-	if err != nil {
-		return nil, err
-	}
-	port, err := listen.Port(files[0])
-	if err == nil {
-		err = listen.Claim(port, files...)
-	}
-	if err != nil {
-		message.CloseAll(files)
-		return nil, err
-	}
-	return files, nil
 }
 
 // equip gives a capture its queue and its sockets for name queries.
@@ -213,7 +202,7 @@ func (s *Server) equip(h *held) (err error) {
 		open func(netip.AddrPort) (*os.File, error)
 		port *uint16
 	}{{nameDNSUDP, listen.OpenUDP, &h.dnsUDP}, {nameDNSTCP, listen.Open, &h.dnsTCP}} {
-		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openClaimed(k.open) })
+		files, _, err := s.kept(k.name+h.id, func() ([]*os.File, error) { return openPair(k.open, true) })
 		h.dns = append(h.dns, files...)
 		if err == nil {
 			*k.port, err = listen.Port(files[0])
@@ -234,12 +223,6 @@ func (s *Server) equip(h *held) (err error) {
 // bindQueue finds a number that nobody on this host uses.
 func (s *Server) bindQueue(h *held) error {
 	for n := uint16(firstQueue); n < firstQueue+queueNumbers; n++ {
-		s.mu.Lock()
-		ours := s.queues[n] != nil
-		s.mu.Unlock()
-		if ours {
-			continue
-		}
 		err := s.queue.Bind(n, queueLength)
 		if err == nil {
 			h.queue = n
@@ -266,11 +249,7 @@ func (s *Server) strip(h *held) {
 		err := h.leaf.Remove()
 		switch {
 		case errors.Is(err, unix.EBUSY): // it was released, and means nothing any more
-			s.wg.Go(func() {
-				if h.leaf.WaitEmpty(s.life) == nil {
-					_ = h.leaf.Remove()
-				}
-			})
+			s.released = append(s.released, h.leaf)
 		case err != nil:
 			s.Log.Warn("cgroup of a capture that has ended", "capture", h.id, "error", err)
 		}
@@ -297,32 +276,29 @@ func (s *Server) abandon(id string) {
 // flows are asked about. Else one that is not known was released.
 func (s *Server) restore(saved config, known, bound bool) error {
 	s.config = config{Enabled: saved.Enabled, Captures: map[string]saveable{}}
-	s.saved = saved
-	s.saved.Captures = maps.Clone(saved.Captures)
 	s.unlimited = saved.Unlimited
-	found := map[string]*held{}
+	leaves := map[string]*cgroup.Leaf{}
 	if s.tree != nil {
-		leaves, err := s.tree.Leaves()
+		list, err := s.tree.Leaves()
 		if err != nil {
 			return err
 		}
-		for _, l := range leaves {
-			found[l.ID] = newHeld(l.ID, l.UID)
-			found[l.ID].leaf, found[l.ID].entered = l, true
-			if _, was := saved.Captures[l.ID]; known && !was {
-				_ = l.Remove() // unless there are processes in it
-				delete(found, l.ID)
-			} else if !was {
+		for _, l := range list {
+			switch _, was := saved.Captures[l.ID]; {
+			case !was && known:
+				s.released = append(s.released, l)
+				continue
+			case !was:
 				saved.Captures[l.ID] = saveable{Owner: l.UID}
 			}
+			leaves[l.ID] = l
 		}
 	}
-	if _, was := saved.Captures[service.System]; was {
-		found[service.System] = newHeld(service.System, 0)
-	}
 	for id, c := range saved.Captures {
-		h := found[id]
-		if h == nil || h.owner != c.Owner { // it has ended while nobody looked
+		h := newHeld(id, c.Owner)
+		h.leaf = leaves[id]
+		h.entered = h.leaf != nil
+		if id != service.System && (h.leaf == nil || h.leaf.UID != h.owner) { // it has ended while nobody looked
 			if bound {
 				_ = s.queue.Unbind(c.Queue)
 			}
@@ -343,15 +319,22 @@ func (s *Server) restore(saved config, known, bound bool) error {
 
 // duplicate gives a descriptor of its own to a message.
 func duplicate(f *os.File) (d *os.File, err error) {
-	raw, err := f.SyscallConn() // Fd would make it blocking, for everybody
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		var n int
-		if n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+	err = control(f, func(fd int) error {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
 			d = os.NewFile(uintptr(n), f.Name())
 		}
+		return err
 	})
-	return d, errors.Join(cerr, err)
+	return d, err
+}
+
+// control does something with a descriptor. Fd would make it blocking, for everybody.
+func control(f *os.File, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
+	return errors.Join(cerr, err)
 }

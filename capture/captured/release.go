@@ -47,12 +47,7 @@ func Release(o Options) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
 		uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: o.Socket, Net: "unixpacket"})
 		if err == nil {
-			f, err := uc.File()
-			uc.Close()
-			if err != nil {
-				return err
-			}
-			conn, err := message.New(f)
+			conn, err := connOf(uc)
 			if err != nil {
 				return err
 			}
@@ -79,15 +74,11 @@ func releaseBy(conn *message.Conn, program string) error {
 		var answer service.Message
 		err := conn.Send(m)
 		if err == nil {
-			var files []*os.File
-			files, err = conn.Receive(&answer)
-			message.CloseAll(files)
+			_, err = conn.Receive(&answer)
 		}
 		switch {
-		case errors.Is(err, os.ErrClosed):
-			return errors.New("ssh-captured does not answer: end it with kill -9, and its parent, then release again")
 		case err != nil:
-			return fmt.Errorf("ssh-captured: %w", err)
+			return fmt.Errorf("ssh-captured does not answer: %w: end it with kill -9, and its parent, then release again", err)
 		case answer.Error != nil:
 			return answer.Error
 		}
@@ -101,7 +92,7 @@ func releaseHere(o Options) error {
 	if nft.Persists() {
 		s.owned = nft.OwnedPersistent // adopts an orphan, which only its owner may delete
 	}
-	if saved, _, lerr := loadConfig(o.StateDir); lerr == nil {
+	if saved, _, lerr := s.load(); lerr == nil {
 		s.unlimited = saved.Unlimited
 		s.tune(false)
 	}

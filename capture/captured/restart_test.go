@@ -270,7 +270,7 @@ func TestFailures(t *testing.T) {
 	s.changing.Unlock()
 	c.fails(service.CodeKernel, service.Message{Op: service.OpSpec, Capture: id, Spec: &capture.Spec{Rest: capture.Pass}})
 	expect(t, p.dial(direct), "ECONNREFUSED")
-	saved, _, err := loadConfig(o.StateDir)
+	saved, _, err := (&Server{Options: o}).load()
 	if err != nil || saved.Captures[id].Spec.Rest != capture.Reset {
 		t.Errorf("saved: %+v, %v", saved, err)
 	}

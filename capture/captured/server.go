@@ -35,8 +35,12 @@ const (
 	meterRate      = 5000   // SYNs a second that may go to the queue
 )
 
-// tidyEvery is how often what nobody tells of is looked for.
-const tidyEvery = 10 * time.Second
+// What nobody tells of is looked for: captures without processes every emptyEvery, all
+// else every tidyEvery.
+const (
+	emptyEvery = time.Second
+	tidyEvery  = 10 * time.Second
+)
 
 // The states at which Options.Failpoint is called.
 const (
@@ -87,7 +91,8 @@ type Server struct {
 
 	// changing is held while what is captured changes; it is taken before mu.
 	changing  sync.Mutex
-	table     *nft.Table // nil: nothing of ours is in the kernel
+	released  []*cgroup.Leaf // with processes in them still
+	table     *nft.Table     // nil: nothing of ours is in the kernel
 	owned     nft.Ownership
 	live      bool // the table of nft.KeepLive may be there
 	unwatch   context.CancelFunc
@@ -97,17 +102,17 @@ type Server struct {
 
 	mu       sync.Mutex
 	config   config // in force; set under changing as well
-	saved    config // what the state directory has; guarded by changing
+	saved    []byte // what the state directory has; guarded by changing
 	captures map[string]*held
 	queues   map[uint16]*held
 	clients  map[*client]bool
-	carriers map[uint32]*client
 	users    map[uint32]*user // whoever has been there
 }
 
 // user is what the connections of one uid share, so that no other has to wait for it.
 type user struct {
 	conns     int           // guarded by Server.mu
+	carrier   *client       // of what is handed to the uid; guarded by Server.mu
 	slots     chan struct{} // one is taken by each request, until its answer is sent
 	changing  sync.Mutex    // one waits for Server.changing
 	searching sync.Mutex    // one has /proc searched for the owner of a socket
@@ -129,7 +134,7 @@ func New(o Options) (*Server, error) {
 		Options: o, since: time.Now(), form: nft.ProbeQueue(), persists: nft.Persists(),
 		searches: make(chan struct{}, maxSearches), unwatch: func() {},
 		captures: map[string]*held{}, queues: map[uint16]*held{}, clients: map[*client]bool{},
-		carriers: map[uint32]*client{}, users: map[uint32]*user{},
+		users: map[uint32]*user{},
 	}
 	if s.Failpoint == nil {
 		s.Failpoint = func(string) {}
@@ -188,9 +193,6 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) begin() (err error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
-	for _, h := range s.captures {
-		s.watch(h)
-	}
 	if s.table != nil {
 		s.watchTable()
 	}
@@ -241,31 +243,32 @@ func (s *Server) accept(ctx context.Context) {
 		uc, err := s.socket.AcceptUnix()
 		if err == nil {
 			err = s.welcome(uc)
-			uc.Close()
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
 			s.Log.Warn("cannot accept a client", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
+			time.Sleep(pause)
 		}
 	}
 }
 
-// tidy looks now and then for programs that have given up while nobody decided about
-// them, and whether the table can go.
+// tidy looks now and then for captures without processes, for programs that have given
+// up while nobody decided about them, and whether the table can go.
 func (s *Server) tidy(ctx context.Context) {
-	tick := time.NewTicker(tidyEvery)
-	defer tick.Stop()
+	empty, other := time.NewTicker(emptyEvery), time.NewTicker(tidyEvery)
+	defer empty.Stop()
+	defer other.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-empty.C:
+			s.changing.Lock()
+			s.endEmpty()
+			s.changing.Unlock()
+		case <-other.C:
 			s.forget(time.Now().Add(-tidyEvery))
 			s.changing.Lock()
 			s.withdraw()

@@ -14,7 +14,7 @@ import (
 const maxHits = 2000
 
 // status says what c may know: who is no administrator sees own captures alone.
-func (c *client) status(*service.Message, []*os.File) (*parcel, error) {
+func (c *client) status(*service.Message, []*os.File) (*answer, error) {
 	var rules nft.Counters
 	st := &service.Status{
 		PID: os.Getpid(), Program: c.Program, Since: c.since, Held: true, Keeper: c.Keep.Kind(), Origins: "proc",
@@ -64,12 +64,12 @@ func (c *client) status(*service.Message, []*os.File) (*parcel, error) {
 		}
 		st.Captures = append(st.Captures, row)
 	}
-	for _, uid := range slices.Sorted(maps.Keys(c.carriers)) {
-		if c.admin || uid == c.uid {
+	for _, uid := range slices.Sorted(maps.Keys(c.users)) {
+		if c.users[uid].carrier != nil && (c.admin || uid == c.uid) {
 			st.Carriers = append(st.Carriers, uid)
 		}
 	}
-	return &parcel{Message: service.Message{Status: st}}, nil
+	return &answer{Message: service.Message{Status: st}}, nil
 }
 
 // hits are those of one capture's rules.

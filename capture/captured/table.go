@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"sshbroker/capture"
 	"sshbroker/capture/nft"
+	"sshbroker/capture/service"
 )
 
 // closed is the ownership of a table that outlives us, so that nothing leaves undecided.
@@ -27,19 +27,8 @@ func (s *Server) apply(c config) error {
 	if s.table == nil && len(active) == 0 {
 		return nil
 	}
-	spec := s.emptySpec()
-	for _, id := range active {
-		h, saved := s.captures[id], c.Captures[id]
-		hc := nft.HostCapture{ID: id, Queue: h.queue, DNSUDP: h.dnsUDP, DNSTCP: h.dnsTCP, UID: h.owner, Spec: saved.Spec}
-		if h.leaf == nil {
-			spec.System = &hc
-			continue
-		}
-		hc.Cgroup, hc.Level = h.leaf.CgroupID, h.leaf.Level
-		spec.Captures = append(spec.Captures, hc)
-	}
 	owned := s.closed()
-	if spec.System != nil && len(active) == 1 && spec.System.Spec.Open && !s.NoOwner {
+	if len(active) == 1 && active[0] == service.System && c.Captures[service.System].Spec.Open && !s.NoOwner {
 		owned = nft.Owned // the crash policy "open": the table goes with us
 		if err := nft.KeepLive(); err != nil {
 			return err
@@ -58,7 +47,7 @@ func (s *Server) apply(c config) error {
 		}
 		s.watchTable()
 	case s.owned != owned && len(active) > 0:
-		if err := s.table.Replace(nft.Host(asking(spec)), owned); err != nil {
+		if err := s.table.Replace(s.ruleset(c, asking), owned); err != nil {
 			return err
 		}
 		s.owned = owned
@@ -66,37 +55,37 @@ func (s *Server) apply(c config) error {
 			return err
 		}
 	}
-	return s.table.Apply(nft.Host(spec))
+	return s.table.Apply(s.ruleset(c, func(spec capture.Spec) capture.Spec { return spec }))
+}
+
+// ruleset has the captures that are in force with what view makes of their Specs. That of
+// none has what live diverted connections need.
+func (s *Server) ruleset(c config, view func(capture.Spec) capture.Spec) nft.Ruleset {
+	all := nft.HostSpec{Form: s.form, NoZones: !s.zones, TCP: s.port, Meter: nft.Meter{Rate: meterRate, Burst: meterRate}}
+	for _, id := range c.active() {
+		h := s.captures[id]
+		one := nft.HostCapture{ID: id, Queue: h.queue, DNSUDP: h.dnsUDP, DNSTCP: h.dnsTCP, UID: h.owner, Spec: view(c.Captures[id].Spec)}
+		if h.leaf == nil {
+			all.System = &one
+			continue
+		}
+		one.Cgroup, one.Level = h.leaf.CgroupID, h.leaf.Level
+		all.Captures = append(all.Captures, one)
+	}
+	return nft.Host(all)
 }
 
 // asking is spec with rules that ask about everything and have no sets: for a moment
 // after a transaction nothing is found in a set that came with it, see nft.Table.
-func asking(spec nft.HostSpec) nft.HostSpec {
-	ask := func(c nft.HostCapture) nft.HostCapture {
-		all := c.Spec.Users
-		c.Spec = capture.Spec{Local: c.Spec.Local, RefuseUDP: c.Spec.RefuseUDP}
-		if len(all) > 0 { // one range, if need be with some between that are nobody's
-			c.Spec.Users = []capture.UIDRange{all[0]}
-			for _, r := range all {
-				c.Spec.Users[0] = capture.UIDRange{Lo: min(c.Spec.Users[0].Lo, r.Lo), Hi: max(c.Spec.Users[0].Hi, r.Hi)}
-			}
+func asking(spec capture.Spec) capture.Spec {
+	all := capture.Spec{Local: spec.Local, RefuseUDP: spec.RefuseUDP}
+	for i, r := range spec.Users { // one range, if need be with some between that are nobody's
+		if i > 0 {
+			r = capture.UIDRange{Lo: min(all.Users[0].Lo, r.Lo), Hi: max(all.Users[0].Hi, r.Hi)}
 		}
-		return c
+		all.Users = []capture.UIDRange{r}
 	}
-	spec.Captures = slices.Clone(spec.Captures)
-	for i, c := range spec.Captures {
-		spec.Captures[i] = ask(c)
-	}
-	if spec.System != nil {
-		system := ask(*spec.System)
-		spec.System = &system
-	}
-	return spec
-}
-
-// emptySpec captures nothing, and has what live diverted connections need.
-func (s *Server) emptySpec() nft.HostSpec {
-	return nft.HostSpec{Form: s.form, NoZones: !s.zones, TCP: s.port, Meter: nft.Meter{Rate: meterRate, Burst: meterRate}}
+	return all
 }
 
 // keepTable has the table's owning socket outlive us, unless the policy is open.

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/cgroup/view"
 )
 
 // What ssh-captured has.
@@ -87,7 +89,7 @@ func dropAndExec() error {
 		return errors.Join(err, l.Remove())
 	}
 	fmt.Println("entered")
-	if err := errors.Join(l.WaitEmpty(context.Background()), l.Remove()); err != nil {
+	if err := errors.Join(view.WaitEmpty(context.Background(), l.Path), l.Remove()); err != nil {
 		return err
 	}
 	fmt.Println("removed")

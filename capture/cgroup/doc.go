@@ -1,5 +1,5 @@
-// Package cgroup makes the cgroup of a capture, moves processes into it, and tells when
-// the last of them has ended. A capture is one leaf of the cgroup2 hierarchy:
+// Package cgroup makes the cgroup of a capture, moves processes into it, and tells
+// whether any is left. A capture is one leaf of the cgroup2 hierarchy:
 //
 //   - Where systemd is PID 1, a transient scope in the user's slice, so that limits stay
 //     in force and systemd's tree is systemd's. A scope cannot be without a process, yet

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,12 +87,22 @@ func (l *Leaf) putBack(pid string) {
 	}
 }
 
+// Populated reports whether a process is in the leaf or below it, the placeholder
+// included. A leaf that is gone has none.
+func (l *Leaf) Populated() (bool, error) {
+	b, err := os.ReadFile(filepath.Join(l.Path, "cgroup.events"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // the latter is what its open file answers
+		return false, nil
+	}
+	return strings.Contains(string(b), "populated 1\n"), err
+}
+
 func move(pid, dir string) error {
 	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
 }
 
 // Remove removes the leaf, and empty cgroups that were made in it. unix.EBUSY means
-// that a process is in it: see WaitEmpty. There is no error if it is gone, nor where
+// that a process is in it. There is no error if it is gone, nor where
 // systemd is about to remove it.
 func (l *Leaf) Remove() error {
 	l.settled()

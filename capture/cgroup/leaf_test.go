@@ -23,6 +23,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/cgroup/view"
 )
 
 func TestMake(t *testing.T) {
@@ -452,7 +454,7 @@ func family(t *testing.T, l *Leaf) (lives *os.File) {
 func TestWaitEmpty(t *testing.T) {
 	tr := tree(t)
 	l := newLeaf(t, tr, user)
-	if err := l.WaitEmpty(t.Context()); err != nil {
+	if err := view.WaitEmpty(t.Context(), l.Path); err != nil {
 		t.Fatal(err)
 	}
 	lives := family(t, l)
@@ -461,7 +463,7 @@ func TestWaitEmpty(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := l.WaitEmpty(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if err := view.WaitEmpty(ctx, l.Path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("did not wait: %v", err)
 	}
 
@@ -473,7 +475,7 @@ func TestWaitEmpty(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 300 {
 		wg.Go(func() {
-			if err := l.WaitEmpty(t.Context()); err != nil {
+			if err := view.WaitEmpty(t.Context(), l.Path); err != nil {
 				t.Error(err)
 			}
 		})
@@ -483,11 +485,11 @@ func TestWaitEmpty(t *testing.T) {
 	if got := keeper.line(t); got != "empty" {
 		t.Error(got)
 	}
-	// What WaitEmpty says is enough for Remove.
+	// What it says is enough for Remove.
 	if err := l.Remove(); err != nil {
 		t.Error(err)
 	}
-	if err := errors.Join(l.WaitEmpty(t.Context()), Watch(t.Context(), "/sys/fs/cgroup/there/is/none"), l.Remove()); err != nil {
+	if err := errors.Join(view.WaitEmpty(t.Context(), l.Path), view.WaitEmpty(t.Context(), "/sys/fs/cgroup/there/is/none"), l.Remove()); err != nil {
 		t.Errorf("of a leaf that is gone: %v", err)
 	}
 	if populatedNow(t, l) {
@@ -498,11 +500,11 @@ func TestWaitEmpty(t *testing.T) {
 // keeper is ssh-capture's, an ordinary user who knows the directory only.
 func keeper() error {
 	b, err := os.ReadFile(filepath.Join(os.Args[1], "cgroup.events"))
-	if err != nil || !populated(b) {
+	if err != nil || !strings.Contains(string(b), "populated 1\n") {
 		return fmt.Errorf("as uid %d: %q %v", os.Getuid(), b, err)
 	}
 	fmt.Println("waits")
-	if err := Watch(context.Background(), os.Args[1]); err != nil {
+	if err := view.WaitEmpty(context.Background(), os.Args[1]); err != nil {
 		return err
 	}
 	fmt.Println("empty")
@@ -519,7 +521,7 @@ func TestRemoveAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		done := make(chan error)
-		go func() { done <- errors.Join(l.WaitEmpty(t.Context()), l.Remove()) }()
+		go func() { done <- errors.Join(view.WaitEmpty(t.Context(), l.Path), l.Remove()) }()
 		p.stdin.Close()
 		if err := <-done; err != nil {
 			t.Fatal(err)
@@ -538,7 +540,7 @@ func TestRemovedUnwatched(t *testing.T) {
 			t.Fatal(err)
 		}
 		begun, done := make(chan struct{}), make(chan error, 1)
-		go func() { close(begun); done <- l.WaitEmpty(t.Context()) }()
+		go func() { close(begun); done <- view.WaitEmpty(t.Context(), l.Path) }()
 		<-begun
 		p.stdin.Close()
 		for populatedNow(t, l) {
@@ -576,7 +578,7 @@ func TestRemoveWithCgroupsInside(t *testing.T) {
 		t.Errorf("removed with a process below: %v", err)
 	}
 	p.stdin.Close()
-	if err := errors.Join(l.WaitEmpty(t.Context()), l.Remove()); err != nil {
+	if err := errors.Join(view.WaitEmpty(t.Context(), l.Path), l.Remove()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(l.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -634,7 +636,7 @@ func TestLeaves(t *testing.T) {
 		t.Error("what was found has no process")
 	}
 	p.stdin.Close()
-	if err := errors.Join(l.WaitEmpty(t.Context()), l.Remove()); err != nil {
+	if err := errors.Join(view.WaitEmpty(t.Context(), l.Path), l.Remove()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sshbroker/capture/cgroup/view"
 )
 
 // role is what this executable is when a test starts it again.
@@ -89,7 +91,7 @@ func cleanUp(t *testing.T, l *Leaf) {
 		_ = os.WriteFile(filepath.Join(l.Path, "cgroup.kill"), []byte("1"), 0)
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := errors.Join(l.WaitEmpty(ctx), l.Remove()); err != nil {
+		if err := errors.Join(view.WaitEmpty(ctx, l.Path), l.Remove()); err != nil {
 			t.Error(err)
 		}
 	})

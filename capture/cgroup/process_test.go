@@ -44,34 +44,11 @@ func TestParseCgroup(t *testing.T) {
 	}
 }
 
-func TestUnit(t *testing.T) {
-	for path, want := range map[string]string{
-		"/":                           "",
-		"":                            "",
-		"/ssh-capture/1000-abc":       "",
-		"/system.slice/nginx.service": "nginx.service",
-		"/system.slice/docker-1.scope/inner/deeper":                          "docker-1.scope",
-		"/user.slice/user-1000.slice/session-3.scope":                        "session-3.scope",
-		"/user.slice/user-1000.slice":                                        "user-1000.slice",
-		"/user.slice/u/user@1000.service/app.slice/app-x\\x2dy.service":      "app-x\\x2dy.service",
-		"/system.slice/_cpu.service":                                         "cpu.service",
-		"/system.slice/__x.service":                                          "_x.service",
-		"/system.slice/.service":                                             "system.slice",
-		"/system.slice/x.mount":                                              "system.slice",
-		"/user.slice/user-1000.slice/ssh-capture-1000-abc.scope/cgroup.x/y/": "ssh-capture-1000-abc.scope",
-	} {
-		if got := Unit(path); got != want {
-			t.Errorf("%q: %q, want %q", path, got, want)
-		}
-	}
-}
-
 // FuzzText shows that no text of /proc brings more out than it should.
 func FuzzText(f *testing.F) {
 	f.Add("41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n")
 	f.Add("0::/user.slice/user-1000.slice/session-1.scope\n")
 	f.Add("1:name=systemd:/_a.service (deleted)\n")
-	f.Add("populated 1\nfrozen 0\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, point := range cgroup2Mounts(text) {
 			if point == "" {
@@ -82,9 +59,5 @@ func FuzzText(f *testing.F) {
 		if !strings.HasPrefix(path, "/") || strings.Contains(path, "\n") {
 			t.Errorf("path %q", path)
 		}
-		if unit := Unit(path); unit != "" && (strings.Contains(unit, "/") || !strings.Contains(path, unit)) {
-			t.Errorf("unit %q of %q", unit, path)
-		}
-		populated([]byte(text))
 	})
 }

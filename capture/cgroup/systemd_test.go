@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/capture/cgroup/view"
 )
 
 const (
@@ -153,7 +155,7 @@ func TestScope(t *testing.T) {
 	if want := filepath.Join(tr.Mount, "user.slice", "user-"+uid(user)+".slice", unit); l.Path != want || l.Level != 3 || l.CgroupID == 0 {
 		t.Errorf("made %+v, want %s", l, want)
 	}
-	if got := Unit(strings.TrimPrefix(l.Path, tr.Mount)); got != unit {
+	if got := view.Unit(strings.TrimPrefix(l.Path, tr.Mount)); got != unit {
 		t.Errorf("it is unit %q", got)
 	}
 	for name, want := range map[string]string{"ActiveState": "active", "Delegate": "yes", "DelegateControllers": "", "CollectMode": "inactive-or-failed"} {
@@ -198,7 +200,7 @@ func TestScope(t *testing.T) {
 		t.Errorf("removed with a process in it: %v", err)
 	}
 	p.stdin.Close()
-	if err := errors.Join(l.WaitEmpty(t.Context()), l.Remove()); err != nil {
+	if err := errors.Join(view.WaitEmpty(t.Context(), l.Path), l.Remove()); err != nil {
 		t.Error(err)
 	}
 	expectCollected(t, unit, l)

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,7 +63,9 @@ func beKeeper() int {
 	env := append(os.Environ(), "NOTIFY_SOCKET=/of/somebody/else", "LISTEN_FDS=7", "LISTEN_PID=1", "LISTEN_FDNAMES=x") // not for the worker
 	s := supervisor{argv: []string{"/proc/self/exe"}, env: env, log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		pause: pause{first: time.Millisecond, most: 20 * time.Millisecond, reset: 10 * time.Second}}
-	return s.run(context.Background())
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	return s.run(ctx)
 }
 
 // hello is the first word of a worker.
@@ -108,13 +112,13 @@ func beWorker() {
 		os.Exit(code)
 	}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	conn, err := net.Dial("unix", os.Getenv(envSocket))
 	if err != nil {
 		os.Exit(96)
 	}
 	out, in := json.NewEncoder(conn), json.NewDecoder(conn)
-	h := hello{PID: os.Getpid(), Kind: k.Kind(), Names: k.Names()}
+	h := hello{PID: os.Getpid(), Kind: k.Kind(), Names: slices.Sorted(maps.Keys(k.files))}
 	for _, kv := range os.Environ() {
 		if strings.HasPrefix(kv, "LISTEN_") || strings.HasPrefix(kv, "NOTIFY_SOCKET") || strings.HasPrefix(kv, envParent) {
 			h.Env = append(h.Env, kv)
@@ -124,10 +128,7 @@ func beWorker() {
 	go func() {
 		for sig := range signals {
 			_ = out.Encode(reply{Text: sig.String()})
-			if sig != unix.SIGHUP {
-				_ = k.Stopping()
-				os.Exit(0)
-			}
+			os.Exit(0)
 		}
 	}()
 	w := worker{k: k, files: map[string][]*os.File{}}
@@ -156,7 +157,7 @@ type worker struct {
 func (w *worker) do(o order) (string, error) {
 	switch o.Op {
 	case "ready":
-		return "", errors.Join(w.k.Status("at work"), w.k.Ready())
+		return "", w.k.Ready()
 	case "kind":
 		return w.k.Kind(), nil
 	case "exit":

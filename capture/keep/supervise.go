@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,8 +21,8 @@ import (
 //
 // A worker that a signal has killed is started again, and one that failed, if there has
 // been one that was ready. Supervise ends with any other worker, and with one that ends
-// after SIGTERM or SIGINT came, or ctx ended. These and SIGHUP are passed on; the worker
-// has a process group of its own, so that a terminal's do not reach it twice.
+// after ctx has, when it is sent SIGTERM. The worker has a process group of its own, so
+// that a terminal's signals reach it by ctx alone.
 func Supervise(ctx context.Context, argv, env []string, log *slog.Logger) (exitCode int) {
 	s := supervisor{argv: argv, env: env, log: log, pause: pause{first: 10 * time.Millisecond, most: 2 * time.Second, reset: 10 * time.Second}}
 	return s.run(ctx)
@@ -38,7 +37,8 @@ type supervisor struct {
 	ready bool   // one worker has been
 }
 
-// kept has a bare descriptor, as an os.File makes it blocking when it hands it on.
+// kept has a bare descriptor, as an os.File of it would have this process woken up for
+// whatever comes to it.
 type kept struct {
 	name string
 	fd   int
@@ -59,13 +59,9 @@ func (p *pause) after(lived time.Duration) (d time.Duration) {
 
 func (s *supervisor) run(ctx context.Context) int {
 	defer s.remove(func(kept) bool { return true })
-	signals := make(chan os.Signal, 8)
-	// SIGHUP stays ignored where nohup(1) has it so.
-	signal.Notify(signals, slices.DeleteFunc([]os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP}, signal.Ignored)...)
-	defer signal.Stop(signals)
 	for {
 		started := time.Now()
-		code, again := s.work(ctx, signals)
+		code, again := s.work(ctx)
 		if !again {
 			return code
 		}
@@ -75,16 +71,12 @@ func (s *supervisor) run(ctx context.Context) int {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return code
-		case sig := <-signals:
-			if sig != unix.SIGHUP {
-				return code
-			}
 		}
 	}
 }
 
 // work runs one worker to its end, and says whether there is to be another.
-func (s *supervisor) work(ctx context.Context, signals <-chan os.Signal) (code int, again bool) {
+func (s *supervisor) work(ctx context.Context) (code int, again bool) {
 	const cannotRun = 126 // as shells have it
 	process, conn, err := s.start()
 	if err != nil {
@@ -92,38 +84,22 @@ func (s *supervisor) work(ctx context.Context, signals <-chan os.Signal) (code i
 		return cannotRun, s.ready
 	}
 	defer conn.Close()
-	ended, drained := make(chan *os.ProcessState, 1), make(chan struct{})
-	go func() {
-		state, _ := process.Wait() // nil where that fails
-		ended <- state
-	}()
+	defer context.AfterFunc(ctx, func() { _ = process.Signal(unix.SIGTERM) })()
+	drained := make(chan struct{})
 	go func() {
 		s.read(conn)
 		close(drained)
 	}()
-	stop, done := false, ctx.Done()
-	for {
-		select {
-		case sig := <-signals:
-			stop = stop || sig != unix.SIGHUP
-			_ = process.Signal(sig)
-		case <-done:
-			if done = nil; !stop { // else the same signal has ended ctx
-				_ = process.Signal(unix.SIGTERM)
-			}
-			stop = true
-		case state := <-ended:
-			_ = conn.CloseRead() // ends read once it has all that was said
-			<-drained
-			if state == nil {
-				return cannotRun, s.ready && !stop
-			}
-			if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-				return 128 + int(status.Signal()), !stop
-			}
-			return state.ExitCode(), state.ExitCode() != 0 && s.ready && !stop
-		}
+	state, err := process.Wait()
+	_ = conn.CloseRead() // ends read once it has all that was said
+	<-drained
+	if err != nil {
+		return cannotRun, s.ready && ctx.Err() == nil
 	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal()), ctx.Err() == nil
+	}
+	return state.ExitCode(), state.ExitCode() != 0 && s.ready && ctx.Err() == nil
 }
 
 // start starts a worker that inherits what is kept, and returns our end of its socket.
@@ -137,14 +113,14 @@ func (s *supervisor) start() (*os.Process, *net.UnixConn, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	files, names := []uintptr{0, 1, 2, uintptr(pair[1])}, []string{}
+	files, names := []uintptr{0, 1, 2, uintptr(pair[1])}, []string{nameParent}
 	for _, k := range s.kept {
 		files, names = append(files, uintptr(k.fd)), append(names, k.name)
 	}
 	env := slices.DeleteFunc(slices.Clone(s.env), func(kv string) bool {
 		return strings.HasPrefix(kv, "LISTEN_") || strings.HasPrefix(kv, "NOTIFY_SOCKET=") || strings.HasPrefix(kv, envParent+"=")
 	})
-	env = append(env, envParent+"=1", fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	env = append(env, fmt.Sprintf("%s=%d", envParent, os.Getpid()), fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	pid := 0
 	path, err := exec.LookPath(s.argv[0]) // each time anew, as it may have been upgraded
 	if err == nil {
@@ -175,21 +151,16 @@ func (s *supervisor) read(conn *net.UnixConn) {
 // obey carries out one message, whose assignments are those of sd_notify(3).
 func (s *supervisor) obey(text string, oob []byte) (all bool) {
 	all = true
-	m := map[string]string{}
-	for line := range strings.SplitSeq(text, "\n") {
-		key, value, _ := strings.Cut(line, "=")
-		m[key] = value
-	}
-	name := m["FDNAME"]
-	s.ready = s.ready || m["READY"] == "1"
-	if m["FDSTOREREMOVE"] == "1" {
+	_, name, _ := strings.Cut(text, "\nFDNAME=")
+	s.ready = s.ready || text == "READY=1"
+	if strings.HasPrefix(text, "FDSTOREREMOVE=1\n") {
 		s.remove(func(k kept) bool { return k.name == name })
 	}
 	messages, _ := unix.ParseSocketControlMessage(oob)
 	for _, message := range messages {
 		fds, _ := unix.ParseUnixRights(&message)
 		for _, fd := range fds {
-			if m["FDSTORE"] == "1" && validName(name) && len(s.kept) < Max {
+			if strings.HasPrefix(text, "FDSTORE=1\n") && len(s.kept) < Max {
 				s.kept = append(s.kept, kept{name, fd})
 			} else {
 				all = false

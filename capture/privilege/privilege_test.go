@@ -38,7 +38,6 @@ type report struct {
 	Error   string
 	Missing []string
 	Comm    string
-	Marker  string
 	PID     int
 	Args    []string
 	Pipe    string   // read from descriptor 3
@@ -68,7 +67,7 @@ func reduceAndReport() {
 		<-ready
 		stop = append(stop, c)
 	}
-	r := report{PID: os.Getpid(), Args: os.Args[1:], Marker: os.Getenv(marker)}
+	r := report{PID: os.Getpid(), Args: os.Args[1:]}
 	tasks, _ := filepath.Glob("/proc/self/task/*/status")
 	for _, task := range tasks {
 		b, err := os.ReadFile(task)
@@ -130,7 +129,6 @@ type start struct {
 	uid      uint32
 	ambient  []Capability
 	bounding []Capability // nil: as it is
-	env      []string
 }
 
 // run runs a child, from a thread of its own, as the bounding set is the thread's.
@@ -144,7 +142,7 @@ func (s start) run(t *testing.T, path string) (r report) {
 	fmt.Fprint(w, "kept")
 	w.Close()
 	cmd := exec.Command(path, "--some", "arguments of its own")
-	cmd.Env = append(os.Environ(), append(s.env, envRole+"="+s.role)...)
+	cmd.Env = append(os.Environ(), envRole+"="+s.role)
 	cmd.ExtraFiles = []*os.File{pipe}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -220,8 +218,8 @@ func TestReduce(t *testing.T) {
 					t.Errorf("a thread has\n%s, want\n%s", thread, c.want)
 				}
 			}
-			if !slices.Equal(r.Args, []string{"--some", "arguments of its own"}) || r.Pipe != "kept" || r.Comm != c.comm || r.Marker != "" {
-				t.Errorf("arguments %q, pipe %q, command name %q, marker %q", r.Args, r.Pipe, r.Comm, r.Marker)
+			if !slices.Equal(r.Args, []string{"--some", "arguments of its own"}) || r.Pipe != "kept" || r.Comm != c.comm {
+				t.Errorf("arguments %q, pipe %q, command name %q", r.Args, r.Pipe, r.Comm)
 			}
 		})
 	}
@@ -238,7 +236,6 @@ func TestReduceFails(t *testing.T) {
 		start
 		want []string
 	}{
-		{"the marker lies", start{env: []string{marker + "=1"}}, []string{"after they were reduced"}},
 		{"no privilege", start{uid: uid}, []string{"CAP_NET_ADMIN is missing", "start as root", "AmbientCapabilities="}},
 		{"one is missing", start{uid: uid, ambient: three}, []string{"CAP_BPF is missing"}},
 		{"one was taken away", start{bounding: append([]Capability{unix.CAP_SETPCAP}, three...)}, []string{"CAP_BPF was taken away", "--cap-add"}},
@@ -266,7 +263,7 @@ func TestMissing(t *testing.T) {
 	if len(r.Missing) != 2 || !strings.HasPrefix(r.Missing[0], "CAP_SYS_PTRACE ") || !strings.HasPrefix(r.Missing[1], "CAP_DAC_OVERRIDE ") {
 		t.Errorf("missing: %q", r.Missing)
 	}
-	if m := Missing(63); len(m) != 1 || !strings.HasPrefix(m[0], "capability 63 is not known") {
+	if m := Missing(63); len(m) != 1 || !strings.HasPrefix(m[0], "63 is not known") {
 		t.Errorf("missing: %q", m)
 	}
 }

@@ -87,19 +87,18 @@ type Code string
 // The codes.
 const (
 	CodeBadRequest Code = "bad-request"
-	CodeForbidden  Code = "forbidden"   // not the caller's, or not for this caller
-	CodeNotFound   Code = "not-found"   // no such capture, attempt or process
-	CodeBusy       Code = "busy"        // served or carried by somebody else; too many
-	CodeAbandoned  Code = "abandoned"   // the program gave up: capture.ErrAbandoned
-	CodeNoFiles    Code = "no-files"    // no descriptor left: capture.ErrNoDescriptors
-	CodeNoCarrier  Code = "no-carrier"  // the owner has no broker that carries
-	CodeKernel     Code = "kernel"      // this machine cannot; Message says what and Hint what would help
-	CodeStopping   Code = "stopping"    // ssh-captured is about to end
-	CodeReleased   Code = "released"    // everything was opened: the capture is no more
-	CodeVersion    Code = "version"     // the two programs are of different versions
-	CodeEnded      Code = "ended"       // the capture has no process any more
-	CodeNoSystem   Code = "no-broker"   // no system broker has given rules yet
-	CodeNotEnabled Code = "not-enabled" // system-wide capture is off
+	CodeForbidden  Code = "forbidden"  // not the caller's, or not for this caller
+	CodeNotFound   Code = "not-found"  // no such capture, attempt or process
+	CodeBusy       Code = "busy"       // served or carried by somebody else; too many
+	CodeAbandoned  Code = "abandoned"  // the program gave up: capture.ErrAbandoned
+	CodeNoFiles    Code = "no-files"   // no descriptor left: capture.ErrNoDescriptors
+	CodeNoCarrier  Code = "no-carrier" // the owner has no broker that carries
+	CodeKernel     Code = "kernel"     // this machine cannot; Message says what and Hint what would help
+	CodeStopping   Code = "stopping"   // ssh-captured is about to end
+	CodeReleased   Code = "released"   // everything was opened: the capture is no more
+	CodeVersion    Code = "version"    // the two programs are of different versions
+	CodeEnded      Code = "ended"      // the capture has no process any more
+	CodeNoSystem   Code = "no-broker"  // no system broker has given rules yet
 )
 
 // Error is how a request failed.
@@ -172,8 +171,7 @@ type Origin struct {
 	Known  bool   `json:"known"`
 	PID    int    `json:"pid,omitempty"`
 	Exe    string `json:"exe,omitempty"`
-	Cgroup string `json:"cgroup,omitempty"` // below the root of the hierarchy
-	Unit   string `json:"unit,omitempty"`   // of systemd, where the cgroup is one's
+	Cgroup string `json:"cgroup,omitempty"` // below the root of the hierarchy; see view.Unit
 	Error  string `json:"error,omitempty"`  // looking was not possible
 }
 

@@ -7,6 +7,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 
 	"sshbroker/broker"
 	"sshbroker/broker/config"
@@ -27,12 +28,18 @@ func (a *app) explainFile(file string, flow control.ExplainArgs) ([]control.Expl
 	if err != nil {
 		return nil, err
 	}
+	return explainConfig(c, env, flow)
+}
+
+// explainConfig explains by a configuration.
+func explainConfig(c *config.Config, env config.Env, flow control.ExplainArgs) ([]control.ExplainRow, error) {
 	if c.Filter == nil {
-		return nil, &control.Error{Message: "there is no filter-engine in " + file,
+		return nil, &control.Error{Message: "there is no filter-engine in " + strings.Join(c.Files, " or "),
 			Hint: "without rules ssh-capture refuses to run, unless with --via or --allow-direct"}
 	}
 	login, groups := env.User, ownGroups()
 	if flow.User != "" && flow.User != login {
+		var err error
 		login, groups, err = accountNamed(flow.User)
 		if err != nil && len(flow.Groups) == 0 {
 			return nil, fmt.Errorf("explain: %w", err)

@@ -18,6 +18,7 @@ import (
 	"sshbroker/broker/config"
 	"sshbroker/broker/config/edit"
 	"sshbroker/broker/control"
+	"sshbroker/broker/replace"
 )
 
 func (a *app) ruleCommand() *cobra.Command {
@@ -177,7 +178,7 @@ func (r ruleFile) open() (editable, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, &control.Error{Message: fmt.Sprintf("%s does not exist", r.name), Hint: "rule add --create makes it"}
-	case errors.Is(err, edit.ErrBusy):
+	case errors.Is(err, replace.ErrBusy):
 		return nil, &control.Error{Message: err.Error(), Hint: "try again when it has ended"}
 	}
 	return f, err

@@ -6,6 +6,7 @@ import (
 	"regexp"
 
 	"sshbroker/capture/cgroup"
+	"sshbroker/capture/cgroup/view"
 	"sshbroker/capture/netns"
 )
 
@@ -32,7 +33,7 @@ func (i inside) waitEmpty(ctx context.Context) error {
 	if i.Namespace != nil {
 		return netns.WaitEmpty(ctx, *i.Namespace)
 	}
-	return cgroup.Watch(ctx, i.Cgroup)
+	return view.WaitEmpty(ctx, i.Cgroup)
 }
 
 // isCaptured says whether this process is in a capture. One that was put into its

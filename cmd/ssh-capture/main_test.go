@@ -24,6 +24,7 @@ import (
 
 	"sshbroker/broker/control"
 	"sshbroker/capture/cgroup"
+	"sshbroker/capture/cgroup/view"
 	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
@@ -113,7 +114,7 @@ func newCaptured(t *testing.T) *fakeCaptured {
 		clients.Wait()
 		for id, leaf := range f.leaves {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			if err := leaf.WaitEmpty(ctx); err != nil {
+			if err := view.WaitEmpty(ctx, leaf.Path); err != nil {
 				t.Errorf("capture %s: %v", id, err)
 			}
 			cancel()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,25 +49,32 @@ type options struct {
 	noKeeper   bool
 	ownership  string
 	origin     string
+	began      bool // what goes wrong is no matter of usage any more
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	var o options
-	code := exitDone
-	cmd := newCommand(&o, func() { code = o.run(stderr) })
+	cmd := newCommand(&o)
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
-	if err := cmd.Execute(); err != nil {
-		complain(stderr, err)
-		return exitUsage
+	err := cmd.Execute()
+	if err == nil {
+		return exitDone
 	}
-	return code
+	fmt.Fprintf(stderr, "ssh-captured: %v\n", err)
+	if answer, ok := errors.AsType[*service.Error](err); ok && answer.Hint != "" {
+		fmt.Fprintf(stderr, "ssh-captured: hint: %s\n", answer.Hint)
+	}
+	if o.began {
+		return exitFailed
+	}
+	return exitUsage
 }
 
-func newCommand(o *options, do func()) *cobra.Command {
+func newCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ssh-captured [options]",
 		Short: "Capture TCP connections for whole hosts and for cgroups",
@@ -80,7 +88,7 @@ sockets and starts it again when it dies; a service manager does that itself.`,
   ssh-captured --release          open everything again, and forget it`,
 		Args:          cobra.NoArgs,
 		PreRunE:       func(*cobra.Command, []string) error { return o.check() },
-		Run:           func(*cobra.Command, []string) { do() },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return o.run(cmd.ErrOrStderr()) },
 		SilenceErrors: true, SilenceUsage: true,
 		Version: version,
 	}
@@ -116,14 +124,14 @@ func (o *options) check() error {
 	return nil
 }
 
-func (o *options) run(stderr io.Writer) int {
+func (o *options) run(stderr io.Writer) error {
+	o.began = true
 	need := capabilities
 	if o.origin == "proc" {
 		need = need[:len(need)-1]
 	}
-	if err := privilege.Reduce(need...); err != nil { // starts this program again where it has more
-		complain(stderr, err)
-		return exitFailed
+	if err := privilege.Reduce(need...); err != nil {
+		return err
 	}
 	level := slog.LevelInfo
 	if o.debug {
@@ -131,11 +139,7 @@ func (o *options) run(stderr io.Writer) int {
 	}
 	o.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	o.Program = "ssh-captured " + version
-	if err := o.serve(); err != nil {
-		complain(stderr, err)
-		return exitFailed
-	}
-	return exitDone
+	return o.serve()
 }
 
 func (o *options) serve() (err error) {
@@ -175,21 +179,17 @@ func (o *options) serve() (err error) {
 
 // adminGroup is the id of the group whose members may set system-wide rules, -1 for none.
 func adminGroup(name string) (int, error) {
-	given := name != ""
-	if !given {
-		name = "ssh-broker"
-	}
 	if gid, err := strconv.Atoi(name); err == nil {
 		return gid, nil
 	}
-	g, err := user.LookupGroup(name)
-	if err != nil && given {
-		return -1, fmt.Errorf("--admin-group %s: %w", name, err)
-	}
-	if err != nil {
+	g, err := user.LookupGroup(cmp.Or(name, "ssh-broker"))
+	switch {
+	case err == nil:
+		return strconv.Atoi(g.Gid)
+	case name == "":
 		return -1, nil
 	}
-	return strconv.Atoi(g.Gid)
+	return -1, fmt.Errorf("--admin-group %s: %w", name, err)
 }
 
 func failpoint(log *slog.Logger) func(string) {
@@ -203,12 +203,5 @@ func failpoint(log *slog.Logger) func(string) {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		}
-	}
-}
-
-func complain(w io.Writer, err error) {
-	fmt.Fprintf(w, "ssh-captured: %v\n", err)
-	if answer, ok := errors.AsType[*service.Error](err); ok && answer.Hint != "" {
-		fmt.Fprintf(w, "ssh-captured: hint: %s\n", answer.Hint)
 	}
 }

@@ -100,6 +100,8 @@ func TestGuide(t *testing.T) {
 						h.serve(t)
 					}
 					h.write(t, ".ssh2/ssh-broker-config.xml", whole(h.here(b.text)))
+				case b.lang == "yaml":
+					h.write(t, "gateway.yaml", b.text)
 				case strings.HasPrefix(b.mark, after):
 					if out, err := h.command(h.here(strings.TrimPrefix(b.mark, after))).CombinedOutput(); err != nil {
 						t.Fatalf("docs/guide.md:%d: what has to be done before: %v\n%s", b.line, err, out)
@@ -162,7 +164,7 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	h := &home{dir: dir, env: append(os.Environ(), "HOME="+dir, "SSH_SECSH_BROKER="+filepath.Join(dir, "broker"), "SSH_AUTH_SOCK=",
-		"SSH_CAPTURE=", "LC_ALL=C.UTF-8", "GIT_CONFIG_NOSYSTEM=1", "http_proxy=", "https_proxy=", "all_proxy=", "ALL_PROXY=",
+		"SSH_CAPTURE=", "KUBECONFIG=", "LC_ALL=C.UTF-8", "GIT_CONFIG_NOSYSTEM=1", "http_proxy=", "https_proxy=", "all_proxy=", "ALL_PROXY=",
 		"PATH="+filepath.Join(dir, "bin")+":"+programs.Dir+":"+os.Getenv("PATH"))}
 	t.Cleanup(func() {
 		for _, broker := range []string{"broker", "strict"} {

@@ -28,6 +28,7 @@ var packages = map[string]string{
 	"ssh-capture":    "./cmd/ssh-capture",
 	"ssh-broker-ctl": "./cmd/ssh-broker-ctl",
 	"ssh-captured":   "./cmd/ssh-captured",
+	"ssh-gateway":    "./cmd/ssh-gateway",
 	"testprog":       "./test/programs/testprog",
 }
 

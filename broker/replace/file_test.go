@@ -1,4 +1,4 @@
-package edit
+package replace
 
 import (
 	"bytes"
@@ -17,11 +17,11 @@ import (
 )
 
 // writeLimit is set for a copy of the test that may write only so many bytes a file.
-const writeLimit = "EDIT_TEST_WRITE"
+const writeLimit = "REPLACE_TEST_WRITE"
 
 func TestMain(m *testing.M) {
 	if name := os.Getenv(writeLimit); name != "" {
-		fmt.Print(writeOnFullDisk(name))
+		fmt.Print(writeOnFullDisk(name), makeOnFullDisk(name+"2"))
 		return
 	}
 	os.Exit(m.Run())
@@ -38,7 +38,7 @@ func place(t *testing.T, mode fs.FileMode) string {
 
 func mustOpen(t *testing.T, name string, create bool) *File {
 	t.Helper()
-	f, err := Open(name, create)
+	f, err := Open(name, Options{Most: 1 << 20, Create: create, Empty: []byte("empty")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func skip(t *testing.T, reason string) {
 func TestSecondEditor(t *testing.T) {
 	name := place(t, 0o600)
 	f := mustOpen(t, name, false)
-	if _, err := Open(name, false); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), name) {
+	if _, err := Open(name, Options{Most: 99}); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), name) {
 		t.Errorf("a second editor: %v", err)
 	}
 	if err := f.Close(); err != nil {
@@ -211,7 +211,7 @@ func TestLeftBehind(t *testing.T) {
 		if err := errors.Join(os.WriteFile(precious, []byte("precious"), 0o600), trap()); err != nil {
 			t.Fatal(err)
 		}
-		if f, err := Open(name, false); err == nil {
+		if f, err := Open(name, Options{Most: 99}); err == nil {
 			t.Errorf("%s was taken", what)
 			f.Close()
 		}
@@ -280,24 +280,24 @@ func TestLinks(t *testing.T) {
 	if err := errors.Join(os.Symlink("nowhere", dangling), os.Link(name, name+"2")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dangling, true); err == nil || !strings.Contains(err.Error(), "symbolic link to a file that does not exist") {
+	if _, err := Open(dangling, Options{Most: 99, Create: true}); err == nil || !strings.Contains(err.Error(), "symbolic link to a file that does not exist") {
 		t.Errorf("a link to nowhere: %v", err)
 	}
-	if _, err := Open(name, false); err == nil || !strings.Contains(err.Error(), "2 names (hard links)") {
+	if _, err := Open(name, Options{Most: 99}); err == nil || !strings.Contains(err.Error(), "2 names (hard links)") {
 		t.Errorf("a hard link: %v", err)
 	}
-	if _, err := Open(t.TempDir(), false); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := Open(t.TempDir(), Options{Most: 99}); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a directory: %v", err)
 	}
 }
 
 func TestNewFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "c.xml")
-	if _, err := Open(name, false); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Open(name, Options{Most: 99}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("not there: %v", err)
 	}
 	f := mustOpen(t, name, true)
-	if !f.New() || !bytes.Equal(f.Data(), Empty()) {
+	if !f.New() || !bytes.Equal(f.Data(), []byte("empty")) {
 		t.Errorf("new %t, %q", f.New(), f.Data())
 	}
 	if err := f.Write([]byte("new")); err != nil {
@@ -315,10 +315,11 @@ func TestDiskFull(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), writeLimit+"="+name)
 	out, err := cmd.Output()
-	if err != nil || !strings.Contains(string(out), "write "+name+": ") || !strings.Contains(string(out), "file too large") {
+	if err != nil || !strings.Contains(string(out), "write "+name+": ") || !strings.Contains(string(out), "write "+name+"2: ") ||
+		strings.Count(string(out), "file too large") != 2 {
 		t.Errorf("%v: %s", err, out)
 	}
-	holds(t, name, "old")
+	holds(t, name, "old") // and nothing beside it
 }
 
 // writeOnFullDisk writes more than the process may, which fails as a full disk does.
@@ -327,10 +328,55 @@ func writeOnFullDisk(name string) error {
 	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 4096, Max: 4096}); err != nil {
 		return err
 	}
-	f, err := Open(name, false)
+	f, err := Open(name, Options{Most: 99})
 	if err != nil {
 		return err
 	}
 	err = f.Write(make([]byte, 8192))
 	return errors.Join(err, f.Close())
 }
+
+func TestMake(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "key")
+	if err := Make(name, []byte("one"), 0o600, false); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, name, "one")
+	if err := Make(name, []byte("two"), 0o600, false); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), name) {
+		t.Errorf("over what is there: %v", err)
+	}
+	holds(t, name, "one")
+	if err := os.Chmod(name, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(name, []byte("two"), 0o640, true); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, name, "two")
+	if info, _ := os.Stat(name); info.Mode() != 0o640 {
+		t.Errorf("mode %v", info.Mode())
+	}
+
+	// A link is replaced, not what it leads to.
+	link := filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.Symlink(name, link), Make(link, []byte("three"), 0o600, true)); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, link, "three")
+	holds(t, name, "two")
+
+	other, err := lock((&File{path: name}).nextName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(name, []byte("four"), 0o600, true); !errors.Is(err, ErrBusy) {
+		t.Errorf("beside another: %v", err)
+	}
+	other.Close()
+	if err := Make(filepath.Join(name, "below"), nil, 0o600, true); err == nil {
+		t.Error("below a file")
+	}
+}
+
+// makeOnFullDisk does so with a new file, in a process that has the limit already.
+func makeOnFullDisk(name string) error { return Make(name, make([]byte, 8192), 0o600, false) }

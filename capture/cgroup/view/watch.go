@@ -1,4 +1,4 @@
-package cgroup
+package view
 
 import (
 	"context"
@@ -13,28 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Populated reports whether a process is in the leaf or below it, the placeholder
-// included. A leaf that is gone has none.
-func (l *Leaf) Populated() (bool, error) {
-	b, err := os.ReadFile(filepath.Join(l.Path, "cgroup.events"))
-	if isGone(err) {
-		return false, nil
-	}
-	return populated(b), err
-}
-
-// WaitEmpty is Watch of the leaf. It returns at once for a new one.
-func (l *Leaf) WaitEmpty(ctx context.Context) error { return Watch(ctx, l.Path) }
-
 // settle is longer than the kernel puts a notice off that is less than 10 ms after the
 // last one (cgroup_file_notify). Removal within that time takes it back: so once after
 // every notice it has to be looked again.
 const settle = 50 * time.Millisecond
 
-// Watch returns once no process is in the cgroup whose directory is path, nor below it,
+// WaitEmpty returns once no process is in the cgroup whose directory is path, nor below it,
 // or with ctx's error. It needs no privilege, one descriptor and no thread, and does
 // nothing while nothing happens.
-func Watch(ctx context.Context, path string) error {
+func WaitEmpty(ctx context.Context, path string) error {
 	f, err := os.Open(filepath.Join(path, "cgroup.events"))
 	if isGone(err) {
 		return nil
