@@ -35,6 +35,7 @@ var layers = []struct {
 	{"capture/leak/ways", []string{"capture"}},
 	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"capture/descriptor", nil},
+	{"capture/loglimit", nil},
 	// For everybody, without privilege.
 	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},

@@ -80,7 +80,7 @@ func (d *Daemon) snapshot(ctx context.Context) metrics.Snapshot {
 		s.Queues = append(s.Queues, namespaces)
 	}
 	if uses {
-		s.Captured = &metrics.Captured{Up: serr == nil, Enabled: now.Enabled, Repairs: now.Repairs}
+		s.Captured = &metrics.Captured{Up: serr == nil, Enabled: now.Enabled, Repairs: now.Repairs, Suppressed: now.Suppressed}
 	}
 	if uses && serr == nil {
 		s.Queues = append(s.Queues, queueOf(now))

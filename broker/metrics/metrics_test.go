@@ -35,7 +35,7 @@ func full(context.Context) Snapshot {
 		Prompts: 1, Clients: 2, Captures: 3, Listeners: 4, ListenersFailed: 5,
 		Audit: audit.Stats{Written: 8, Lost: 1, Pending: 2, Failures: 3, Failing: errors.New("full")}, Events: []eventlog.TargetStats{{Target: eventlog.Target{Type: eventlog.File, Path: "/a\xff\x1b"}, Written: 4, Lost: 1, Failures: 2}},
 		Generation: 2, InForce: time.Unix(1700000000, 0), Reloads: 1, FailedReloads: 1, LastReload: time.Unix(1700000001, 0), LastReloadGood: true,
-		Captured: &Captured{Up: true, Enabled: true, Repairs: 1}, Suppressed: 12,
+		Captured: &Captured{Up: true, Enabled: true, Repairs: 1, Suppressed: 7}, Suppressed: 12,
 	}
 }
 
@@ -88,7 +88,7 @@ func TestValues(t *testing.T) {
 		`ssh_broker_prompts_waiting 1`, `ssh_broker_listeners{state="failed"} 5`,
 		`ssh_broker_audit_write_errors_total 3`, `ssh_broker_audit_records_total{result="lost"} 1`,
 		`ssh_broker_config_generation 2`, `ssh_broker_config_last_reload_success 1`, `ssh_broker_config_reloads_total{result="failed"} 1`,
-		`ssh_broker_captured_up 1`, `ssh_broker_log_suppressed_total 12`)
+		`ssh_broker_captured_up 1`, `ssh_broker_captured_log_lines_suppressed_total 7`, `ssh_broker_log_lines_suppressed_total 12`)
 }
 
 // TestLint: names, units and helps are as Prometheus wants them.

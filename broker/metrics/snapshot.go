@@ -56,6 +56,8 @@ type Captured struct {
 	Up      bool
 	Enabled bool   // system-wide capture
 	Repairs uint64 // times that another program removed its rules
+
+	Suppressed uint64 // lines of its log that were left out
 }
 
 // readTime is how long a Snapshot may take.
@@ -123,6 +125,8 @@ var families = []family{
 	gauge("ssh_broker_captured_up", "1 while ssh-captured answers. Absent where it has nothing to do.", ofCaptured(func(c *Captured) float64 { return truth(c.Up) })),
 	gauge("ssh_broker_captured_enabled", "1 while the whole host is captured.", ofCaptured(func(c *Captured) float64 { return truth(c.Enabled) })),
 	count("ssh_broker_captured_repairs_total", "Times that another program removed the rules of ssh-captured.", ofCaptured(func(c *Captured) float64 { return float64(c.Repairs) })),
+	count("ssh_broker_captured_log_lines_suppressed_total", "Lines of the log of ssh-captured that were left out, as there were too many of a kind.",
+		ofCaptured(func(c *Captured) float64 { return float64(c.Suppressed) })),
 
 	count("ssh_broker_audit_records_total", "Audit records, by what became of them.", func(s *Snapshot, put put) {
 		put(float64(s.Audit.Written), "written")
@@ -141,7 +145,7 @@ var families = []family{
 			put(float64(t.Failures), t.Target.String())
 		}
 	}, "target"),
-	count("ssh_broker_log_suppressed_total", "Lines of the broker's log that were left out, as there were too many of a kind.", func(s *Snapshot, put put) { put(float64(s.Suppressed)) }),
+	count("ssh_broker_log_lines_suppressed_total", "Lines of the broker's log that were left out, as there were too many of a kind.", func(s *Snapshot, put put) { put(float64(s.Suppressed)) }),
 
 	gauge("ssh_broker_config_generation", "Number of the configuration in force: 1 at the start, one more with each reload.", func(s *Snapshot, put put) { put(float64(s.Generation)) }),
 	gauge("ssh_broker_config_in_force_timestamp_seconds", "When that configuration came into force.", func(s *Snapshot, put put) { put(seconds(s.InForce)) }),
