@@ -98,7 +98,7 @@ install: build ## programs, manual pages, units, examples, completions
 		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
 		chmod 644 "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit 1; \
 	done
-	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/apparmor.d/*; do \
+	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/apparmor.d/* etc/grafana/*; do \
 		[ -f "$$file" ] || continue; \
 		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
 	done

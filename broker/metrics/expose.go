@@ -2,19 +2,16 @@ package metrics
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
+
+	"sshbroker/broker/scrape"
 )
 
 // Ways says by which ways the metrics are read; "" is none.
@@ -28,16 +25,6 @@ type Ways struct {
 // DefaultInterval is how often the text file is written: as often as Prometheus reads it,
 // by its own default.
 const DefaultInterval = 15 * time.Second
-
-// Bounds on readers. A broker has one or two.
-const (
-	maxConns  = 16
-	maxReads  = 4 // at a time
-	headTime  = 5 * time.Second
-	replyTime = 15 * time.Second
-	idleTime  = 2 * time.Minute
-	maxHead   = 8 << 10
-)
 
 // Exposer has the metrics read by the ways of the configuration. Close ends it. Safe for
 // concurrent use.
@@ -53,7 +40,7 @@ type Exposer struct {
 }
 
 // way is one that is open.
-type way interface{ close() }
+type way interface{ Close() error }
 
 // Apply has the metrics read by these ways from now on, and by no others. One that cannot
 // be opened is logged and is in Errors; a broker does not end for want of it. Nothing is
@@ -67,10 +54,10 @@ func (e *Exposer) Apply(w Ways) {
 	e.shut()
 	e.ways = w
 	if w.Socket != "" {
-		e.add("socket "+w.Socket, func() (way, error) { return e.serve(listenUnix(w.Socket)) })
+		e.add("socket "+w.Socket, func() (way, error) { return e.serve("unix", w.Socket) })
 	}
 	if w.Listen != "" {
-		e.add("port "+w.Listen, func() (way, error) { return e.serve(listenLoopback(w.Listen)) })
+		e.add("port "+w.Listen, func() (way, error) { return e.serve("tcp", w.Listen) })
 	}
 	if w.Textfile != "" {
 		e.add("", func() (way, error) { return e.write(w.Textfile, w.Interval), nil })
@@ -86,6 +73,14 @@ func (e *Exposer) add(what string, open func() (way, error)) {
 		return
 	}
 	e.open = append(e.open, opened)
+}
+
+func (e *Exposer) serve(network, address string) (way, error) {
+	s, err := scrape.Serve(network, address, scrape.Options{Metrics: e.Metrics.registry, Refused: e.Metrics.refused.Inc, Log: e.Log})
+	if err != nil {
+		return nil, err // else a nil pointer would be a way
+	}
+	return s, nil
 }
 
 // Errors says which ways are not open.
@@ -105,71 +100,9 @@ func (e *Exposer) Close() {
 
 func (e *Exposer) shut() {
 	for _, w := range e.open {
-		w.close()
+		_ = w.Close()
 	}
 	e.open, e.errs = nil, nil
-}
-
-// server is a way by HTTP.
-type server struct {
-	http *http.Server
-	done chan struct{}
-}
-
-// serve answers readers at a listener.
-func (e *Exposer) serve(l net.Listener, err error) (way, error) {
-	if err != nil {
-		return nil, err
-	}
-	if u, ok := l.(*net.UnixListener); ok {
-		l = ownOnly{u, e.Metrics.refused}
-	}
-	s := &server{done: make(chan struct{}), http: &http.Server{
-		Handler: e.handler(), ReadHeaderTimeout: headTime, ReadTimeout: headTime, WriteTimeout: replyTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHead,
-		ErrorLog: slog.NewLogLogger(e.Log.Handler(), slog.LevelDebug), // a reader's mistakes are its own
-	}}
-	go func() {
-		defer close(s.done)
-		if err := s.http.Serve(netutil.LimitListener(l, maxConns)); !errors.Is(err, http.ErrServerClosed) {
-			e.Log.Warn("metrics are read no more", "at", l.Addr(), "error", err)
-		}
-	}()
-	return s, nil
-}
-
-func (s *server) close() {
-	_ = s.http.Close()
-	<-s.done
-}
-
-func (e *Exposer) handler() http.Handler {
-	read := promhttp.HandlerFor(e.Metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxReads, ErrorLog: slog.NewLogLogger(e.Log.Handler(), slog.LevelWarn)})
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		if !addressed(r) {
-			e.Metrics.refused.Inc()
-			http.Error(w, "the metrics are read by the name localhost or an address", http.StatusForbidden)
-			return
-		}
-		read.ServeHTTP(w, r)
-	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "ssh-broker: the metrics are at /metrics")
-	})
-	return mux
-}
-
-// addressed reports whether a request names us as who is on this host does. A page in a
-// browser that has its own name lead to 127.0.0.1 does not.
-func addressed(r *http.Request) bool {
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	if len(host) > 1 && host[0] == '[' && host[len(host)-1] == ']' {
-		host = host[1 : len(host)-1]
-	}
-	return host == "localhost" || host == "" || net.ParseIP(host) != nil
 }
 
 // textfile is a way by a file.
@@ -217,7 +150,9 @@ func (e *Exposer) write(path string, every time.Duration) way {
 	return f
 }
 
-func (f *textfile) close() {
+// Close implements way.
+func (f *textfile) Close() error {
 	f.end()
 	<-f.done
+	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"sshbroker/broker/scrape"
 )
 
 // lockedBuffer is a log that is read while it is written.
@@ -208,7 +210,7 @@ func TestSlowReader(t *testing.T) {
 	e, _ := newExposer(t)
 	path := filepath.Join(t.TempDir(), "metrics")
 	e.Apply(Ways{Socket: path})
-	for range maxConns / 2 {
+	for range scrape.MaxConns / 2 {
 		c, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -261,8 +263,8 @@ func TestTextfile(t *testing.T) {
 
 // TestTextfileFails: once in the log, counted each time, and it goes on.
 func TestTextfileFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later") // removed after the exposer is closed
 	e, log := newExposer(t)
-	dir := filepath.Join(t.TempDir(), "later")
 	path := filepath.Join(dir, "ssh-broker.prom")
 	e.Apply(Ways{Textfile: path, Interval: time.Millisecond})
 	within(t, "some failures", func() bool {

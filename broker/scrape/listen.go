@@ -1,4 +1,4 @@
-package metrics
+package scrape
 
 import (
 	"context"
@@ -10,22 +10,21 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 )
 
 // listenLoopback makes sure that no other host can read: whoever wrote the address has
 // been told already.
 func listenLoopback(address string) (net.Listener, error) {
-	if a, err := netip.ParseAddrPort(address); err != nil || !a.Addr().IsLoopback() {
-		return nil, fmt.Errorf("%q is not an address of the loopback with a port", address)
+	if a, err := netip.ParseAddrPort(address); err != nil || !a.Addr().Unmap().IsLoopback() {
+		return nil, errors.New("it is no loopback address, and metrics are not for everybody")
 	}
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	return config.Listen(context.Background(), "tcp", address)
 }
 
-// listenUnix makes a socket of mode 0600. What a dead broker left is replaced; anything
+// listenUnix makes a socket of mode 0600. What a dead process left is replaced; anything
 // else at that path is left alone.
 func listenUnix(path string) (net.Listener, error) {
 	if err := clearPlace(path); err != nil {
@@ -67,7 +66,7 @@ func clearPlace(path string) error {
 // ownOnly lets our own user and root connect.
 type ownOnly struct {
 	*net.UnixListener
-	refused prometheus.Counter
+	refused func()
 }
 
 // Accept implements net.Listener.
@@ -80,7 +79,7 @@ func (l ownOnly) Accept() (net.Conn, error) {
 		if uid, err := peer(c); err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
 			return c, nil
 		}
-		l.refused.Inc()
+		l.refused()
 		c.Close()
 	}
 }
