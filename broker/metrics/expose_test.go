@@ -108,11 +108,11 @@ func TestSocket(t *testing.T) {
 // credentials both, so each is seen alone.
 func TestSocketOfOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to be somebody else")
+		skip(t, "needs root to be somebody else")
 	}
 	for _, program := range []string{"setpriv", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skip("needs " + program)
+			skip(t, "needs "+program)
 		}
 	}
 	e, _ := newExposer(t)
