@@ -34,7 +34,7 @@ table() {
 	for file in README.md CHANGELOG.md LICENSE docs/*.md; do
 		echo "file $file $share/doc/ssh-broker/${file##*/}"
 	done
-	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/*.json; do
+	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/grafana/*.json; do
 		echo "file $file $share/doc/ssh-broker/$file"
 	done
 	for file in etc/apparmor.d/*; do

@@ -61,6 +61,8 @@ type Options struct {
 	Keep     *keep.Keep   // required
 	Program  string       // with its version, for people
 	Log      *slog.Logger // required
+	// Suppressed is how many lines Log has left out; nil: none.
+	Suppressed func() uint64
 
 	NoPersist bool // do as on a kernel that has no persistent tables
 	NoOwner   bool // do as on one that has no owned tables either

@@ -218,6 +218,7 @@ func (a *app) conflicts(s service.Status) {
 	}{
 		{s.LostMark, "connections were dropped, as a foreign rule had taken our mark: look for rules that set or restore marks (nft list ruleset)"},
 		{s.Diverted, "connections were dropped, as a foreign rule had diverted them first: look for dnat and redirect before ours (nft list ruleset)"},
+		{s.Suppressed, "lines of the log of ssh-captured left out, as there were too many of a kind"},
 		{s.Repairs, "times a foreign program removed our table; the last time it was gone for " + cmp.Or(s.LastGap, "an unknown time")},
 	} {
 		if c.count > 0 {

@@ -20,6 +20,7 @@ import (
 
 	"sshbroker/capture/captured"
 	"sshbroker/capture/keep"
+	"sshbroker/capture/loglimit"
 	"sshbroker/capture/privilege"
 	"sshbroker/capture/processors"
 	"sshbroker/capture/service"
@@ -144,7 +145,9 @@ func (o *options) run(stderr io.Writer) error {
 	if o.debug {
 		level = slog.LevelDebug
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	limited := loglimit.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	defer limited.Flush()
+	o.Log, o.Suppressed = slog.New(limited), limited.Suppressed
 	o.Program = "ssh-captured " + version
 	return o.serve()
 }
