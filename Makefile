@@ -3,8 +3,6 @@
 GO       ?= $(shell command -v go || echo /usr/local/go/bin/go)
 DESTDIR  ?=
 PREFIX   ?= /usr/local
-# Where systemd looks for units, for this PREFIX as for /usr.
-UNITS    ?= $(PREFIX)/lib/systemd/system
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
@@ -18,12 +16,12 @@ PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured ssh-gateway
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION) -X main.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.
 ENTRY    := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E sshbroker/capture/inherit.start)
-SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh)
+SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/*/*.sh etc/*.sh etc/deb/*.sh etc/deb/*.p*) etc/completions/ssh-capture.bash etc/completions/ssh-captured.bash
 
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long cover bench bench-growth bench-beside bench-direct size lint install clean help packages
+.PHONY: build demo demo-system test test-long cover compare bench bench-growth bench-beside bench-direct size lint print-shells install uninstall deb clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -59,6 +57,9 @@ cover: packages ## how much of the code the tests run, in the programs that they
 	$(GO) tool covdata textfmt -i="$$dir" -o cover.out -pkg="$$(echo $$packages | tr ' ' ,)" && \
 	$(GO) tool cover -func cover.out | tail -1 && exit $$status
 
+compare: packages ## writes the table of docs/comparison.md: neighbours and ssh-capture side by side; needs root
+	$(GO) test ./test/comparison -count=1 -timeout 15m -args -update
+
 bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; BENCH=-quick, see docs/performance.md
 	$(GO) test ./test/bench -run '^$$' -bench Tunnels -benchtime 1x -timeout 20m -args $(BENCH)
 
@@ -86,37 +87,20 @@ lint: ## gofmt, go vet, staticcheck, govulncheck, shellcheck
 	.ci/vulncheck
 	@if command -v shellcheck >/dev/null; then \
 		echo shellcheck $(SHELLS); shellcheck $(SHELLS); \
+	elif [ "$$CI" = true ]; then echo "shellcheck: not installed, and CI=true allows no skip"; exit 1; \
 	else echo "shellcheck: not installed, skipped"; fi
 
-install: build ## programs, manual pages, units, examples, completions
-	install -d $(DESTDIR)$(PREFIX)/bin
-	for p in $(PROGRAMS); do install -m 755 bin/$$p $(DESTDIR)$(PREFIX)/bin/$$p || exit 1; done
-	ln -sf ssh-broker $(DESTDIR)$(PREFIX)/bin/ssh-broker-g3
-	for page in docs/man/*.[158]; do \
-		[ -e "$$page" ] || continue; \
-		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit 1; \
-	done
-	install -d $(DESTDIR)$(UNITS)
-	for unit in etc/systemd/*.service; do \
-		sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' "$$unit" >"$(DESTDIR)$(UNITS)/$${unit##*/}" && \
-		chmod 644 "$(DESTDIR)$(UNITS)/$${unit##*/}" || exit 1; \
-	done
-	for file in etc/*.xml etc/*.dtd etc/*.yaml etc/apparmor.d/*; do \
-		[ -f "$$file" ] || continue; \
-		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ssh-broker/$$file" || exit 1; \
-	done
-	for file in etc/completions/*.bash; do \
-		[ -f "$$file" ] || continue; name=$${file##*/}; \
-		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/$${name%.bash}" || exit 1; \
-	done
-	for file in etc/completions/_*; do \
-		[ -f "$$file" ] || continue; \
-		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/$${file##*/}" || exit 1; \
-	done
-	for file in etc/completions/*.fish; do \
-		[ -f "$$file" ] || continue; \
-		install -D -m 644 "$$file" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$${file##*/}" || exit 1; \
-	done
+print-shells: # for a test
+	@echo $(SHELLS)
+
+install: build ## programs, manual pages, units, examples, completions; DESTDIR, PREFIX
+	@PROGRAMS='$(PROGRAMS)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' etc/install.sh install
+
+uninstall: ## removes what install has put there; DESTDIR and PREFIX as for that
+	@PROGRAMS='$(PROGRAMS)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' etc/install.sh uninstall
+
+deb: build ## Debian packages into bin/; needs dpkg-deb
+	@PROGRAMS='$(PROGRAMS)' VERSION='$(VERSION)' etc/deb/build.sh bin
 
 clean: ## what build and the tests made
 	rm -rf bin

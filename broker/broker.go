@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,14 @@ type Recorder interface {
 	Ready() error
 }
 
+// Meter measures flows; *metrics.Metrics is one. It returns at once, and keeps nothing
+// that it is given.
+type Meter interface {
+	Decided(took time.Duration)               // since the flow arrived
+	Opened(action string, took time.Duration) // since the decision, where the way was opened
+	Ended(r *audit.Record)                    // once for each flow
+}
+
 // Names knows what names a capture's programs have resolved to which addresses.
 type Names interface {
 	Lookup(netip.Addr) []string // most recent first
@@ -51,6 +60,9 @@ type Config struct {
 
 	// Events is told of decisions and of how flows end; nil: nothing is.
 	Events *eventlog.Log
+
+	// Meter is told how flows fare; nil: nothing is.
+	Meter Meter
 
 	// MaxFlows is how many flows may live at once; more are refused. 0: no limit.
 	MaxFlows int
@@ -158,7 +170,11 @@ type Broker struct {
 	searches  chan struct{} // slots for searches for processes
 	searching atomic.Int64  // under way, or waiting for a slot
 
+	limited     atomic.Uint64 // flows refused for MaxFlows
+	limitedUser atomic.Uint64 // for MaxUserFlows
+
 	mu     sync.Mutex
+	moved  Moved // by flows that have ended
 	flows  map[uint64]*flow
 	users  map[uint32]*user
 	inUse  map[int]*GenerationInfo // by live flows
@@ -316,14 +332,41 @@ func (b *Broker) Cut(id uint64) error {
 	return nil
 }
 
-// Totals counts flows.
-type Totals struct{ Live, All int64 }
+// Moved counts bytes: up from programs, down to them.
+type Moved struct{ Up, Down int64 }
 
-// Totals returns how many flows live and how many there have been.
+// Totals counts flows.
+type Totals struct {
+	Live, All int64
+	States    map[string]int // of the live ones, by state
+	Moved     Moved          // by all of them, those that live too; never less than before
+
+	// Refused for Config.MaxFlows, and for MaxUserFlows.
+	Limited, LimitedUser uint64
+}
+
+// Totals returns how many flows live and how many there have been, and what they have
+// moved. It costs a look at each that lives.
 func (b *Broker) Totals() Totals {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return Totals{int64(len(b.flows)), int64(b.serial.Load())}
+	t := Totals{Live: int64(len(b.flows)), All: int64(b.serial.Load()), States: make(map[string]int, len(States)),
+		Moved: b.moved, Limited: b.limited.Load(), LimitedUser: b.limitedUser.Load()}
+	for _, f := range b.flows {
+		t.Moved.Up += f.count.Up.Load()
+		t.Moved.Down += f.count.Down.Load()
+		f.mu.Lock()
+		t.States[cmp.Or(f.state, StateArrived)]++
+		f.mu.Unlock()
+	}
+	return t
+}
+
+// live is how many flows live.
+func (b *Broker) live() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.flows)
 }
 
 func dialTCP(ctx context.Context, address string) (*net.TCPConn, error) {

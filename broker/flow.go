@@ -64,10 +64,12 @@ func (b *Broker) serve(ctx context.Context, c *Capture, a capture.Attempt) {
 
 	unrecorded := f.Audit.Ready()
 	switch {
-	case f.MaxFlows > 0 && f.Totals().Live > int64(f.MaxFlows):
+	case f.MaxFlows > 0 && f.live() > f.MaxFlows:
+		f.limited.Add(1)
 		f.refuse(audit.Limit, fmt.Errorf("%d flows are open already", f.MaxFlows))
 		return
 	case f.MaxUserFlows > 0 && f.ofUser(f.at.UID) > f.MaxUserFlows:
+		f.limitedUser.Add(1)
 		f.refuse(audit.Limit, fmt.Errorf("%d flows of uid %d are open already", f.MaxUserFlows, f.at.UID))
 		return
 	case unrecorded != nil:
@@ -98,7 +100,7 @@ func (f *flow) judge(ctx context.Context) {
 		return
 	}
 	f.tell(eventlog.ConnectorFilterRule)
-	f.enter(StateDecided)
+	f.decided()
 
 	if d.Action != filter.Block && f.names.IsPool(f.at.Dst.Addr()) && d.Name == "" {
 		// Neither way leads anywhere: such an address means nothing but its name.
@@ -511,10 +513,20 @@ func (f *flow) gaveUp(err error) {
 	}
 }
 
+func (f *flow) decided() {
+	if f.Meter != nil {
+		f.Meter.Decided(f.rec.Decision)
+	}
+	f.enter(StateDecided)
+}
+
 func (f *flow) opened() {
 	f.mu.Lock()
 	f.rec.Open = time.Since(f.at.Arrived) - f.rec.Decision
 	f.mu.Unlock()
+	if f.Meter != nil {
+		f.Meter.Opened(f.rec.Action, f.rec.Open)
+	}
 	f.enter(StateOpened)
 }
 
@@ -556,8 +568,13 @@ func (f *flow) record() {
 	f.Audit.Record(rec)
 	f.tell(endOf(&rec))
 	f.event("ended, " + rec.Reason.String())
+	if f.Meter != nil {
+		f.Meter.Ended(&rec)
+	}
 	f.Broker.mu.Lock()
 	delete(f.flows, f.id)
+	f.moved.Up += f.count.Up.Load()
+	f.moved.Down += f.count.Down.Load()
 	f.part(f.at.UID)
 	f.use(f.policy, -1)
 	f.Broker.mu.Unlock()

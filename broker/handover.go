@@ -287,7 +287,7 @@ func (f *flow) obey(ctx context.Context) {
 	f.rec.Decision = time.Since(f.at.Arrived)
 	f.mu.Unlock()
 	f.tell(eventlog.ConnectorFilterRule)
-	f.enter(StateDecided)
+	f.decided()
 	if f.policy == nil {
 		f.refuse(audit.ProfileError, profiles.ErrSetup)
 		return

@@ -383,6 +383,9 @@ func TestUserLimit(t *testing.T) {
 	if rec := <-b.records.ch; rec.Reason != audit.Limit || !strings.Contains(rec.Error, "uid 1000") {
 		t.Errorf("recorded %+v", rec)
 	}
+	if limits := b.Totals(); limits.LimitedUser != 1 || limits.Limited != 0 {
+		t.Errorf("counted %+v", limits)
+	}
 	other, ok := offer(1001)
 	if !ok {
 		t.Error("one user's flows count for another")

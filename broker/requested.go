@@ -94,7 +94,7 @@ func (f *flow) comply(ctx context.Context, r *Request) {
 	f.rec.Action = filter.Tunnel.String()
 	f.rec.Decision = time.Since(f.at.Arrived)
 	f.mu.Unlock()
-	f.enter(StateDecided)
+	f.decided()
 	p := r.Way
 	if p == nil && f.policy != nil {
 		p = f.policy.Profiles[r.Profile]

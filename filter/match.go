@@ -71,6 +71,12 @@ func (m *matcher) failsAnyway(r *Rule) (failed Condition, name string) {
 	return 0, name
 }
 
+// Anyone tells whether r leaves no flow out for who makes it: it has no condition but
+// network, host, address and ports. Only such a rule can be decided by a packet alone.
+func (r *Rule) Anyone() bool {
+	return len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil
+}
+
 // matchHost returns the index of the first name that p matches, below zero where
 // it matches none. Where no name is known it is the address that has to match, so
 // that a flow to a literal address does not slip past a rule for every host.

@@ -149,8 +149,7 @@ func (r *Rule) asksForPseudo() bool {
 
 // takesName tells whether r takes every flow to a name that it holds for.
 func (r *Rule) takesName() bool {
-	return (r.Host != nil || !r.byAddress()) &&
-		everyPort(r.Ports) && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil
+	return (r.Host != nil || !r.byAddress()) && everyPort(r.Ports) && r.Anyone()
 }
 
 // byAddress tells whether the address condition of r leaves some addresses out.

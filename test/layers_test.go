@@ -35,6 +35,7 @@ var layers = []struct {
 	{"capture/leak/ways", []string{"capture"}},
 	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"capture/descriptor", nil},
+	{"capture/loglimit", nil},
 	// For everybody, without privilege.
 	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},
@@ -61,6 +62,9 @@ var layers = []struct {
 	{"broker/gateway/ca", []string{"broker/gateway/policy", "broker/replace"}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
+	{"broker/metrics", []string{"profiles", "broker", "broker/audit", "broker/eventlog", "broker/scrape"}},
+	{"broker/scrape", nil},
+	{"broker/gateway/metrics", []string{"broker/scrape"}},
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
@@ -90,6 +94,7 @@ var thirdParty = []struct {
 	{"golang.org/x/crypto/ssh", []string{"profiles/...", "test/..."}},
 	{"github.com/hashicorp/yamux", []string{"broker/gateway", "profiles/tlstun/...", "profiles/tuntest", "test/..."}},
 	{"github.com/spf13/cobra", []string{"cmd/..."}},
+	{"github.com/prometheus", []string{"broker/metrics", "broker/scrape", "broker/gateway/...", "test/..."}},
 	{"github.com/youmark/pkcs8", []string{"profiles/keyfile", "broker/gateway/ca"}},
 	{"go.yaml.in/yaml/v3", []string{"broker/kubeconfig", "broker/gateway/..."}},
 	{"encoding/xml", []string{"broker/config"}},
@@ -99,7 +104,7 @@ var thirdParty = []struct {
 // are git's own and what `make build` makes.
 var topLevel = []string{
 	"cmd", "broker", "capture", "filter", "profiles", "etc", "test", "docs", ".ci",
-	"go.mod", "go.sum", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", ".gitignore",
+	"go.mod", "go.sum", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore",
 	".git", "bin",
 }
 

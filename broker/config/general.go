@@ -22,6 +22,8 @@ type general struct {
 	strict        *bool // strict-host-key-checking; nil where it is not given
 	alwaysAsk     *bool // host-key-always-ask
 	acceptUnknown *bool // accept-unknown-host-keys
+
+	metrics *Metrics // nil without the element
 }
 
 func (r *reader) general(n *schema.Node) {
@@ -38,6 +40,8 @@ func (r *reader) general(n *schema.Node) {
 			g.access = r.fileAccessControl(c)
 		case "key-stores":
 			r.keyStores(c)
+		case "metrics":
+			g.metrics = r.metrics(c)
 		case "known-hosts":
 			r.knownHosts(c)
 		case "strict-host-key-checking":

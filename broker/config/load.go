@@ -57,6 +57,8 @@ type Config struct {
 
 	Logging eventlog.Routing // of the last file that has the element logging; the zero one logs nothing
 
+	Metrics Metrics // of the last file that has the element metrics
+
 	// Logins are the names to log in with that a file gives, by profile id, "" for
 	// Defaults. Where there is none, Profile.User is the name of Env's user.
 	Logins map[string]string

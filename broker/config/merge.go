@@ -207,6 +207,9 @@ func (m *merged) config() (*Config, error) {
 		if f.logging != nil {
 			c.Logging = *f.logging
 		}
+		if f.general.metrics != nil {
+			c.Metrics = *f.general.metrics
+		}
 		if f.defaults.user != "" || f.defaults.askUser {
 			c.Logins[""] = f.defaults.user
 		}

@@ -33,6 +33,8 @@ const (
 	OpProbeKey      = "probe-key"             // ProbeKeyArgs; HostKeyRow
 	OpAuthHandler   = "auth-handler"          // none; one AuthHandlerRow, and questions until the client leaves
 
+	OpMetrics = "metrics" // none; MetricsRow, which are one text together
+
 	OpStay = "stay" // none; none: a broker that runs on demand becomes a daemon
 )
 
@@ -73,6 +75,8 @@ type StatusRow struct {
 
 	Listeners      int      `json:"listeners"`                 // open ports of tunnels
 	ListenerErrors []string `json:"listener_errors,omitempty"` // why others are not
+
+	MetricsErrors []string `json:"metrics_errors,omitempty"` // why they cannot be read by a way of the configuration
 
 	Captured *CapturedStatus `json:"captured,omitempty"` // nil where nothing is done through ssh-captured
 
@@ -172,6 +176,7 @@ type ChannelRow struct {
 	BytesUp    uint64    `json:"bytes_up"`
 	BytesDown  uint64    `json:"bytes_down"`
 	State      string    `json:"state"`
+	Error      string    `json:"error,omitempty"` // why it is carried otherwise than the rule says
 }
 
 // ExplainArgs is a flow that nobody has opened, or the number of one that is open.
@@ -299,6 +304,13 @@ type ReloadResult struct {
 	Generation int      `json:"generation"`
 	Changed    bool     `json:"changed"`
 	Warnings   []string `json:"warnings"`
+}
+
+// MetricsRow is a piece of the metrics, in Prometheus's text format.
+type MetricsRow struct {
+	Text string `json:"text"`
+	// Counting says that flows are counted; without it attempts and times are absent.
+	Counting bool `json:"counting"`
 }
 
 // StopArgs says how to stop.

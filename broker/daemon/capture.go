@@ -356,6 +356,8 @@ func (d *Daemon) live(s *served) {
 	}
 	d.mu.Lock()
 	delete(d.captures, s.args.ID)
+	add(&d.counts.namespaces, s.backend)
+	d.counts.namespaces.Waiting = 0
 	d.reconsider()
 	d.mu.Unlock()
 	s.err = err

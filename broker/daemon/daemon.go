@@ -15,6 +15,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/location"
+	"sshbroker/broker/metrics"
 	"sshbroker/broker/wake"
 	"sshbroker/capture/service/client"
 	"sshbroker/profiles"
@@ -42,16 +43,17 @@ type Options struct {
 	Captured     client.Dialer // where ssh-captured is; the zero value finds it
 	NoCarry      bool          // carry nothing for a broker of the whole host
 
-	Audit     *audit.Log // required; the daemon closes it
-	AuditPath string
-	Tunnels   profiles.Connector
-	Events    *eventlog.Log  // what the element logging asks for; nil: nothing. The caller closes it after Run
-	Keys      *creds.Keyring // what Tunnels remembers of keys; nil: nothing
-	Log       *slog.Logger
-	Level     *slog.LevelVar // what Debug changes; may be nil
-	Failure   func(state string)
-	StateDir  string // for name maps; the listener's directory, of a system broker one that lasts
-	Home      string
+	Audit      *audit.Log // required; the daemon closes it
+	AuditPath  string
+	Tunnels    profiles.Connector
+	Events     *eventlog.Log  // what the element logging asks for; nil: nothing. The caller closes it after Run
+	Keys       *creds.Keyring // what Tunnels remembers of keys; nil: nothing
+	Log        *slog.Logger
+	Suppressed func() uint64  // how many lines Log has left out; nil: none
+	Level      *slog.LevelVar // what Debug changes; may be nil
+	Failure    func(state string)
+	StateDir   string // for name maps; the listener's directory, of a system broker one that lasts
+	Home       string
 }
 
 // Daemon is a running broker.
@@ -67,6 +69,8 @@ type Daemon struct {
 	captured captured
 	watch    func(ctx context.Context, told func(place))
 	ports    *ports
+	metrics  *metrics.Metrics
+	exposer  *metrics.Exposer
 	system   *system // nil without Options.System
 
 	ctx       context.Context // Run's: ends when the daemon is to stop
@@ -82,7 +86,8 @@ type Daemon struct {
 	clients  int
 	leave    *time.Timer                         // runs while nobody needs us
 	kept     map[profiles.Key]context.CancelFunc // connect-on-startup; ends the keeping
-	carrier  capturedSource                      // of what a system broker hands over; nil while there is none
+	counts   counts
+	carrier  capturedSource // of what a system broker hands over; nil while there is none
 	capWG    sync.WaitGroup
 }
 
@@ -105,6 +110,11 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{Options: o, since: time.Now(), captures: map[string]*served{}, kept: map[profiles.Key]context.CancelFunc{}, account: ownAccount(), drainTime: defaultDrain,
 		captured: dialed(o.Captured), place: location.Look(hostFiles)}
 	d.watch = d.watchPlace
+	if d.Suppressed == nil {
+		d.Suppressed = func() uint64 { return 0 }
+	}
+	d.metrics = d.newMetrics()
+	d.exposer = &metrics.Exposer{Metrics: d.metrics, Log: o.Log}
 	first, err := d.load()
 	if answer := (*control.Error)(nil); errors.As(err, &answer) {
 		return nil, err
@@ -126,8 +136,8 @@ func New(o Options) (*Daemon, error) {
 	}
 	d.prompts = d.newPrompts()
 	d.pool = profiles.NewPool(o.Tunnels, o.Log)
-	d.pool.Observe = Observer(o.Events)
-	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Ask: d.prompts.prompter, Failpoint: o.Failure})
+	d.pool.Observe = d.observe()
+	d.broker = broker.New(broker.Config{Tunnels: d.pool, Audit: o.Audit, Log: o.Log, Events: o.Events, Meter: d.metrics, MaxFlows: o.MaxFlows, MaxUserFlows: o.MaxUserFlows, Ask: d.prompts.prompter, Failpoint: o.Failure})
 	if d.ports, err = newPorts(d); err != nil {
 		if d.system != nil {
 			d.system.close()
@@ -159,6 +169,8 @@ func (d *Daemon) admit(gid int) error {
 func (d *Daemon) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { d.stop(context.Cause(ctx)) })()
 	d.sweep()
+	d.expose()
+	defer d.exposer.Close()
 	d.tellStart()
 	d.mu.Lock()
 	d.reconsider()

@@ -15,6 +15,7 @@ import (
 	"sshbroker/broker/control"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/explain"
+	"sshbroker/capture/service"
 	"sshbroker/filter"
 	"sshbroker/profiles"
 )
@@ -44,6 +45,7 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpPassphrase, d.handlePassphrase)
 	d.server.Handle(control.OpProbeKey, d.handleProbeKey)
 	d.server.Handle(control.OpAuthHandler, d.handleAuthHandler)
+	d.server.Handle(control.OpMetrics, d.handleMetrics)
 	d.server.Handle(control.OpStay, func(context.Context, *control.Call) error { d.Stay(); return nil })
 }
 
@@ -75,7 +77,7 @@ func (d *Daemon) handleStatus(ctx context.Context, call *control.Call) error {
 		placeError = err.Error()
 	}
 	open, shut := d.ports.status()
-	return call.Send(control.StatusRow{Listeners: open, ListenerErrors: shut,
+	return call.Send(control.StatusRow{Listeners: open, ListenerErrors: shut, MetricsErrors: texts(d.exposer.Errors()),
 
 		PID: os.Getpid(), Version: control.Version(), Since: d.since, Address: d.Listener.Address(), Mode: mode,
 		ConfigFiles: l.files, Generation: l.policy.Generation, Warnings: l.warn,
@@ -124,31 +126,51 @@ const statusTime = 2 * time.Second
 
 // capturedStatus is nil where nothing is done through ssh-captured.
 func (d *Daemon) capturedStatus(ctx context.Context) *control.CapturedStatus {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	now, uses, err := d.askCaptured(ctx)
+	if !uses {
+		return nil
+	}
+	row := &control.CapturedStatus{Connected: err == nil, Enabled: now.Enabled, Held: now.Held, Origins: now.Origins == originsBPF}
+	if d.system != nil {
+		row.Policy = now.Policy
+	}
+	if err != nil {
+		row.Error = err.Error()
+	}
+	return row
+}
+
+// askCaptured asks ssh-captured how it does; uses is false where nothing is done through
+// it. Its error says why it does not serve us.
+func (d *Daemon) askCaptured(ctx context.Context) (now service.Status, uses bool, err error) {
 	d.mu.Lock()
-	uses := d.carrier != nil
+	uses = d.system != nil || d.carrier != nil
 	for _, s := range d.captures {
 		if _, ok := s.backend.(*cgroup); ok {
 			uses = true
 		}
 	}
 	d.mu.Unlock()
-	if d.system == nil && !uses {
-		return nil
+	if !uses {
+		return now, false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusTime)
-	defer cancel()
-	now, err := d.captured.status(ctx)
-	row := &control.CapturedStatus{Connected: err == nil, Enabled: now.Enabled, Held: now.Held, Origins: now.Origins == originsBPF}
+	now, err = d.captured.status(ctx)
 	if d.system != nil {
-		row.Policy = now.Policy
 		if serr := d.system.failure(); serr != nil {
-			row.Connected, err = false, serr
+			err = serr
 		}
 	}
-	if err != nil {
-		row.Error = err.Error()
+	return now, true, err
+}
+
+func texts(errs []error) []string {
+	var list []string
+	for _, err := range errs {
+		list = append(list, err.Error())
 	}
-	return row
+	return list
 }
 
 // originsBPF is service.Status.Origins where the process behind a connection is known
@@ -256,7 +278,7 @@ func (d *Daemon) handleChannels(_ context.Context, call *control.Call) error {
 		}
 		row := control.ChannelRow{ID: f.ID, Owner: owner, Connection: f.Way, Capture: f.Capture, Program: r.Program, PID: r.PID,
 			Src: r.Src.String(), Dst: r.Dst.String(), Name: r.Name, Rule: rule, Action: r.Action, Profile: r.Profile,
-			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State}
+			Since: f.Since, BytesUp: uint64(f.Up), BytesDown: uint64(f.Down), State: f.State, Error: r.Error}
 		if err := call.Send(row); err != nil {
 			return err
 		}

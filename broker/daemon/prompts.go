@@ -140,6 +140,13 @@ func (p *prompts) show(ctx context.Context, o *question) *control.Call {
 	return p.handlers[len(p.handlers)-1]
 }
 
+// waiting counts the questions that wait for an answer.
+func (p *prompts) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.open)
+}
+
 func (p *prompts) join(call *control.Call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -38,6 +38,7 @@ type loaded struct {
 	warn   []string
 
 	logging eventlog.Routing
+	metrics config.Metrics
 }
 
 func (d *Daemon) load() (*loaded, error) {
@@ -63,7 +64,7 @@ func (d *Daemon) loadFrom(o config.Options) (*loaded, error) {
 	l := &loaded{
 		policy: &broker.Policy{Rules: rules, Profiles: c.Profiles, Defaults: c.Defaults, Logins: c.Logins, NoRules: !c.FilterPresent},
 		rules:  rules, present: c.FilterPresent, networks: c.Networks,
-		pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, host: c.Host, logging: c.Logging,
+		pool4: c.Pool4, pool6: c.Pool6, files: c.Files, digest: c.Digest, host: c.Host, logging: c.Logging, metrics: c.Metrics,
 		static: c.StaticTunnels, local: c.LocalTunnels, startup: c.Startup,
 	}
 	d.mu.Lock()
@@ -128,7 +129,7 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 	if err == nil {
 		generation, err = d.replace(l)
 	}
-	if err != nil {
+	if d.reloaded(err) != nil {
 		d.Log.Warn("configuration not reloaded, the old one stays", "error", err)
 		d.Events.Reopen() // after a rotation, whatever is wrong with the file
 		d.tellNotReloaded(err)
@@ -136,6 +137,7 @@ func (d *Daemon) Reload() (control.ReloadResult, error) {
 			Message: fmt.Sprintf("the configuration was not reloaded, the old one stays in force:\n%v", err),
 			Hint:    "mend the file, see it pass ssh-broker-ctl check-config, then reload again"}
 	}
+	d.expose()
 	d.retire()
 	if d.system != nil {
 		d.system.resolve()

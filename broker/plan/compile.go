@@ -104,7 +104,7 @@ func (c *compiler) conditions(r *filter.Rule) (taken rule, exact bool) {
 	case r.Prefix.IsValid():
 		taken.addresses = addresses{prefixes: []netip.Prefix{r.Prefix}, exact: true}
 	}
-	return taken, taken.exact && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil
+	return taken, taken.exact && r.Anyone()
 }
 
 func (c *compiler) pattern(expr string) addresses {

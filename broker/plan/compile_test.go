@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,41 @@ func pattern(t testing.TB, text string) *egrep.Pattern {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// TestNewConditionsAreAskedAbout: a condition that Compile has never heard of must not
+// be left to the kernel. It is for whoever adds a field to filter.Rule.
+func TestNewConditionsAreAskedAbout(t *testing.T) {
+	known := []string{"Address", "Prefix", "Ports", "Host", // what TestCompile is about
+		"Number", "Source", "Action", "Profile", "Destination", "DestinationPort", "Username", "UsernameFile",
+		"PseudoIP", "HostnameFromApp", "UsernameFromApp", "FallbackToPlain", "ShowServerBanner"}
+	for field := range reflect.TypeFor[filter.Rule]().Fields() {
+		if slices.Contains(known, field.Name) {
+			continue
+		}
+		r := filter.Rule{Action: filter.Direct, Prefix: netip.MustParsePrefix("192.0.2.0/24")}
+		value := reflect.ValueOf(&r).Elem().FieldByName(field.Name)
+		switch value.Interface().(type) {
+		case string:
+			value.SetString("x")
+		case []string:
+			value.Set(reflect.ValueOf([]string{"x"}))
+		case *egrep.Pattern:
+			value.Set(reflect.ValueOf(pattern(t, "x")))
+		default:
+			t.Errorf("%s: this test has no value for a condition of type %v", field.Name, field.Type)
+			continue
+		}
+		set, err := filter.NewSet([]filter.Rule{r}, filter.Block)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, compiled := range Compile(set, Options{}).Rules {
+			if compiled.Outcome != capture.Ask {
+				t.Errorf("a rule that has %s is decided by the kernel, which knows nothing of it: see Anyone in filter/match.go", field.Name)
+			}
+		}
+	}
 }
 
 // parseRules reads rules like "DIRECT ip=10\.1\..* ports=80,443"; the last one may be

@@ -14,7 +14,7 @@ func RefusesUDP(rules *filter.Set) bool {
 		if r.Host == nil {
 			anywhere = !r.Prefix.IsValid() && (r.Address == nil || r.Address.Any())
 		}
-		if anywhere && len(r.Ports) == 0 && len(r.Users) == 0 && len(r.Groups) == 0 && r.Application == nil {
+		if anywhere && len(r.Ports) == 0 && r.Anyone() {
 			return secures(r.Action)
 		}
 	}

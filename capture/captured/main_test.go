@@ -24,6 +24,7 @@ import (
 
 	"sshbroker/capture"
 	"sshbroker/capture/keep"
+	"sshbroker/capture/loglimit"
 	"sshbroker/capture/message"
 	"sshbroker/capture/service"
 )
@@ -151,9 +152,10 @@ func needRoot(t testing.TB) {
 // server is an ssh-captured, in this process or not.
 type server struct {
 	*Server
-	opts Options
-	stop func() error // once
-	log  *logBuffer
+	opts    Options
+	stop    func() error // once
+	log     *logBuffer
+	limited *loglimit.Handler
 }
 
 type logBuffer struct {
@@ -200,7 +202,8 @@ func start(t testing.TB, o Options) *server {
 func startErr(t testing.TB, o Options) (*server, error) {
 	t.Helper()
 	s := &server{opts: o, log: &logBuffer{}}
-	o.Log = slog.New(slog.NewTextHandler(s.log, nil))
+	s.limited = loglimit.New(slog.NewTextHandler(s.log, nil))
+	o.Log, o.Suppressed = slog.New(s.limited), s.limited.Suppressed
 	var err error
 	if o.Keep == nil {
 		if o.Keep, err = keep.Open(); err != nil {

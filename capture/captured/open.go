@@ -29,6 +29,10 @@ const (
 	nameSocket   = "socket"
 	nameDNSUDP   = "dns-udp-"
 	nameDNSTCP   = "dns-tcp-"
+
+	// nameUnit is what the service manager calls the socket that it has made itself by
+	// the unit of that name, and passes to every process. It is not ours to remove.
+	nameUnit = "ssh-captured.socket"
 )
 
 const (
@@ -142,7 +146,23 @@ func listener[T net.Listener](f *os.File) (listener T, err error) {
 	return listener, nil
 }
 
-func (s *Server) openSocket() error {
+func (s *Server) openSocket() (err error) {
+	files := s.Keep.Take(nameUnit)
+	if s.activated = len(files) > 0; s.activated {
+		message.CloseAll(s.Keep.Take(nameSocket)) // of one that ran without that unit
+		_ = s.Keep.Remove(nameSocket)
+	} else if files, err = s.makeSocket(); err != nil {
+		return err
+	}
+	defer message.CloseAll(files)
+	if s.socket, err = listener[*net.UnixListener](files[0]); err == nil {
+		s.socket.SetUnlinkOnClose(false)
+	}
+	return err
+}
+
+// makeSocket makes the socket where no unit of the service manager has.
+func (s *Server) makeSocket() ([]*os.File, error) {
 	files, _, err := s.kept(nameSocket, func() ([]*os.File, error) {
 		if err := os.MkdirAll(filepath.Dir(s.Socket), directoryMode); err != nil {
 			return nil, err
@@ -162,14 +182,7 @@ func (s *Server) openSocket() error {
 		}
 		return []*os.File{f}, os.Chmod(s.Socket, socketMode)
 	})
-	if err != nil {
-		return err
-	}
-	defer message.CloseAll(files)
-	if s.socket, err = listener[*net.UnixListener](files[0]); err == nil {
-		s.socket.SetUnlinkOnClose(false)
-	}
-	return err
+	return files, err
 }
 
 // openPair opens a pair of sockets, or one where the host has no IPv6. Nobody can take the

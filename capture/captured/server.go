@@ -61,6 +61,8 @@ type Options struct {
 	Keep     *keep.Keep   // required
 	Program  string       // with its version, for people
 	Log      *slog.Logger // required
+	// Suppressed is how many lines Log has left out; nil: none.
+	Suppressed func() uint64
 
 	NoPersist bool // do as on a kernel that has no persistent tables
 	NoOwner   bool // do as on one that has no owned tables either
@@ -83,11 +85,13 @@ type Server struct {
 	source   *hold.Source
 	port     uint16 // of the listeners
 	socket   *net.UnixListener
-	tracker  *connects.Tracker // nil: /proc is searched
-	search   origin.Search
-	searches chan struct{}
-	life     context.Context // of Run: once it has ended nothing is changed any more
-	wg       sync.WaitGroup
+	// activated says that the service manager made the socket.
+	activated bool
+	tracker   *connects.Tracker // nil: /proc is searched
+	search    origin.Search
+	searches  chan struct{}
+	life      context.Context // of Run: once it has ended nothing is changed any more
+	wg        sync.WaitGroup
 
 	// changing is held while what is captured changes; it is taken before mu.
 	changing  sync.Mutex
@@ -219,7 +223,9 @@ func (s *Server) leave() {
 		for _, name := range []string{nameQueue, nameTable, nameListener, nameSocket} {
 			_ = s.Keep.Remove(name)
 		}
-		_ = os.Remove(s.Socket)
+		if !s.activated {
+			_ = os.Remove(s.Socket)
+		}
 	}
 	if s.owned == nft.Owned && !s.diverted() {
 		_ = nft.DropLive()

@@ -33,6 +33,9 @@ func (c *client) status(*service.Message, []*os.File) (*answer, error) {
 	st.LostMark, st.Diverted, st.Metered = rules.LostMark, rules.Diverted, rules.Metered
 	counters := c.source.Counters()
 	st.Waiting, st.Overruns, st.Strangers, st.Bounded = counters.Pending, counters.Overruns, counters.Strangers, counters.Bounded
+	if c.Suppressed != nil {
+		st.Suppressed = c.Suppressed()
+	}
 	if gap := time.Duration(c.gap.Load()); gap > 0 {
 		st.LastGap = gap.String()
 	}

@@ -165,16 +165,21 @@ func (s *Served) closeNames() {
 	}
 }
 
+// Queue tells of the packet queue, zeros where SYNs are not held.
+func (s *Served) Queue() hold.Counters {
+	if h, ok := s.Source.(*hold.Source); ok {
+		return h.Counters()
+	}
+	return hold.Counters{}
+}
+
 // Processes lists the processes in the capture.
 func (s *Served) Processes() ([]int, error) { return Processes(s.manifest) }
 
 // Strangers counts the connections to a listener of the capture that no program was
 // admitted to make. They were reset.
 func (s *Served) Strangers() uint64 {
-	if h, ok := s.Source.(*hold.Source); ok {
-		return h.Counters().Strangers
-	}
-	return 0
+	return s.Queue().Strangers
 }
 
 // Processes lists the processes in the capture that m describes, as far as the

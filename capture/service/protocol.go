@@ -199,6 +199,8 @@ type Status struct {
 	Metered   uint64    `json:"metered"`    // SYNs dropped because their uid made too many
 	Repairs   uint64    `json:"repairs"`    // times that a foreign program removed our table
 	LastGap   string    `json:"last_gap"`   // how long it was gone the last time
+
+	Suppressed uint64 `json:"suppressed"` // lines of its log that were left out, as there were too many of a kind
 }
 
 // Capture is one capture in a Status.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -63,7 +64,7 @@ func (a *app) connector(ctx context.Context, action string) error {
 	}
 	defer c.Close()
 	if action != connectorStatus {
-		if err := c.Connector(ctx, action == connectorEnable); err != nil {
+		if err := switchSystem(ctx, c, action == connectorEnable); err != nil {
 			return err
 		}
 	}
@@ -81,6 +82,32 @@ func (a *app) connector(ctx context.Context, action string) error {
 		a.hints(s)
 	}
 	return nil
+}
+
+// rulesWithin is how long a system broker may take that was started a moment ago.
+const rulesWithin = 5 * time.Second
+
+// switchSystem turns the capture on or off. A system broker that runs and has not given
+// its rules yet is waited for: whoever has started it enables in the next line.
+func switchSystem(ctx context.Context, c *client.Client, on bool) error {
+	const pause = 50 * time.Millisecond
+	for end := time.Now().Add(rulesWithin); ; {
+		err := c.Connector(ctx, on)
+		answer, ok := errors.AsType[*service.Error](err)
+		if !ok || answer.Code != service.CodeNoSystem || time.Now().After(end) {
+			return err
+		}
+		broker, berr := control.Dialer{Address: control.SystemAddress, AnyOwner: true}.Dial(ctx)
+		if berr != nil {
+			return err
+		}
+		broker.Close()
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
 }
 
 func dialCaptured(ctx context.Context) (*client.Client, error) {
@@ -191,6 +218,7 @@ func (a *app) conflicts(s service.Status) {
 	}{
 		{s.LostMark, "connections were dropped, as a foreign rule had taken our mark: look for rules that set or restore marks (nft list ruleset)"},
 		{s.Diverted, "connections were dropped, as a foreign rule had diverted them first: look for dnat and redirect before ours (nft list ruleset)"},
+		{s.Suppressed, "lines of the log of ssh-captured left out, as there were too many of a kind"},
 		{s.Repairs, "times a foreign program removed our table; the last time it was gone for " + cmp.Or(s.LastGap, "an unknown time")},
 	} {
 		if c.count > 0 {

@@ -269,6 +269,9 @@ func (a *app) status(r control.StatusRow) {
 	for _, e := range r.ListenerErrors {
 		field("", "NOT OPEN: %s", e)
 	}
+	for _, e := range r.MetricsErrors {
+		field("metrics", "NOT READABLE: %s", e)
+	}
 	audit := fmt.Sprintf("%s, %d records", r.Audit.Path, r.Audit.Written)
 	switch {
 	case r.Audit.Path == "":

@@ -302,8 +302,7 @@ func (a *app) ruleRemoveCommand() *cobra.Command {
 rules behind it get new numbers.`,
 		Example: `  ssh-broker-ctl rule remove 3 --dry-run
   ssh-broker-ctl rule remove 3 --reload`,
-		Args:              exactly("N"),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		Args: exactly("N"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := ruleNumber(args[0])
 			if err != nil {
@@ -327,9 +326,8 @@ func (a *app) ruleMoveCommand() *cobra.Command {
 		Short: "Move a rule to another place",
 		Long: `Make rule N the rule of number M: the first rule whose conditions all hold decides, so
 their order counts. The rules in between get new numbers; comments stay.`,
-		Example:           `  ssh-broker-ctl rule move 3 --to 1`,
-		Args:              exactly("N"),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		Example: `  ssh-broker-ctl rule move 3 --to 1`,
+		Args:    exactly("N"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := ruleNumber(args[0])
 			switch {
@@ -372,24 +370,29 @@ func (a *app) ruleListCommand() *cobra.Command {
   ssh-broker-ctl rule list -s | jq -r 'select(.attributes.action == "BLOCK") | .rule'`,
 		Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			if err := a.choose(&r); err != nil {
-				return err
-			}
-			data, err := config.ReadFile(r.name)
+			text, err := a.readRules(&r)
 			if err != nil {
 				return err
 			}
-			text, err := edit.Parse(r.name, data)
-			if err != nil {
-				return err
-			}
-			a.ruleList(r.name, text, config.CheckText(r.name, data, a.checkOptions()))
+			a.ruleList(r.name, text, config.CheckText(r.name, text.Bytes(), a.checkOptions()))
 			return nil
 		},
 	}
 	r.fileFlag(cmd.Flags())
 	cmd.Flags().Lookup("config-file").Usage = "list the rules of this `FILE` in place of the user's"
 	return cmd
+}
+
+// readRules reads the file that r means.
+func (a *app) readRules(r *ruleFile) (*edit.Text, error) {
+	if err := a.choose(r); err != nil {
+		return nil, err
+	}
+	data, err := config.ReadFile(r.name)
+	if err != nil {
+		return nil, err
+	}
+	return edit.Parse(r.name, data)
 }
 
 func (a *app) ruleList(name string, text *edit.Text, problems config.Problems) {

@@ -31,9 +31,14 @@ func (t *table) right(columns ...int) {
 
 func (t *table) add(cells ...string) {
 	for i, c := range cells {
-		cells[i] = strings.NewReplacer("\n", " ", "\t", " ").Replace(printable(c))
+		cells[i] = oneLine(c)
 	}
 	t.rows = append(t.rows, tableRow{cells: cells})
+}
+
+// oneLine is printable for what has to stay on its line.
+func oneLine(s string) string {
+	return strings.NewReplacer("\n", " ", "\t", " ").Replace(printable(s))
 }
 
 // note puts a line below the row that was added last.

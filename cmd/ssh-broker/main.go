@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,7 @@ import (
 	"sshbroker/broker/daemon"
 	"sshbroker/broker/eventlog"
 	"sshbroker/broker/heap"
+	"sshbroker/capture/loglimit"
 	"sshbroker/capture/processors"
 	"sshbroker/profiles/creds"
 )
@@ -263,11 +265,14 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		}
 		level.Set(l)
 	}
-	log, closeLog, err := o.openLog(stderr, level)
+	out, closeLog, err := o.openLog(stderr, level)
 	if err != nil {
 		return err
 	}
 	defer closeLog()
+	limited := loglimit.New(out)
+	defer limited.Flush()
+	log := slog.New(limited)
 	admins, err := o.admins()
 	if err != nil {
 		return err
@@ -315,7 +320,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	go processors.Keep(ctx)
 	keys := new(creds.Keyring)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
-		Tunnels: newTunnels(log, daemon.Observer(events), keys), Keys: keys, Events: events, Log: log, Level: level, Failure: failpoint(log),
+		Tunnels: newTunnels(log, daemon.Observer(events), keys), Keys: keys, Events: events, Log: log, Suppressed: limited.Suppressed, Level: level, Failure: failpoint(log),
 		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins, NoCarry: o.trial})
 	if err != nil {
 		l.Close()
@@ -339,6 +344,10 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 		if err := control.NotifyReady(o.readyFD); err != nil {
 			log.Warn("readiness", "error", err)
 		}
+	}
+	// The variable goes: a ProxyCommand is not to speak for us.
+	if _, err := sd.SdNotify(true, sd.SdNotifyReady); err != nil {
+		log.Warn("readiness", "error", err)
 	}
 	return d.Run(ctx)
 }
@@ -378,22 +387,22 @@ const drainOnSignal = 10 * time.Second
 
 // openLog opens the log: a file where one is named, else standard error, and for a
 // broker in the background, which has none, the system's log.
-func (o *options) openLog(stderr io.Writer, level *slog.LevelVar) (*slog.Logger, func(), error) {
+func (o *options) openLog(stderr io.Writer, level *slog.LevelVar) (slog.Handler, func(), error) {
 	options := &slog.HandlerOptions{Level: level}
 	if o.logFile != "" {
 		f, err := os.OpenFile(o.logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return nil, nil, fmt.Errorf("log file: %w", err)
 		}
-		return slog.New(slog.NewTextHandler(f, options)), func() { f.Close() }, nil
+		return slog.NewTextHandler(f, options), func() { f.Close() }, nil
 	}
 	if o.readyFD >= 0 {
 		if w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_NOTICE, "ssh-broker"); err == nil {
 			options.ReplaceAttr = withoutTime
-			return slog.New(slog.NewTextHandler(w, options)), func() { w.Close() }, nil
+			return slog.NewTextHandler(w, options), func() { w.Close() }, nil
 		}
 	}
-	return slog.New(slog.NewTextHandler(stderr, options)), func() {}, nil
+	return slog.NewTextHandler(stderr, options), func() {}, nil
 }
 
 // withoutTime leaves the time to the system's log, which has its own.

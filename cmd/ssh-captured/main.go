@@ -20,6 +20,7 @@ import (
 
 	"sshbroker/capture/captured"
 	"sshbroker/capture/keep"
+	"sshbroker/capture/loglimit"
 	"sshbroker/capture/privilege"
 	"sshbroker/capture/processors"
 	"sshbroker/capture/service"
@@ -36,7 +37,11 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitBroken = 3 // it served: the next one may do better, which a service manager starts
 )
+
+// errServing is the class of what ends an ssh-captured that was up.
+var errServing = errors.New("serving")
 
 // capabilities are all that this program ever has; the last one for BPF alone.
 var capabilities = []privilege.Capability{unix.CAP_NET_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_OVERRIDE, unix.CAP_BPF}
@@ -68,7 +73,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if answer, ok := errors.AsType[*service.Error](err); ok && answer.Hint != "" {
 		fmt.Fprintf(stderr, "ssh-captured: hint: %s\n", answer.Hint)
 	}
-	if o.began {
+	switch {
+	case errors.Is(err, errServing):
+		return exitBroken
+	case o.began:
 		return exitFailed
 	}
 	return exitUsage
@@ -137,7 +145,9 @@ func (o *options) run(stderr io.Writer) error {
 	if o.debug {
 		level = slog.LevelDebug
 	}
-	o.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	limited := loglimit.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	defer limited.Flush()
+	o.Log, o.Suppressed = slog.New(limited), limited.Suppressed
 	o.Program = "ssh-captured " + version
 	return o.serve()
 }
@@ -174,7 +184,10 @@ func (o *options) serve() (err error) {
 		return err
 	}
 	go processors.Keep(ctx)
-	return s.Run(ctx)
+	if err := s.Run(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errServing, err)
+	}
+	return nil
 }
 
 // adminGroup is the id of the group whose members may set system-wide rules, -1 for none.

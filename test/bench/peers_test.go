@@ -2,14 +2,12 @@ package bench
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"sshbroker/test/netns"
 )
@@ -85,7 +83,7 @@ redsocks { local_ip = 127.0.0.1; local_port = %d; ip = 127.0.0.1; port = %d; typ
 func runSshuttle(u *netns.User) func(t testing.TB, w *world) *session {
 	return func(t testing.TB, w *world) *session {
 		ssh := append(w.sshd.ClientArgs(u), "-o", "UserKnownHostsFile="+u.Path(".ssh/known_hosts"))
-		ready, notify := listenReady(t)
+		ready, notify := netns.ListenReady(t)
 		tunnel := w.Client.Start(t, netns.Cmd{Limit: -1, Env: []string{"NOTIFY_SOCKET=" + notify}, Args: []string{netns.RequireProgram(t, "sshuttle", "sshuttle"), "--method", "nft",
 			"-e", strings.Join(ssh, " "), "-r", u.Name + "@" + w.Server.Addr4.String(), beyond.String() + "/32"}})
 		ready(tunnel) // its table is loaded after the connection is made
@@ -96,32 +94,4 @@ func runSshuttle(u *netns.User) func(t testing.TB, w *world) *session {
 		s.carriers = family(t, tunnel.Pid())
 		return s
 	}
-}
-
-// listenReady makes a socket of sd_notify(3), and a function that waits until the
-// process has said there that it is ready.
-func listenReady(t testing.TB) (wait func(*netns.Process), path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "notify")
-	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func(p *netns.Process) {
-		t.Helper()
-		defer c.Close()
-		if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		message := make([]byte, 4096)
-		for {
-			n, err := c.Read(message)
-			if err != nil {
-				t.Fatalf("%s is not ready: %v; it said:\n%s", p, err, p.Output())
-			}
-			if strings.Contains(string(message[:n]), "READY=1") {
-				return
-			}
-		}
-	}, path
 }

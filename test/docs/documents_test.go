@@ -13,7 +13,7 @@ import (
 )
 
 // documents are those whose commands and XML are checked.
-var documents = []string{"README.md", "docs/guide.md", "docs/limits.md", "docs/architecture.md", "docs/reliability.md"}
+var documents = []string{"README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/limits.md", "docs/architecture.md", "docs/reliability.md", "docs/performance.md", "docs/security.md", "docs/comparison.md"}
 
 var (
 	inlineCode = regexp.MustCompile("`([^`\n]+)`")
@@ -203,8 +203,23 @@ func TestConfigPageExamples(t *testing.T) {
 	}
 }
 
-// TestLinksInDocuments wants every file that a document links to.
+// TestLinksInDocuments wants every file, and every section, that a document links to.
 func TestLinksInDocuments(t *testing.T) {
+	section := regexp.MustCompile(`\]\(#([^)]+)\)`)
+	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
+	odd := regexp.MustCompile(`[^\w -]`)
+	for _, doc := range documents {
+		text := read(t, doc)
+		sections := set{}
+		for _, m := range heading.FindAllStringSubmatch(text, -1) {
+			sections[strings.ReplaceAll(odd.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")] = true
+		}
+		for _, m := range section.FindAllStringSubmatch(text, -1) {
+			if !sections[m[1]] {
+				t.Errorf("%s: there is no section #%s", doc, m[1])
+			}
+		}
+	}
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
 	for _, doc := range append(documents, "CHANGELOG.md") {
 		for _, m := range link.FindAllStringSubmatch(read(t, doc), -1) {

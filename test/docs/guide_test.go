@@ -201,18 +201,21 @@ func (h *home) bastion(t *testing.T) {
 		t.Fatal(err)
 	}
 	behind := h.inside(t)
-	server := &tuntest.Server{HostKey: hostKey.Private, Authorized: []string{key.Public},
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			if address != "wiki.internal:80" && address != "git.internal:80" {
-				return nil, errors.New("connection refused")
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, network, behind)
-		}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	server := &tuntest.Server{HostKey: hostKey.Private, Authorized: []string{key.Public},
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			var d net.Dialer
+			switch address {
+			case "wiki.internal:80", "git.internal:80":
+				return d.DialContext(ctx, network, behind)
+			case "lab.internal:22": // another server as far as anybody can tell
+				return d.DialContext(ctx, network, l.Addr().String())
+			}
+			return nil, errors.New("connection refused")
+		}}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -229,7 +232,8 @@ func (h *home) bastion(t *testing.T) {
 	}
 	_, h.port, _ = net.SplitHostPort(l.Addr().String())
 	h.write(t, ".ssh/id_ed25519", string(key.Private))
-	h.write(t, ".ssh/known_hosts", known+"\n")
+	_, hostKeyLine, _ := strings.Cut(known, " ")
+	h.write(t, ".ssh/known_hosts", known+"\nlab.internal "+hostKeyLine+"\n")
 	h.write(t, ".ssh/config", "Host bastion\n  HostName 127.0.0.1\n  Port "+h.port+"\n")
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -410,5 +411,68 @@ func TestPagesFormat(t *testing.T) {
 				t.Errorf("man %s: %v\n%s", filepath.Base(p), err, stderr.String())
 			}
 		}
+	}
+}
+
+// TestPagesLint has mandoc read the pages, which is stricter than groff, and what BSD and
+// Alpine show them with.
+func TestPagesLint(t *testing.T) {
+	mandoc, err := exec.LookPath("mandoc")
+	if err != nil {
+		skip(t, "needs mandoc (Debian package mandoc)")
+	}
+	pages, err := filepath.Glob(filepath.Join(root, "docs/man/*.[1-8]"))
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("%d pages: %v", len(pages), err)
+	}
+	for _, p := range pages {
+		out, _ := exec.Command(mandoc, "-T", "lint", "-W", "warning", p).CombinedOutput() // its code says no more
+		for line := range strings.Lines(string(out)) {
+			// Pages go with a version, which --version says, and have no date of their own.
+			if !strings.Contains(line, "missing date") {
+				t.Error(strings.TrimSpace(line))
+			}
+		}
+	}
+}
+
+// TestEveryProgramIsDocumented: each has a page and completions for three shells, and
+// each page that a page refers to is there.
+func TestEveryProgramIsDocumented(t *testing.T) {
+	programs, err := filepath.Glob(filepath.Join(root, "cmd/*/main.go"))
+	if err != nil || len(programs) < 5 {
+		t.Fatalf("%d programs: %v", len(programs), err)
+	}
+	for _, path := range programs {
+		name := filepath.Base(filepath.Dir(path))
+		if !slices.Contains(names, name) {
+			t.Errorf("%s is not among the programs whose documents are checked", name)
+			continue
+		}
+		read(t, filepath.Join("docs/man", manual(name)))
+		for _, shell := range []string{"bash", "zsh", "fish"} {
+			read(t, filepath.Join(completions, script(shell, name)))
+		}
+	}
+	pages, err := filepath.Glob(filepath.Join(root, "docs/man/*.[1-8]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reference := regexp.MustCompile(`(?m)^\.BR (ssh\S*) \((\d)\)`)
+	found := 0
+	for _, p := range pages {
+		for _, m := range reference.FindAllStringSubmatch(read(t, filepath.Join("docs/man", filepath.Base(p))), -1) {
+			name := strings.ReplaceAll(m[1], `\-`, "-") + "." + m[2]
+			if foreign := []string{"ssh.1", "sshd.8", "ssh-keygen.1", "ssh_config.5", "sshd_config.5", "ssh-agent.1", "ssh-add.1", "ssh-keyscan.1"}; slices.Contains(foreign, name) {
+				continue
+			}
+			found++
+			if !slices.Contains(pages, filepath.Join(root, "docs/man", name)) {
+				t.Errorf("%s refers to %s, which is not there", filepath.Base(p), name)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d references were found", found)
 	}
 }

@@ -152,7 +152,7 @@ var schema = []element{
 
 	{name: "general",
 		children: join(one("crypto-lib cert-validation key-stores strict-host-key-checking host-key-always-ask accept-unknown-host-keys"),
-			many("known-hosts"), one("user-config-directory file-access-control protocol-parameters extended"))},
+			many("known-hosts"), one("user-config-directory file-access-control protocol-parameters metrics extended"))},
 	{name: "crypto-lib", attrs: []attribute{{name: "mode", kind: enum, values: []string{"standard", "fips"}, def: "standard"}}},
 	{name: "cert-validation", status: NotActedOn,
 		children: join(many("ldap-server ocsp-responder crl-prefetch"), one("dod-pki"), many("ca-certificate key-store")),
@@ -189,6 +189,8 @@ var schema = []element{
 	{name: "protocol-parameters", status: NotActedOn, attrs: []attribute{{name: "threads", kind: number, max: maxCount, def: "0"}}},
 	{name: "known-hosts",
 		attrs: []attribute{{name: "path"}, {name: "directory"}, {name: "file"}, {name: "filename-format", kind: enum, values: []string{"hash", "plain", "default"}, def: "hash"}}},
+	{name: "metrics",
+		attrs: []attribute{{name: "socket"}, {name: "listen"}, {name: "textfile"}, {name: "interval", kind: number, min: 1, max: 3600, def: "15"}}},
 	{name: "extended", open: true, status: NotActedOn},
 
 	// default-settings, and what profiles share with it

@@ -77,7 +77,7 @@ func byName(parent *element, base, over []*element) []*element {
 		case i < 0 || many(parent.name, c.name):
 			out = append(out, c)
 		case c.name == "filter-engine": // the first one, whole
-		case c.name == "gui" || c.name == "logging":
+		case c.name == "gui" || c.name == "logging" || c.name == "metrics":
 			out[i] = c
 		case c.name == "crypto-lib" && out[i].get("mode") == "fips": // if either file asks for it
 		default:
@@ -178,7 +178,7 @@ func policy(root *element) {
 }
 
 // present are elements that mean something by being there, so that none is made up.
-var present = []string{"filter-engine", "authentication-methods"}
+var present = []string{"filter-engine", "authentication-methods", "metrics"}
 
 // fill puts in the factory defaults, in e and everything below, and in elements that
 // no file has.

@@ -87,7 +87,7 @@ func TestServe(t *testing.T) {
 				return new(net.Dialer).DialContext(ctx, s.Addr().Network(), s.Addr().String())
 			}}}
 		for what, code := range map[string]int{"/metrics": 200, "/": 404, "/debug/pprof/": 404} {
-			answer, err := client.Get("http://x" + what)
+			answer, err := client.Get("http://127.0.0.1" + what)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -146,6 +146,20 @@ func TestHelloOfAnotherKind(t *testing.T) {
 	}
 }
 
+// TestNobodyAccepts has a socket of the service manager's whose service cannot be started.
+func TestNobodyAccepts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d := Dialer{Path: path, AnyOwner: true, patience: 20 * time.Millisecond}
+	if _, err := d.Dial(t.Context()); !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "does not answer within 20ms") {
+		t.Errorf("connected to nobody: %v", err)
+	}
+}
+
 // TestOnlyRootAnswers lets another uid listen.
 func TestOnlyRootAnswers(t *testing.T) {
 	if os.Getuid() != 0 {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,12 +28,18 @@ var (
 // fullPause is how long to wait for ssh-captured to accept others before us.
 const fullPause = 5 * time.Millisecond
 
+// helloWithin is how long ssh-captured may take to answer: where the service manager has
+// made its socket, one can connect while it cannot be started.
+const helloWithin = 10 * time.Second
+
 // Dialer says where ssh-captured is.
 type Dialer struct {
 	Path    string // "": service.EnvSocket, else service.DefaultSocket
 	Program string // the caller's name and version, for people
 	// AnyOwner takes an answer from somebody else than root, too: for tests.
 	AnyOwner bool
+
+	patience time.Duration // 0: helloWithin
 }
 
 // wire carries messages, as message.Conn does.
@@ -51,6 +58,9 @@ func (d Dialer) dial(ctx context.Context, room *spares) (wire, error) {
 	if path == "" {
 		path = service.DefaultSocket
 	}
+	patience := cmp.Or(d.patience, helloWithin)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w: it does not answer within %v", ErrLost, patience))
+	defer cancel()
 	s, err := d.connect(ctx, path, room)
 	if err == nil {
 		if err = d.hello(ctx, s); err == nil {
@@ -77,7 +87,7 @@ func (d Dialer) connect(ctx context.Context, path string, room *spares) (*socket
 		case <-time.After(fullPause):
 		case <-ctx.Done():
 			unix.Close(fd)
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 	}
 	if err == nil && !d.AnyOwner {
@@ -108,7 +118,7 @@ func (d Dialer) hello(ctx context.Context, w wire) error {
 	}
 	switch {
 	case !stop(): // and w is closed
-		return ctx.Err()
+		return context.Cause(ctx)
 	case err == io.EOF, errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
 		return fmt.Errorf("%w: it said no hello", ErrLost)
 	case err != nil:
