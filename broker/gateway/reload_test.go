@@ -261,8 +261,14 @@ func TestDrain(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("a session without flows is not closed")
 	}
-	if _, _, err := ask(session, w.flowTo("a.test")); err == nil {
-		t.Error("a new flow is taken")
+	if err := w.eventually(func() bool { // until it has heard, it is refused
+		_, a, err := ask(session, w.flowTo("a.test"))
+		if err == nil && a.Status == wire.OK {
+			t.Error("a new flow is taken")
+		}
+		return err != nil
+	}); err != nil {
+		t.Errorf("a session with flows is not told: %v", err)
 	}
 	if c, err := net.Dial("tcp", w.addr); err == nil {
 		c.Close()

@@ -155,9 +155,17 @@ var (
 	errProtocol   = errors.New("the other side broke the protocol of yamux")
 )
 
+// closeTime is how long Close may take at most.
+const closeTime = 2 * time.Second
+
 // Close ends all streams and the connection. What is on its way has a second to leave.
 func (s *Session) Close() error {
 	s.end(errClosedByUs)
+	if s.conn.below != nil {
+		// TLS has its last word to say, for which there may be no room.
+		late := time.AfterFunc(closeTime, func() { s.conn.below.Abort(errClosedByUs) })
+		defer late.Stop()
+	}
 	err := s.mux.Close()
 	if s.conn.below != nil {
 		<-s.conn.below.Ended()
