@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -232,6 +233,9 @@ func (f *flow) tunnel(ctx context.Context, d filter.Decision) {
 // through opens a channel on p's transport and has it carry the flow.
 func (f *flow) through(ctx context.Context, p *profiles.Profile, dst profiles.Destination, fallback bool) {
 	f.leadsTo(p, dst)
+	f.mu.Lock()
+	dst.Flow, dst.Program = f.rec.FlowID, f.rec.Program
+	f.mu.Unlock()
 	wanted, done := f.whileWanted(ctx)
 	var ask profiles.Prompter
 	if f.Ask != nil {
@@ -271,6 +275,9 @@ func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
 	defer f.mu.Unlock()
 	f.rec.Profile, f.rec.Server = p.ID, account(p, profiles.Server{Host: p.Host, Port: p.Port})
 	f.rec.Target = hostPort(dst.Host, dst.Port)
+	if p.Protocol == profiles.TLS {
+		f.rec.FlowID = rand.Text()
+	}
 }
 
 // carriedBy records which of the profile's servers it is, and the transport.
@@ -411,7 +418,7 @@ func (f *flow) carry(ctx context.Context, conn *capture.Conn, far relay.Stream, 
 		reason, err = audit.Shutdown, ErrStopped
 	case errors.Is(context.Cause(ctx), ErrCut):
 		err = ErrCut
-	case errors.Is(res.Down.Err, profiles.ErrLost):
+	case errors.Is(res.Down.Err, profiles.ErrLost), errors.Is(res.Down.Err, profiles.ErrEnded):
 		err = res.Down.Err
 	}
 	f.mu.Lock()

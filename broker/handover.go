@@ -134,7 +134,7 @@ func checkServer(host string, port uint16, user string) error {
 func (f *flow) handOver(ctx context.Context, d filter.Decision, p *profiles.Profile, dst profiles.Destination, fallback bool) bool {
 	h, ok := f.a.(Hander)
 	fromApp := d.Rule != nil && d.Rule.HostnameFromApp
-	if !ok || !f.policy.UserBrokers || fromApp || !f.policy.pins(p.ID) {
+	if !ok || !overSSH(p) || !f.policy.UserBrokers || fromApp || !f.policy.pins(p.ID) {
 		return false
 	}
 	order := f.policy.orderOf(f.id, d, p, dst)
@@ -162,6 +162,19 @@ func (f *flow) handOver(ctx context.Context, d filter.Decision, p *profiles.Prof
 		f.gaveUp(err) // undecided: it is for the next system broker
 	default:
 		f.refuse(audit.Internal, fmt.Errorf("hand over to the owner's own broker: %w", err))
+	}
+	return true
+}
+
+// overSSH tells whether SSH leads to the server and through all gateways before it. An
+// order speaks of logins at such servers; the certificates of other tunnels are the
+// system broker's own, and so is the flow.
+func overSSH(p *profiles.Profile) bool {
+	for hops := 0; p != nil && hops <= profiles.MaxGateways; hops++ {
+		if p.Protocol != profiles.SSH {
+			return false
+		}
+		p = p.Gateway
 	}
 	return true
 }
@@ -297,6 +310,9 @@ func (p *Policy) ordered(s *OrderServer) (*profiles.Profile, error) {
 	}
 	if own == nil {
 		return nil, fmt.Errorf("no profile for this flow: %w", profiles.ErrSetup)
+	}
+	if !overSSH(own) {
+		return nil, fmt.Errorf("the system broker leads to a server of SSH, and our profile %q is of another protocol: %w", own.ID, profiles.ErrSetup)
 	}
 	q := *own
 	q.ID, q.Host, q.Port, q.HostKeyAlias, q.Gateway = s.ID, s.Host, s.Port, "", nil

@@ -85,6 +85,10 @@ func (p *Profile) appendSettings(b []byte) []byte {
 	text(p.Host, p.User, p.Agent, p.PasswordText, p.PasswordFile, p.PasswordCmd,
 		p.HostKeyFile, p.HostKeyText, p.StoreKnownHost, p.HostKeyAlias, p.Proxy, p.HTTPSProxy, p.NoProxy, p.ProxyCommand, p.ControlPath)
 	list(p.Identities, p.DefaultKeys, p.SignWith, p.KeySelection.Issuers, p.KnownHosts, p.Ciphers, p.MACs, p.KEXs, p.HostKeyAlgorithms)
+	number(uint64(p.Protocol))
+	text(p.TLS.Certificate, p.TLS.Key, p.TLS.ServerName, p.TLS.Service)
+	list(p.TLS.CAFiles)
+	flags(p.TLS.SystemRoots, p.TLS.Proxy)
 	flags(p.KeySelection.Shy, p.KeySelection.IssuerOfServer, p.PlainKeyNames)
 	number(uint64(p.ServerProof), uint64(p.Remember.For), uint64(p.Remember.Idle), uint64(len(p.KeySelection.Types)), uint64(len(p.KeyStores)))
 	for _, t := range p.KeySelection.Types {

@@ -147,6 +147,7 @@ func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Promp
 		select {
 		case <-l.Done():
 			pl.forget(l)
+		case <-l.replaced:
 		case <-ctx.Done():
 		}
 	}
@@ -333,6 +334,19 @@ func (pl *Pool) through(gw *Profile, ask Prompter) DialFunc {
 
 // watch waits for the end of a transport.
 func (pl *Pool) watch(l *link) {
+	if t, ok := l.Transport.(Retirer); ok {
+		select {
+		case <-t.Retired():
+			pl.mu.Lock()
+			if l.way.link == l && !l.closing && !isClosed(l.replaced) {
+				pl.log.Info("the connection takes no new streams", "profile", l.way.profile.Label(), "server", l.server)
+				pl.setAsideLocked(l)
+				pl.restLocked(l)
+			}
+			pl.mu.Unlock()
+		case <-l.Done():
+		}
+	}
 	<-l.Done()
 	pl.mu.Lock()
 	defer pl.mu.Unlock()

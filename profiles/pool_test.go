@@ -143,7 +143,7 @@ type fakeStream struct{ net.Conn }
 func (s *fakeStream) CloseWrite() error { return nil }
 func (s *fakeStream) Reset() error      { return s.Close() }
 
-func newTestPool(t *testing.T, c *fakeConnector) *Pool {
+func newTestPool(t *testing.T, c Connector) *Pool {
 	return NewPool(c, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
@@ -586,6 +586,8 @@ func TestKeyCoversEveryField(t *testing.T) {
 			f.Set(reflect.ValueOf(Remember{Idle: 1}))
 		case KeySelection:
 			f.Set(reflect.ValueOf(KeySelection{Shy: true}))
+		case TLSSettings:
+			f.Set(reflect.ValueOf(TLSSettings{Proxy: true}))
 		default:
 			if f.CanInt() {
 				f.SetInt(7)
@@ -597,6 +599,19 @@ func TestKeyCoversEveryField(t *testing.T) {
 		if changed := p.Key() != base; changed == (name == "ID" || name == "Name") {
 			t.Errorf("%s: key changed is %t", name, changed)
 		}
+	}
+	for i, one := range []TLSSettings{{CAFiles: []string{"c"}}, {SystemRoots: true}, {Certificate: "c"}, {Key: "c"}, {ServerName: "c"}, {Service: "c"}, {Proxy: true}} {
+		if reflect.ValueOf(one).Field(i).IsZero() {
+			t.Fatalf("field %d of TLSSettings is not the one that is set", i)
+		}
+		p := *testProfile()
+		p.TLS = one
+		if p.Key() == base {
+			t.Errorf("%+v: the key is that without", one)
+		}
+	}
+	if n := reflect.TypeFor[TLSSettings]().NumField(); n != 7 {
+		t.Errorf("TLSSettings has %d fields", n)
 	}
 	a, b := testProfile(), testProfile()
 	a.Identities, b.Identities = []string{"ab", "c"}, []string{"a", "bc"}

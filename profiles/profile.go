@@ -79,6 +79,31 @@ const (
 	OnlyIPv6
 )
 
+// Protocol is the kind of tunnel.
+type Protocol uint8
+
+const (
+	SSH Protocol = iota
+	TLS
+)
+
+// TLSSettings is what a profile of protocol TLS says of the far end beside its address. Of the
+// fields of a Profile that name keys, trust and algorithms of SSH none counts then.
+type TLSSettings struct {
+	// CAFiles are PEM files of the authorities that the server's certificate has to come
+	// from; with SystemRoots those of the host count too.
+	CAFiles     []string
+	SystemRoots bool
+	// Certificate and Key are PEM files: our certificate, with those that lead to its
+	// authority behind it, and its private key. Both or none.
+	Certificate, Key string
+	ServerName       string // in the server's certificate; "": Host
+	Service          string // of the gateway; "": the one that it chooses by the name asked for
+	// Proxy is a server that speaks HTTP CONNECT over TLS and is no gateway of ours. Each
+	// flow has a connection of its own. User and the password are sent to it, where given.
+	Proxy bool
+}
+
 // Server is where one of a profile's servers is.
 type Server struct {
 	Host string
@@ -94,9 +119,12 @@ type Profile struct {
 	ID   string // unique in a configuration; "" for one made from the defaults alone
 	Name string
 
+	Protocol Protocol
+	TLS      TLSSettings
+
 	Host string // "" or "*": the host that the program asked for (see For)
 	Port uint16
-	User string // "": somebody is asked
+	User string // "": somebody is asked; with TLS: none
 
 	// More are servers that stand in for Host while that cannot be reached, in order.
 	More []Server

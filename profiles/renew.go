@@ -42,10 +42,19 @@ func (pl *Pool) renew(w *way, old *link) {
 		pl.tasks.Go(func() { t.Close() })
 		return
 	}
-	old.way = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
-	old.way.link, old.way.server = old, old.server
-	close(old.replaced)
-	w.link = nil
+	pl.setAsideLocked(old)
 	pl.tookLocked(w, t, server)
 	pl.restLocked(old)
+}
+
+// setAsideLocked has a transport serve the streams that it has and no more: its way out is
+// free for another one. The caller sees to its end (restLocked).
+func (pl *Pool) setAsideLocked(l *link) {
+	w := l.way
+	if w.key.number == 0 {
+		l.way = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
+		l.way.link, l.way.server = l, l.server
+		w.link = nil
+	}
+	close(l.replaced)
 }

@@ -221,3 +221,79 @@ func TestRenewElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// retiringTransport is one that comes to take no more streams.
+type retiringTransport struct {
+	*fakeTransport
+	retired chan struct{}
+}
+
+func (t *retiringTransport) Retired() <-chan struct{} { return t.retired }
+
+func (t *retiringTransport) Open(ctx context.Context, dst Destination) (Stream, error) {
+	if isClosed(t.retired) {
+		return nil, ErrLost
+	}
+	return t.fakeTransport.Open(ctx, dst)
+}
+
+type retiringConnector struct{ fakeConnector }
+
+func (c *retiringConnector) Connect(ctx context.Context, p *Profile, via DialFunc, ask Prompter) (Transport, error) {
+	t, err := c.fakeConnector.Connect(ctx, p, via, ask)
+	if err != nil {
+		return nil, err
+	}
+	return &retiringTransport{t.(*fakeTransport), make(chan struct{})}, nil
+}
+
+// TestRetired: a transport that takes no more streams keeps those it has, to their end;
+// new ones get another transport, also where they find out by trying.
+func TestRetired(t *testing.T) {
+	for _, exclusive := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &retiringConnector{}
+			pl := newTestPool(t, c)
+			defer pl.Close()
+			p := testProfile()
+			p.IdleTimeout, p.Exclusive = -1, exclusive
+			open := func() *pooled {
+				t.Helper()
+				s, err := pl.Open(t.Context(), p, Destination{Host: "x", Port: 1}, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s.(*pooled)
+			}
+			first := open()
+			old := first.link.Transport.(*retiringTransport)
+			close(old.retired) // and nobody has looked yet
+			second := open()
+			if second.link.Transport == Transport(old) || c.connects() != 2 {
+				t.Errorf("after %d connects the old transport is used", c.connects())
+			}
+			if over(old) {
+				t.Error("the old transport ended under its stream")
+			}
+			if list := pl.List(); len(list) != 2 || list[0].Streams != 1 || list[1].Streams != 1 {
+				t.Errorf("listed %+v", list)
+			}
+			first.Close()
+			synctest.Wait()
+			if !over(old) {
+				t.Error("the old transport outlived its streams")
+			}
+
+			idle := second.link.Transport.(*retiringTransport)
+			second.Close()
+			if exclusive {
+				return // its transport went with it
+			}
+			close(idle.retired)
+			synctest.Wait()
+			if !over(idle) || len(pl.List()) > 1 {
+				t.Errorf("one without streams lives on: %+v", pl.List())
+			}
+		})
+	}
+}

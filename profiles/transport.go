@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -14,7 +15,29 @@ type Destination struct {
 	Host   string // a name, sent unresolved, or a textual address
 	Port   uint16
 	Origin netip.AddrPort // the program's own address, told to the server as originator
+
+	// Flow is the id under which the flow is recorded here, and Program the path of the
+	// program behind it where that is known: for servers that record them too.
+	Flow, Program string
 }
+
+// Addr is the destination as an address of the net package: a *net.TCPAddr where Host is
+// one, else the name as it is.
+func (d Destination) Addr() net.Addr {
+	if ip, err := netip.ParseAddr(d.Host); err == nil {
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, d.Port))
+	}
+	return hostAddr(d.String())
+}
+
+// String is host:port.
+func (d Destination) String() string { return net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))) }
+
+// hostAddr is the address of a destination that the server resolves.
+type hostAddr string
+
+func (hostAddr) Network() string  { return "tcp" }
+func (a hostAddr) String() string { return string(a) }
 
 // Stream is one flow inside a transport. Deadlines work, Close may be called more
 // than once, and Close and Reset always release local readers and writers, even
@@ -86,6 +109,13 @@ type Prober interface {
 	Probe(limit time.Duration)
 }
 
+// Retirer is a transport that may come to take no more streams while those that are open
+// go on: the server goes away, or we have other credentials now.
+type Retirer interface {
+	// Retired is closed then. Open fails with ErrLost from then on, or soon after.
+	Retired() <-chan struct{}
+}
+
 // Describer is a transport that can say what it is.
 type Describer interface {
 	Describe() Description
@@ -99,7 +129,9 @@ type Description struct {
 	HostKey        string // type and SHA256 fingerprint
 	KeyExchange    string
 	Cipher         string
-	Sent, Received uint64 // bytes on the wire
+	Expires        time.Time // our certificate; zero: none, or the kind has none
+	Note           string    // what does not work on this connection; "": nothing to say
+	Sent, Received uint64    // bytes on the wire
 }
 
 // DialFunc opens the connection that a transport runs on.
@@ -143,4 +175,5 @@ var (
 	ErrNameNotFound = errors.New("name not found by the server")
 	ErrOpen         = errors.New("server could not open the connection")
 	ErrReset        = errors.New("flow reset by the far end")
+	ErrEnded        = errors.New("its policy has ended the flow") // beside ErrReset, with the far end's words
 )

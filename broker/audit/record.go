@@ -26,6 +26,7 @@ const (
 type Record struct {
 	Time       time.Time // when the flow arrived
 	Flow       uint64    // number of the flow, unique while the broker runs
+	FlowID     string    // of one that a TLS tunnel carries: unique, and in the record of its gateway too
 	Capture    string
 	Backend    string // the capture's backend
 	Generation uint64 // of the configuration that decided
@@ -66,6 +67,7 @@ type line struct {
 	V          int      `json:"v"`
 	Time       string   `json:"time"`
 	Flow       uint64   `json:"flow"`
+	FlowID     string   `json:"flow_id,omitempty"`
 	Capture    string   `json:"capture,omitempty"`
 	Backend    string   `json:"backend,omitempty"`
 	Generation uint64   `json:"generation"`
@@ -115,6 +117,7 @@ func (r Record) AppendLine(b []byte) ([]byte, error) {
 		V:          Version,
 		Time:       r.Time.UTC().Format(time.RFC3339Nano),
 		Flow:       r.Flow,
+		FlowID:     cut(r.FlowID, maxText),
 		Capture:    cut(r.Capture, maxText),
 		Backend:    cut(r.Backend, maxText),
 		Generation: r.Generation,

@@ -43,6 +43,10 @@ func skeleton(element, attrs string) string {
 			required[list[1]] += fmt.Sprintf(" %s=%q", m[1], v)
 		}
 	}
+	if element == "tls" { // of one kind of profile alone, which cannot be without files
+		required["profile"] += ` protocol="tls"`
+		required["tls"] = ` ca-file="a" certificate="b" key="c"`
+	}
 	text := "<" + element + required[element] + attrs + "/>"
 	if element == "filter" {
 		text = `<dns id="1"/>` + text

@@ -37,6 +37,8 @@ func (l *lint) run() {
 			}
 		case "password":
 			l.secret(n)
+		case "tls":
+			l.certificate(n)
 		case "proxy":
 			if strings.Contains(n.Str("ruleset"), "@") && l.file.info != nil && forOthers(l.file.info) {
 				l.warn(n.At("ruleset"), n.Name, "chmod 600 "+l.file.name, "others can read this account: the file has the mode %04o", l.file.info.Mode().Perm())

@@ -83,8 +83,13 @@ func (m *merged) checkRules() {
 			continue
 		}
 		for _, r := range f.filter.rules {
-			if r.Profile != "" && m.profiles[r.Profile] == nil {
+			p := m.profiles[r.Profile]
+			switch {
+			case r.Profile != "" && p == nil:
 				f.Fail(r.profilePos, r.element, m.profileHint(r.Profile), "there is no profile %q", r.Profile)
+			case p != nil && p.protocol == profiles.TLS && (r.HostnameFromApp || r.UsernameFromApp || r.Username != "" || r.UsernameFile != ""):
+				f.Fail(r.profilePos, r.element, "take hostname-from-app, username-from-app and username out, or name a profile of SSH",
+					"the profile %q is one of protocol tls: its server is its own, and nobody logs in there", r.Profile)
 			}
 		}
 	}
@@ -212,7 +217,7 @@ func (m *merged) config() (*Config, error) {
 			c.Startup = append(c.Startup, id)
 		}
 		login := cmp.Or(m.profiles[id].user, c.Logins[""])
-		if login != "" && !m.profiles[id].askUser {
+		if login != "" && !m.profiles[id].askUser && m.profiles[id].protocol == profiles.SSH {
 			c.Logins[id] = login
 		}
 	}
@@ -263,6 +268,9 @@ func (m *merged) build(id string) *profiles.Profile {
 	p := m.defaults
 	p.ID, p.Name, p.Host, p.Port, p.More = mp.id, mp.name, mp.host, mp.port, mp.more
 	mp.apply(&p)
+	if mp.protocol == profiles.TLS {
+		mp.applyTLS(&p)
+	}
 	if mp.gateway != "" {
 		p.Gateway = m.build(mp.gateway)
 		p.Proxy, p.HTTPSProxy, p.NoProxy = "", "", "" // the gateway's own count

@@ -19,6 +19,8 @@ type profile struct {
 	gateway    string            // id; "" for none
 	tunnels    []tunnel
 	startup    bool // connected to when the broker starts
+	protocol   profiles.Protocol
+	tls        profiles.TLSSettings
 	pos        Pos
 	gatewayPos Pos
 }
@@ -57,6 +59,7 @@ func (r *reader) profile(n *schema.Node) profile {
 		startup:  n.Yes("connect-on-startup"),
 		pos:      n.Pos, gatewayPos: n.At("gateway-profile"),
 	}
+	r.tls(n, &p)
 	if port, ok := n.Number("port"); ok {
 		p.port = uint16(port)
 	}

@@ -140,6 +140,9 @@ type ConnectionRow struct {
 	Via       string    `json:"via,omitempty"` // the profile it is opened through
 	HostKey   string    `json:"host_key"`      // type and SHA256 fingerprint
 	Cipher    string    `json:"cipher"`
+	Version   string    `json:"version,omitempty"` // of the server, or of TLS and what is spoken in it
+	Expires   time.Time `json:"expires,omitzero"`  // our certificate
+	Note      string    `json:"note,omitempty"`    // what does not work there
 	Since     time.Time `json:"since,omitzero"`
 	Channels  int       `json:"channels"`
 	BytesUp   uint64    `json:"bytes_up"`

@@ -218,7 +218,8 @@ func (d *Daemon) handleDebug(_ context.Context, call *control.Call) error {
 func (d *Daemon) handleConnections(_ context.Context, call *control.Call) error {
 	for _, c := range d.pool.List() {
 		row := control.ConnectionRow{ID: c.ID, Profile: c.ProfileID, Server: c.Server, User: c.User, Via: c.Gateway,
-			HostKey: c.Transport.HostKey, Cipher: c.Transport.Cipher, Since: c.Since, Channels: c.Streams,
+			HostKey: c.Transport.HostKey, Cipher: c.Transport.Cipher,
+			Version: c.Transport.ServerVersion, Expires: c.Transport.Expires, Note: c.Transport.Note, Since: c.Since, Channels: c.Streams,
 			BytesUp: c.Transport.Sent, BytesDown: c.Transport.Received, State: wayState(c), LastError: c.LastError, RetryAt: c.RetryAt}
 		if err := call.Send(row); err != nil {
 			return err

@@ -89,7 +89,16 @@ func (a *app) connectionTable(rows []control.ConnectionRow, below map[uint64][]c
 			}
 			t.note(note)
 		}
+		if r.Note != "" {
+			t.note(r.Note)
+		}
 		if a.verbose {
+			if r.Version != "" {
+				t.note("version " + r.Version)
+			}
+			if !r.Expires.IsZero() {
+				t.note("our certificate expires " + a.time(r.Expires))
+			}
 			t.note(fmt.Sprintf("host key %s, cipher %s", cmp.Or(r.HostKey, "-"), cmp.Or(r.Cipher, "-")))
 			if r.Via != "" {
 				t.note("through profile " + r.Via)

@@ -30,7 +30,6 @@ import (
 	"sshbroker/broker/heap"
 	"sshbroker/capture/processors"
 	"sshbroker/profiles/creds"
-	"sshbroker/profiles/sshtun"
 )
 
 // failpointEnv names the state of a flow at which tests have the broker killed.
@@ -310,7 +309,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	go processors.Keep(ctx)
 	keys := new(creds.Keyring)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
-		Tunnels: &sshtun.Connector{Log: log, Observe: daemon.Observer(events), Keys: keys}, Keys: keys, Events: events, Log: log, Level: level, Failure: failpoint(log),
+		Tunnels: newTunnels(log, daemon.Observer(events), keys), Keys: keys, Events: events, Log: log, Level: level, Failure: failpoint(log),
 		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins})
 	if err != nil {
 		l.Close()

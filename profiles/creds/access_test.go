@@ -27,7 +27,7 @@ func TestKeyModes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, strict := range []bool{false, true} {
-			err := private(file, strict)
+			err := CheckPrivate(file, strict)
 			if mode&0o077 != 0 && !errors.Is(err, errOpenToOthers) || mode&0o077 == 0 && err != nil {
 				t.Errorf("mode %o, strict %v: %v", mode, strict, err)
 			}
@@ -39,10 +39,10 @@ func TestKeyModes(t *testing.T) {
 	if err := os.Chown(file, 54321, -1); err != nil {
 		t.Fatal(err)
 	}
-	if err := private(file, false); err != nil {
+	if err := CheckPrivate(file, false); err != nil {
 		t.Errorf("of another: %v", err)
 	}
-	if err := private(file, true); !errors.Is(err, errForeign) {
+	if err := CheckPrivate(file, true); !errors.Is(err, errForeign) {
 		t.Errorf("of another, strict: %v", err)
 	}
 }

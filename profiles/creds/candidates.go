@@ -309,7 +309,7 @@ func readKey(file string, strict bool) (*candidate, error) {
 }
 
 func readPrivate(file string, text []byte, strict bool) (*candidate, error) {
-	if err := private(file, strict); err != nil {
+	if err := CheckPrivate(file, strict); err != nil {
 		return nil, err
 	}
 	p, err := keyfile.ParsePrivate(text)

@@ -16,9 +16,9 @@ const maxPassword = 4096
 // commandTime is how long a command that prints the password may take.
 const commandTime = 30 * time.Second
 
-// storedPassword returns the password that the profile has or knows how to get, and
+// StoredPassword returns the password that the profile has or knows how to get, and
 // whether there is one. A file or a command is asked once an authentication.
-func (s *Session) storedPassword() (secret string, given bool, err error) {
+func (s *Session) StoredPassword() (secret string, given bool, err error) {
 	if s.password != nil {
 		return *s.password, true, nil
 	}
@@ -41,7 +41,7 @@ func (s *Session) storedPassword() (secret string, given bool, err error) {
 }
 
 func passwordFromFile(name string) (string, error) {
-	if err := private(name, false); err != nil {
+	if err := CheckPrivate(name, false); err != nil {
 		return "", err
 	}
 	text, err := os.ReadFile(name)
@@ -96,10 +96,10 @@ var (
 	errForeign      = errors.New("it belongs to another user, and file-access-control is on")
 )
 
-// private refuses a file of ours with a secret that others may read, as OpenSSH does
+// CheckPrivate refuses a file of ours with a secret that others may read, as OpenSSH does
 // with keys. A file of another owner is that owner's matter, unless strict is set; see
 // profiles.Profile.CheckKeyModes.
-func private(name string, strict bool) error {
+func CheckPrivate(name string, strict bool) error {
 	st, err := os.Stat(name)
 	if err != nil {
 		return err

@@ -215,7 +215,7 @@ func (s *Session) tryKey() ssh.AuthMethod {
 
 func (s *Session) tryPassword() ssh.AuthMethod {
 	s.tries[profiles.Password]++
-	secret, given, err := s.storedPassword()
+	secret, given, err := s.StoredPassword()
 	switch {
 	case err != nil:
 		s.failed("password", err)
@@ -239,7 +239,7 @@ func (s *Session) tryPassword() ssh.AuthMethod {
 
 func (s *Session) tryInteractive() ssh.AuthMethod {
 	s.tries[profiles.KeyboardInteractive]++
-	secret, given, err := s.storedPassword()
+	secret, given, err := s.StoredPassword()
 	if err != nil {
 		s.failed("keyboard-interactive", err)
 		given = false

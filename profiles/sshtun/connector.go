@@ -11,15 +11,14 @@ import (
 	"strconv"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sys/unix"
 
 	"sshbroker/profiles"
 	"sshbroker/profiles/creds"
 	"sshbroker/profiles/hostkeys"
 	"sshbroker/profiles/proxy"
+	"sshbroker/profiles/socket"
 )
 
 // Connector makes transports over SSH. Safe for concurrent use.
@@ -93,100 +92,20 @@ func (c *Connector) connect(ctx context.Context, p *profiles.Profile, via profil
 	}
 
 	address := net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
-	conn, err := c.dial(ctx, p, via, address)
+	conn, err := proxy.Reach(ctx, c.Dial, via, p, address)
 	if err != nil {
-		return nil, dialFailure(ctx, address, err)
+		return nil, err
 	}
-	tune(conn, p)
-	h := &handshake{connector: c, profile: p, address: address, trust: trust, ask: ask, wire: newWire(conn), observe: trust.Observe}
+	socket.Tune(conn, p.KeepaliveInterval, p.KeepaliveMisses)
+	h := &handshake{connector: c, profile: p, address: address, trust: trust, ask: ask, wire: socket.New(conn, unfinished), observe: trust.Observe}
 	return h.run(ctx, algos)
 }
 
-// dial reaches a server: through its gateway, which takes its proxy's place, else as its
-// command or its ruleset says.
-func (c *Connector) dial(ctx context.Context, p *profiles.Profile, via profiles.DialFunc, address string) (net.Conn, error) {
-	switch {
-	case via != nil:
-		return via(ctx, "tcp", address)
-	case p.ProxyCommand != "":
-		return proxy.Command(ctx, p.ProxyCommand)
-	}
-	dial := c.Dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
-	}
-	rules, err := proxy.Parse(p.Proxy)
-	if err == nil && p.Proxy == "" {
-		rules, err = proxy.Environment{HTTPSProxy: p.HTTPSProxy, NoProxy: p.NoProxy}.Ruleset(address)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
-	}
-	return proxy.Dialer{Dial: dial}.DialContext(ctx, rules, network(p.AddressFamily), address)
-}
+// libraryBuffer is what the library gathers before it calls Write: the first piece of a
+// larger packet has this size, and the rest follows at once.
+const libraryBuffer = 4 << 10
 
-func network(f profiles.AddressFamily) string {
-	switch f {
-	case profiles.OnlyIPv4:
-		return "tcp4"
-	case profiles.OnlyIPv6:
-		return "tcp6"
-	}
-	return "tcp"
-}
-
-// dialFailure keeps the class that a gateway's or a proxy's failure has.
-func dialFailure(ctx context.Context, address string, err error) error {
-	for _, class := range []error{profiles.ErrConnect, profiles.ErrHostKey, profiles.ErrAuth, profiles.ErrSetup, profiles.ErrClosed} {
-		if errors.Is(err, class) {
-			return fmt.Errorf("dial %s: %w", address, err)
-		}
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, context.Cause(ctx))
-	}
-	return fmt.Errorf("dial %s: %w: %w", address, profiles.ErrConnect, err)
-}
-
-// goneAfter is how long the kernel tries to reach a server that acknowledges nothing, where
-// the profile asks for no sign of life. By itself it would try for a quarter of an hour as
-// soon as there is something to send (tcp_retries2, tcp(7)), keepalives or not.
-const goneAfter = 2 * time.Minute
-
-// tune sets up the socket, where there is one: small packets leave at once, and a
-// peer that is gone is noticed by the kernel as soon as by keepalives.
-func tune(conn net.Conn, p *profiles.Profile) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	tcp.SetNoDelay(true)
-	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4})
-	gone := goneAfter
-	if p.KeepaliveInterval > 0 {
-		gone = p.KeepaliveInterval * time.Duration(max(p.KeepaliveMisses, 1)+1)
-	}
-	if raw, err := tcp.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			// A kernel without the option has the keepalives above.
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
-		})
-	}
-}
-
-// acknowledger returns a function that has the kernel acknowledge at once what came,
-// which the kernel forgets again soon. sshd leaves Nagle's algorithm on for
-// connections without a terminal, so that its second small packet in a row (data,
-// then EOF) waits for the acknowledgement of the first, which the kernel would delay
-// by 40 ms.
-func acknowledger(c syscall.Conn) func() {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	set := func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) }
-	return func() { _ = raw.Control(set) }
-}
+func unfinished(n int) bool { return n == libraryBuffer }
 
 // handshake is the time from the dialled connection to the transport.
 type handshake struct {
@@ -195,7 +114,7 @@ type handshake struct {
 	address   string
 	trust     *hostkeys.Checker
 	ask       profiles.Prompter
-	wire      *wire
+	wire      *socket.Conn
 
 	observe  profiles.Observer
 	distrust error  // the verdict on the host key
@@ -239,7 +158,7 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 		},
 	}
 	// The end of the context ends the connection under the handshake, which ends it.
-	stop := context.AfterFunc(ctx, func() { h.wire.abort(context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, func() { h.wire.Abort(context.Cause(ctx)) })
 	conn, chans, reqs, err := ssh.NewClientConn(h.wire, h.address, config)
 	if !stop() && err == nil {
 		conn.Close()
@@ -247,7 +166,7 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 	}
 	if err != nil {
 		h.wire.Close()
-		<-h.wire.ended
+		<-h.wire.Ended()
 		return nil, h.failure(ctx, err, proof)
 	}
 	if c, ok := conn.(ssh.AlgorithmsConnMetadata); ok { // a server that wants no proof at all
@@ -294,7 +213,7 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 		return fmt.Errorf("connect to %s: %w: %w", h.address, profiles.ErrSetup, noCommon)
 	case proof.Lack() != nil:
 		return fmt.Errorf("%w: %s@%s: %w", profiles.ErrSetup, h.profile.User, h.address, proof.Lack())
-	case proof.Started() && h.wire.failure() == nil:
+	case proof.Started() && h.wire.Failure() == nil:
 		said := ""
 		if !creds.IsExhausted(err) {
 			said = "; " + profiles.RemoteText(err.Error(), 300, false)
@@ -302,7 +221,7 @@ func (h *handshake) failure(ctx context.Context, err error, proof *creds.Session
 		h.observe.Tell(profiles.Event{Kind: profiles.AuthRefused, Profile: h.profile, Err: errors.New(proof.Trail() + said)})
 		return fmt.Errorf("%w: %s@%s: %s%s", profiles.ErrAuth, h.profile.User, h.address, proof.Trail(), said)
 	}
-	if cause := h.wire.failure(); cause != nil {
+	if cause := h.wire.Failure(); cause != nil {
 		err = cause
 	}
 	said := profiles.RemoteText(err.Error(), 300, false)

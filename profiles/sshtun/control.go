@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/socket"
 )
 
 // controlTime is how long a ControlMaster may take to answer.
@@ -45,8 +46,8 @@ func control(ctx context.Context, p *profiles.Profile) (*Transport, error) {
 		conn.Close()
 		return nil, err
 	}
-	w := newWire(conn)
-	stop := context.AfterFunc(ctx, func() { w.abort(context.Cause(ctx)) })
+	w := socket.New(conn, unfinished)
+	stop := context.AfterFunc(ctx, func() { w.Abort(context.Cause(ctx)) })
 	inner, chans, reqs, err := ssh.NewControlClientConn(w)
 	if !stop() && err == nil {
 		inner.Close()
@@ -54,7 +55,7 @@ func control(ctx context.Context, p *profiles.Profile) (*Transport, error) {
 	}
 	if err != nil {
 		w.Close()
-		<-w.ended
+		<-w.Ended()
 		return nil, err
 	}
 	own := *p

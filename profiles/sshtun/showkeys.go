@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/proxy"
 )
 
 // probeTime bounds each of the connections that a probe makes.
@@ -62,9 +63,9 @@ func (c *Connector) show(ctx context.Context, host string, port uint16, algorith
 	defer cancel()
 	p := &profiles.Profile{Host: host, Port: port}
 	address := net.JoinHostPort(host, strconv.Itoa(int(port)))
-	conn, err := c.dial(ctx, p, nil, address)
+	conn, err := proxy.Reach(ctx, c.Dial, nil, p, address)
 	if err != nil {
-		return nil, dialFailure(ctx, address, err)
+		return nil, err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()

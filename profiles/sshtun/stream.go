@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -85,7 +83,7 @@ func newStream(t *Transport, ch ssh.Channel, reqs <-chan *ssh.Request, dst profi
 		t:      t,
 		ch:     ch,
 		local:  t.wire.LocalAddr(),
-		remote: destinationAddr(dst),
+		remote: dst.Addr(),
 		read:   newHalf(),
 		write:  newHalf(),
 		gone:   make(chan struct{}),
@@ -114,7 +112,7 @@ func (s *stream) watchClose(reqs <-chan *ssh.Request) {
 	// The library ends its channels in the same way for a CLOSE and for a lost
 	// transport. After the latter its reader never comes back for more.
 	switch {
-	case !s.t.wire.awaitReader(s.t.done):
+	case !s.t.wire.AwaitReader(s.t.done):
 		s.farEnd = s.t.Err()
 	case s.eofByGone:
 		s.farEnd = io.EOF
@@ -141,7 +139,7 @@ func (s *stream) watchEOF() {
 	if isDone(s.gone) {
 		return
 	}
-	if _, err := s.ch.SendRequest("keepalive@openssh.com", false, nil); err == nil && s.t.wire.awaitReader(s.t.done) {
+	if _, err := s.ch.SendRequest("keepalive@openssh.com", false, nil); err == nil && s.t.wire.AwaitReader(s.t.done) {
 		close(s.sawEOF)
 	}
 }
@@ -344,19 +342,6 @@ func isDone(c <-chan struct{}) bool {
 	default:
 		return false
 	}
-}
-
-// hostAddr is the address of a destination that the server resolves.
-type hostAddr string
-
-func (hostAddr) Network() string  { return "tcp" }
-func (a hostAddr) String() string { return string(a) }
-
-func destinationAddr(dst profiles.Destination) net.Addr {
-	if ip, err := netip.ParseAddr(dst.Host); err == nil {
-		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, dst.Port))
-	}
-	return hostAddr(net.JoinHostPort(dst.Host, strconv.Itoa(int(dst.Port))))
 }
 
 // errPipe is what a write gets after CloseWrite.

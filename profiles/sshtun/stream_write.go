@@ -75,10 +75,10 @@ func (s *stream) takeToWrite() error {
 // put hands one piece to the library.
 func (s *stream) put(piece []byte) error {
 	if len(piece) > smallWrite {
-		s.t.wire.awaitRoom()
+		s.t.wire.AwaitRoom()
 	}
 	n, err := s.ch.Write(piece)
-	s.t.wire.flush()
+	s.t.wire.Flush()
 	s.sent.Add(uint64(n))
 	switch {
 	case err == nil && !isDone(s.t.done): // the library reports a failed send only to the next one

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/socket"
 )
 
 // maxOpens is how many channels may wait for the server's answer. The library cannot
@@ -22,7 +21,7 @@ const maxOpens = 1024
 // Transport is one authenticated connection to a server.
 type Transport struct {
 	conn        ssh.Conn
-	wire        *wire
+	wire        *socket.Conn
 	hostKey     string
 	openTimeout time.Duration
 	opens       chan struct{}
@@ -43,7 +42,7 @@ var (
 
 // newTransport takes an authenticated connection over and serves what the server
 // asks of us, which is nothing: left unread, its requests would stall all streams.
-func newTransport(conn ssh.Conn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request, w *wire, hostKey string, p *profiles.Profile) *Transport {
+func newTransport(conn ssh.Conn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request, w *socket.Conn, hostKey string, p *profiles.Profile) *Transport {
 	t := &Transport{
 		conn:        conn,
 		wire:        w,
@@ -52,7 +51,7 @@ func newTransport(conn ssh.Conn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.R
 		opens:       make(chan struct{}, maxOpens),
 		done:        make(chan struct{}),
 	}
-	w.settle()
+	w.Settle()
 	go func() {
 		for r := range reqs {
 			r.Reply(false, nil)
@@ -65,14 +64,14 @@ func newTransport(conn ssh.Conn, chans <-chan ssh.NewChannel, reqs <-chan *ssh.R
 	}()
 	go func() {
 		err := conn.Wait()
-		if cause := w.failure(); cause != nil {
+		if cause := w.Failure(); cause != nil {
 			err = cause
 		}
 		t.end(err)
 		w.Close()
 	}()
 	if p.KeepaliveInterval > 0 {
-		go t.keepAlive(p.KeepaliveInterval, max(p.KeepaliveMisses, 1))
+		go socket.KeepAlive(t, p.KeepaliveInterval, max(p.KeepaliveMisses, 1))
 	}
 	return t
 }
@@ -103,14 +102,21 @@ func (t *Transport) Close() error {
 	t.end(errClosedByUs)
 	t.conn.Close()
 	t.conn.Wait()
-	<-t.wire.ended
+	<-t.wire.Ended()
 	return nil
 }
 
-// lose ends the transport at once.
-func (t *Transport) lose(err error) {
+// Received is socket.Watched's.
+func (t *Transport) Received() uint64 { return t.wire.Received() }
+
+// Ask is socket.Watched's. Any answer will do, also the failure that RFC 4254 section 4
+// asks for.
+func (t *Transport) Ask() { t.conn.SendRequest("keepalive@openssh.com", true, nil) }
+
+// Lose is socket.Watched's.
+func (t *Transport) Lose(err error) {
 	t.end(err)
-	t.wire.abort(err)
+	t.wire.Abort(err)
 }
 
 func (t *Transport) Describe() profiles.Description {
@@ -120,8 +126,8 @@ func (t *Transport) Describe() profiles.Description {
 		User:          t.conn.User(),
 		ServerVersion: profiles.RemoteText(string(t.conn.ServerVersion()), 200, false),
 		HostKey:       t.hostKey,
-		Sent:          t.wire.sent.Load(),
-		Received:      t.wire.received.Load(),
+		Sent:          t.wire.Sent(),
+		Received:      t.wire.Received(),
 	}
 	if c, ok := t.conn.(ssh.AlgorithmsConnMetadata); ok {
 		a := c.Algorithms()
@@ -131,7 +137,7 @@ func (t *Transport) Describe() profiles.Description {
 }
 
 // Carried is profiles.Carrying's.
-func (t *Transport) Carried() uint64 { return t.wire.sent.Load() + t.wire.received.Load() }
+func (t *Transport) Carried() uint64 { return t.wire.Sent() + t.wire.Received() }
 
 // channelOpen is the payload of a direct-tcpip open, RFC 4254 section 7.2.
 type channelOpen struct {
@@ -161,7 +167,7 @@ type opened struct {
 func (t *Transport) Open(ctx context.Context, dst profiles.Destination) (profiles.Stream, error) {
 	s, err := t.open(ctx, dst)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", net.JoinHostPort(dst.Host, strconv.Itoa(int(dst.Port))), err)
+		return nil, fmt.Errorf("open %s: %w", dst, err)
 	}
 	return s, nil
 }
@@ -213,42 +219,4 @@ func (t *Transport) ask(dst profiles.Destination) opened {
 		return opened{err: openFailure(err)}
 	}
 	return opened{stream: newStream(t, ch, reqs, dst)}
-}
-
-// keepAlive asks the server for a sign of life whenever nothing came for an
-// interval, and gives the transport up after as many intervals without any.
-func (t *Transport) keepAlive(interval time.Duration, misses int) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	answered := make(chan struct{}, 1)
-	asked := false
-	missed := 0
-	last := t.wire.received.Load()
-	for {
-		select {
-		case <-t.done:
-			return
-		case <-answered:
-			asked = false
-			missed = 0
-			continue
-		case <-tick.C:
-		}
-		if now := t.wire.received.Load(); now != last {
-			last, missed = now, 0
-			continue
-		}
-		if missed++; missed > misses {
-			t.lose(fmt.Errorf("no sign of life for %s", time.Duration(missed)*interval))
-			return
-		}
-		if !asked {
-			asked = true
-			go func() {
-				// Any answer will do, also the failure that RFC 4254 section 4 asks for.
-				t.conn.SendRequest("keepalive@openssh.com", true, nil)
-				answered <- struct{}{}
-			}()
-		}
-	}
 }

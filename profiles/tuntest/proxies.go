@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sshbroker/profiles"
 )
 
 // StartMicrosocks runs a SOCKS5 server on loopback until the test ends and returns its
@@ -71,13 +73,42 @@ func StartTinyproxy(t testing.TB, user, password string) string {
 	address := freeAddress(t)
 	host, port, _ := net.SplitHostPort(address)
 	p := newPeer(t)
-	config := fmt.Sprintf("Listen %s\nPort %s\nMaxClients 100\nLogLevel Connect\n", host, port)
+	config := fmt.Sprintf("Listen %s\nPort %s\nMaxClients 1000\nLogLevel Connect\n", host, port)
 	if user != "" {
 		config += fmt.Sprintf("BasicAuth %s %s\n", user, password)
 	}
 	p.write(t, "tinyproxy.conf", config)
 	p.start(t, address, []string{program, "-d", "-c", p.file("tinyproxy.conf")}, accepts)
 	return address
+}
+
+// StartTLSProxy runs a proxy of CONNECT over mutual TLS on loopback, which is stunnel with
+// tinyproxy behind it, and returns the profile that reaches it.
+func StartTLSProxy(t testing.TB, authority *Authority, user, password string) *profiles.Profile {
+	t.Helper()
+	program := proxyProgram(t, "stunnel4", "stunnel4")
+	behind := StartTinyproxy(t, user, password)
+	address := freeAddress(t)
+	certificate, key := authority.Issue(t, "proxy", nil)
+	p := newPeer(t)
+	p.write(t, "stunnel.conf", fmt.Sprintf(`foreground = yes
+pid =
+debug = warning
+[connect]
+accept = %s
+connect = %s
+cert = %s
+key = %s
+CAfile = %s
+verifyChain = yes
+requireCert = yes
+sslVersionMin = TLSv1.3
+`, address, behind, certificate, key, authority.File))
+	p.start(t, address, []string{program, p.file("stunnel.conf")}, accepts)
+	profile := TLSProfile(t, authority, address)
+	profile.TLS.Proxy = true
+	profile.User, profile.PasswordText = user, password
+	return profile
 }
 
 // StartDynamic runs the system's ssh -D on loopback, a server of SOCKS4, SOCKS4A and

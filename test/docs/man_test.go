@@ -321,7 +321,7 @@ func TestAuditRecordIsDocumented(t *testing.T) {
 	equal(t, "ssh-broker.1, Reasons", reasons, documented)
 
 	addr := netip.MustParseAddrPort("192.0.2.1:1")
-	full := audit.Record{Time: time.Unix(1, 0), Flow: 1, Capture: "c", Backend: "b", Generation: 1, UID: 1, User: "u", Groups: []string{"g"},
+	full := audit.Record{Time: time.Unix(1, 0), Flow: 1, FlowID: "f", Capture: "c", Backend: "b", Generation: 1, UID: 1, User: "u", Groups: []string{"g"},
 		PID: 1, Program: "p", Src: addr, Dst: addr, Names: []string{"n"}, Name: "n", Rule: 1, RuleSource: "s", Action: "a", Profile: "p",
 		Server: "s", Target: "t", Reason: audit.Carried, Error: "e", UpEnd: "e", DownEnd: "e", Decision: 1, Open: 1, Duration: 1, BytesUp: 1, BytesDown: 1}
 	for i := range reflect.TypeFor[audit.Record]().NumField() {

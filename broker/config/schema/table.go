@@ -257,13 +257,13 @@ var schema = []element{
 	{name: "profile",
 		children: one(`hostkey ciphers macs kexs hostkey-algorithms rekey authentication-methods user-identities compression proxy
 			idle-timeout tcp-connect-timeout keepalive-interval exclusive-connection server-banners forwards tunnels extended
-			remote-environment server-authentication-methods password`),
+			remote-environment server-authentication-methods password tls`),
 		attrs: []attribute{
 			{name: "id", required: true},
 			{name: "name"},
 			{name: "host", required: true},
 			{name: "port", kind: number, min: 1, max: MaxPort, def: "22"},
-			{name: "protocol", kind: enum, values: []string{"secsh2"}, def: "secsh2"},
+			{name: "protocol", kind: enum, values: []string{"secsh2", "tls"}, def: "secsh2"},
 			{name: "host-type", kind: enum, values: []string{"default", "windows", "unix"}, def: "default", status: NotBuilt, quiet: []string{"default"}},
 			{name: "connect-on-startup", kind: yesNo, def: "no"},
 			{name: "user"},
@@ -273,6 +273,15 @@ var schema = []element{
 	{name: "user-identities", children: many("identity")},
 	{name: "identity", attrs: []attribute{{name: "identity-file"}, {name: "file"}, {name: "hash"}, {name: "id"}, {name: "data", kind: literal}}},
 	{name: "password", attrs: []attribute{{name: "string", kind: literal}, {name: "file"}, {name: "command"}}},
+	{name: "tls", attrs: []attribute{
+		{name: "ca-file"},
+		{name: "system-ca", kind: yesNo, def: "no"},
+		{name: "certificate"},
+		{name: "key"},
+		{name: "server-name"},
+		{name: "service"},
+		{name: "carrier", kind: enum, values: []string{"gateway", "connect"}, def: "gateway"},
+	}},
 	{name: "tunnels", children: many("local-tunnel remote-tunnel")},
 	{name: "local-tunnel", attrs: tunnelAttrs},
 	{name: "remote-tunnel", status: NotBuilt, attrs: tunnelAttrs},

@@ -1,4 +1,4 @@
-package sshtun
+package socket
 
 import (
 	"net"
@@ -23,24 +23,23 @@ const (
 	// fullAt is where even the library's own messages wait. Streams keep below it,
 	// give or take one packet each.
 	fullAt = 8 << 20
-	// libraryBuffer is what the library gathers before it calls Write: the first piece
-	// of a larger packet has this size, and the rest follows at once.
-	libraryBuffer = 4 << 10
 	// flushTime is how long the rest may take to be sent at the end.
 	flushTime = time.Second
 )
 
-// wire is the connection under a transport. It reads ahead. With nothing under way a
+// Conn is the connection under a transport. It reads ahead. With nothing under way a
 // packet is sent by Write itself, as far as the kernel takes it without waiting: that
 // spares the wake-up of another goroutine, which costs more than it gains. What is
 // left, and what comes up meanwhile, a goroutine of its own sends, gathered while one
 // system call runs for the next. A failure to send fails the connection for reading
 // too, so that no success of Write is left standing.
-type wire struct {
+type Conn struct {
 	net.Conn
 
 	quickACK func()              // nil where the connection is no socket
 	direct   func(...[]byte) int // sends what the kernel takes at once; nil likewise
+
+	more func(n int) bool // a Write of n bytes waits for what follows, or Flush
 
 	// Reading; only the library's reader goroutine comes here.
 	ahead      []byte
@@ -52,8 +51,9 @@ type wire struct {
 	life    []chan struct{} // closed at the next one
 
 	sendMu  sync.Mutex
-	work    sync.Cond // there is something to send, or an end
-	room    sync.Cond // less waits
+	work    sync.Cond     // there is something to send, or an end
+	room    sync.Cond     // less waits
+	freed   chan struct{} // closed then; nil: nobody asked
 	waiting []byte
 	spare   []byte
 	sending bool // somebody is in the system call
@@ -64,8 +64,11 @@ type wire struct {
 	ended   chan struct{} // closed when the sender is done and the connection closed
 }
 
-func newWire(c net.Conn) *wire {
-	w := &wire{Conn: c, ahead: make([]byte, readAhead), ended: make(chan struct{})}
+// New takes c over, whose protocol has yet to shake hands: see Settle. more tells, from
+// then on, which sizes of Write are only a beginning, that is to leave with what follows;
+// Flush comes after the last. The caller closes the Conn and waits for Ended.
+func New(c net.Conn, more func(n int) bool) *Conn {
+	w := &Conn{Conn: c, more: more, ahead: make([]byte, readAhead), ended: make(chan struct{})}
 	w.work.L = &w.sendMu
 	w.room.L = &w.sendMu
 	if socket, ok := c.(syscall.Conn); ok {
@@ -76,7 +79,7 @@ func newWire(c net.Conn) *wire {
 	return w
 }
 
-func (w *wire) Read(p []byte) (int, error) {
+func (w *Conn) Read(p []byte) (int, error) {
 	if w.begin == w.end {
 		n, err := w.fill()
 		if n == 0 {
@@ -89,8 +92,8 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads what the kernel has and shows to awaitReader that it was called.
-func (w *wire) fill() (int, error) {
+// fill reads what the kernel has and shows to AwaitReader that it was called.
+func (w *Conn) fill() (int, error) {
 	w.lifeMu.Lock()
 	w.reading = true
 	for _, c := range w.life {
@@ -112,10 +115,10 @@ func (w *wire) fill() (int, error) {
 	return n, err
 }
 
-// awaitReader waits until the library's reader is waiting for more data, which
+// AwaitReader waits until the library's reader is waiting for more data, which
 // proves that it has not given up, and returns true; or until lost is closed, and
 // returns false.
-func (w *wire) awaitReader(lost <-chan struct{}) bool {
+func (w *Conn) AwaitReader(lost <-chan struct{}) bool {
 	w.lifeMu.Lock()
 	if w.reading {
 		w.lifeMu.Unlock()
@@ -133,7 +136,7 @@ func (w *wire) awaitReader(lost <-chan struct{}) bool {
 }
 
 // Write takes p over and returns. It waits only where fullAt bytes wait already.
-func (w *wire) Write(p []byte) (int, error) {
+func (w *Conn) Write(p []byte) (int, error) {
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	for len(w.waiting) >= fullAt && w.err == nil && !w.closing {
@@ -149,7 +152,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.leave(p)
 		return len(p), nil
 	}
-	if len(p) == libraryBuffer { // flush sees to it where nothing follows
+	if w.more(len(p)) { // Flush sees to it where nothing follows
 		w.waiting = append(w.waiting, p...)
 		return len(p), nil
 	}
@@ -158,7 +161,7 @@ func (w *wire) Write(p []byte) (int, error) {
 }
 
 // leave leaves p to the sender. The caller holds sendMu.
-func (w *wire) leave(p []byte) {
+func (w *Conn) leave(p []byte) {
 	w.waiting = append(w.waiting, p...)
 	if !w.sending {
 		w.work.Signal()
@@ -167,11 +170,11 @@ func (w *wire) leave(p []byte) {
 
 // sendNow sends what waits and p without waiting for the kernel, and leaves the rest
 // to the sender. The caller holds sendMu, and that nobody is sending.
-func (w *wire) sendNow(p []byte) {
+func (w *Conn) sendNow(p []byte) {
 	first := w.waiting
 	w.waiting = w.spare[:0]
 	w.sending = true
-	w.room.Broadcast()
+	w.tellRoom()
 	w.sendMu.Unlock()
 
 	n := w.direct(first, p) // what may be wrong the sender finds out
@@ -191,16 +194,23 @@ func (w *wire) sendNow(p []byte) {
 	}
 }
 
-// settle says that the handshake is over. Until then the sender sends everything, so
-// that nothing depends on a flush.
-func (w *wire) settle() {
+// SetWriteDeadline does nothing: Write does not wait for the other end, and crypto/tls
+// would stop what waits with the deadline that it sets for the last record.
+func (w *Conn) SetWriteDeadline(time.Time) error { return nil }
+
+// SetDeadline is SetReadDeadline.
+func (w *Conn) SetDeadline(t time.Time) error { return w.SetReadDeadline(t) }
+
+// Settle says that the handshake is over. Until then the sender sends everything, so
+// that nothing depends on a Flush.
+func (w *Conn) Settle() {
 	w.sendMu.Lock()
 	w.settled = true
 	w.sendMu.Unlock()
 }
 
-// flush sends what Write has put off.
-func (w *wire) flush() {
+// Flush sends what Write has put off.
+func (w *Conn) Flush() {
 	w.sendMu.Lock()
 	if w.direct != nil && len(w.waiting) > 0 && !w.sending && w.err == nil && !w.closing {
 		w.sendNow(nil)
@@ -226,16 +236,59 @@ func directSender(c syscall.Conn) func(...[]byte) int {
 	}
 }
 
-// awaitRoom holds a stream's data back while much waits to be sent.
-func (w *wire) awaitRoom() {
+// Room returns nil where there is room for data of streams, which are held back while
+// much waits to be sent, else a channel that is closed when there may be some.
+func (w *Conn) Room() <-chan struct{} {
 	w.sendMu.Lock()
-	for len(w.waiting) >= busyAt && w.err == nil && !w.closing {
-		w.room.Wait()
+	defer w.sendMu.Unlock()
+	if len(w.waiting) < busyAt || w.err != nil || w.closing {
+		return nil
 	}
-	w.sendMu.Unlock()
+	if w.freed == nil {
+		w.freed = make(chan struct{})
+	}
+	return w.freed
 }
 
-func (w *wire) send() {
+// AwaitRoomUntil is AwaitRoom that gives up at a time, unless that is zero, or when woken
+// has something; it tells whether there is room.
+func (w *Conn) AwaitRoomUntil(until time.Time, woken <-chan struct{}) bool {
+	room := w.Room()
+	if room == nil {
+		return true
+	}
+	var late <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case <-room:
+	case <-late:
+	case <-woken:
+	case <-w.ended:
+	}
+	return false // look again: others were waiting too
+}
+
+// AwaitRoom waits for what Room tells of.
+func (w *Conn) AwaitRoom() {
+	for room := w.Room(); room != nil; room = w.Room() {
+		<-room
+	}
+}
+
+// tellRoom wakes whoever waits for room. The caller holds sendMu.
+func (w *Conn) tellRoom() {
+	w.room.Broadcast()
+	if w.freed != nil {
+		close(w.freed)
+		w.freed = nil
+	}
+}
+
+func (w *Conn) send() {
 	defer close(w.ended)
 	for {
 		w.sendMu.Lock()
@@ -249,7 +302,7 @@ func (w *wire) send() {
 		out := w.waiting
 		w.waiting = w.spare[:0]
 		w.sending = true
-		w.room.Broadcast()
+		w.tellRoom()
 		w.sendMu.Unlock()
 
 		n, err := w.Conn.Write(out)
@@ -269,38 +322,73 @@ func (w *wire) send() {
 	w.Conn.Close()
 }
 
-// Close sends what is waiting, within flushTime, and closes. It does not wait, and
-// it ends reading at once.
-func (w *wire) Close() error {
+// Close is CloseWithin a second.
+func (w *Conn) Close() error { return w.CloseWithin(flushTime) }
+
+// CloseWithin closes when what waits was sent, or limit has passed. It does not wait for
+// that, and it ends reading at once.
+func (w *Conn) CloseWithin(limit time.Duration) error {
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	if !w.closing {
 		w.closing = true
 		now := time.Now()
 		w.Conn.SetReadDeadline(now)
-		w.Conn.SetWriteDeadline(now.Add(flushTime))
+		w.Conn.SetWriteDeadline(now.Add(limit))
 		w.work.Broadcast()
-		w.room.Broadcast()
+		w.tellRoom()
 	}
 	return nil
 }
 
-// abort closes without sending what is waiting, for err's sake.
-func (w *wire) abort(err error) {
+// Delivered tells whether the other end's kernel has acknowledged all that was written,
+// as far as there is one.
+func (w *Conn) Delivered() bool {
+	w.sendMu.Lock()
+	waits := len(w.waiting) > 0 || w.sending
+	w.sendMu.Unlock()
+	if waits {
+		return false
+	}
+	socket, ok := w.Conn.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var n int
+	_ = raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return err != nil || n == 0
+}
+
+// Abort closes without sending what is waiting, for err's sake.
+func (w *Conn) Abort(err error) {
 	w.sendMu.Lock()
 	if w.err == nil {
 		w.err = err
 	}
 	w.closing = true
 	w.work.Broadcast()
-	w.room.Broadcast()
+	w.tellRoom()
 	w.sendMu.Unlock()
 	w.Conn.Close()
 }
 
-// failure says why the connection ended, where it was the connection.
-func (w *wire) failure() error {
+// Failure says why the connection ended, where it was the connection.
+func (w *Conn) Failure() error {
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	return w.err
 }
+
+// Ended is closed when what waited was sent, or could not be, and the connection is
+// closed.
+func (w *Conn) Ended() <-chan struct{} { return w.ended }
+
+// Sent is how many bytes went out so far.
+func (w *Conn) Sent() uint64 { return w.sent.Load() }
+
+// Received is how many bytes came so far.
+func (w *Conn) Received() uint64 { return w.received.Load() }

@@ -1,4 +1,4 @@
-package sshtun
+package socket
 
 import (
 	"bytes"
@@ -10,8 +10,11 @@ import (
 	"time"
 )
 
-// wirePair is a wire whose handshake is over, and what its peer holds.
-func wirePair(t *testing.T) (*wire, *net.TCPConn) {
+// first is the size of a piece that more follows.
+const first = 4 << 10
+
+// connPair is a Conn whose handshake is over, and what its peer holds.
+func connPair(t *testing.T) (*Conn, *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -27,25 +30,25 @@ func wirePair(t *testing.T) (*wire, *net.TCPConn) {
 		t.Fatal(err)
 	}
 	peer.SetDeadline(time.Now().Add(20 * time.Second))
-	w := newWire(c)
-	w.settle()
+	w := New(c, func(n int) bool { return n == first })
+	w.Settle()
 	t.Cleanup(func() {
 		peer.Close()
 		w.Close()
-		<-w.ended
+		<-w.Ended()
 	})
 	return w, peer.(*net.TCPConn)
 }
 
-// TestWirePutsOff holds the first piece of a packet back for the rest of it, unless
+// TestPutsOff holds the first piece of a packet back for the rest of it, unless
 // the sender happens to be awake.
-func TestWirePutsOff(t *testing.T) {
-	w, peer := wirePair(t)
-	first := bytes.Repeat([]byte("a"), libraryBuffer)
+func TestPutsOff(t *testing.T) {
+	w, peer := connPair(t)
+	begin := bytes.Repeat([]byte("a"), first)
 	putOff := 0
 	for i := range 50 {
-		want := bytes.Clone(first)
-		w.Write(first)
+		want := bytes.Clone(begin)
+		w.Write(begin)
 		w.sendMu.Lock()
 		if len(w.waiting) > 0 && !w.sending {
 			putOff++
@@ -55,7 +58,7 @@ func TestWirePutsOff(t *testing.T) {
 			want = append(want, "rest"...)
 			w.Write([]byte("rest"))
 		} else {
-			w.flush()
+			w.Flush()
 		}
 		got := make([]byte, len(want))
 		if _, err := io.ReadFull(peer, got); err != nil || !bytes.Equal(got, want) {
@@ -67,10 +70,10 @@ func TestWirePutsOff(t *testing.T) {
 	}
 }
 
-// TestWireKeepsOrder writes more than the kernel takes, in pieces of all sizes, with
+// TestKeepsOrder writes more than the kernel takes, in pieces of all sizes, with
 // flushes by others in between, to a peer that reads late.
-func TestWireKeepsOrder(t *testing.T) {
-	w, peer := wirePair(t)
+func TestKeepsOrder(t *testing.T) {
+	w, peer := connPair(t)
 	data := make([]byte, 32<<20)
 	rand.Read(data)
 	var wg sync.WaitGroup
@@ -81,12 +84,12 @@ func TestWireKeepsOrder(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				w.flush()
+				w.Flush()
 			}
 		}
 	})
 	wg.Go(func() {
-		sizes := []int{1, 5, libraryBuffer, 28 << 10, libraryBuffer, 100, 64 << 10}
+		sizes := []int{1, 5, first, 28 << 10, first, 100, 64 << 10}
 		for i, rest := 0, data; len(rest) > 0; i++ {
 			n := min(sizes[i%len(sizes)], len(rest))
 			if m, err := w.Write(rest[:n]); m != n || err != nil {
@@ -103,14 +106,14 @@ func TestWireKeepsOrder(t *testing.T) {
 	if err != nil || !bytes.Equal(got, data) {
 		t.Errorf("the peer got something else, %v", err)
 	}
-	if sent := w.sent.Load(); sent != uint64(len(data)) {
+	if sent := w.Sent(); sent != uint64(len(data)) {
 		t.Errorf("counted %d bytes of %d", sent, len(data))
 	}
 }
 
-// TestWireClosesAfterTheRest sends what is waiting before it closes.
-func TestWireClosesAfterTheRest(t *testing.T) {
-	w, peer := wirePair(t)
+// TestClosesAfterTheRest sends what is waiting before it closes.
+func TestClosesAfterTheRest(t *testing.T) {
+	w, peer := connPair(t)
 	data := make([]byte, 8<<20)
 	w.Write(data[:100])
 	w.Write(data[100:])
@@ -119,13 +122,13 @@ func TestWireClosesAfterTheRest(t *testing.T) {
 		t.Errorf("%d bytes of %d arrived, %v", n, len(data), err)
 	}
 	if _, err := w.Write(data[:1]); err == nil {
-		t.Error("a closed wire takes data")
+		t.Error("a closed Conn takes data")
 	}
 }
 
-// TestWireFails finds out that the peer is gone with the bytes that are left.
-func TestWireFails(t *testing.T) {
-	w, peer := wirePair(t)
+// TestFails finds out that the peer is gone with the bytes that are left.
+func TestFails(t *testing.T) {
+	w, peer := connPair(t)
 	peer.SetLinger(0)
 	peer.Close()
 	for end := time.Now().Add(20 * time.Second); ; {
@@ -137,8 +140,8 @@ func TestWireFails(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond) // the reset has no other sign
 	}
-	<-w.ended
-	if w.failure() == nil {
+	<-w.Ended()
+	if w.Failure() == nil {
 		t.Error("no failure is told")
 	}
 }
