@@ -13,7 +13,7 @@ BENCH    ?=
 # What of ours is linked into ssh-captured, the one privileged program, is to stay readable: lines at most.
 CAPTURED := 4000
 
-PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured
+PROGRAMS := ssh-broker ssh-capture ssh-broker-ctl ssh-captured ssh-gateway
 # ssh-captured has no package of the broker's in it, and so a version of its own.
 LDFLAGS  := -s -w -X sshbroker/broker/control.version=$(VERSION) -X main.version=$(VERSION)
 # ssh-capture notes down what its command is to inherit before the Go runtime changes it.

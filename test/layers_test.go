@@ -50,6 +50,9 @@ var layers = []struct {
 	{"broker/prompt", []string{"broker/control"}},
 	{"broker/config", []string{"filter/...", "profiles", "profiles/keyfile", "profiles/proxy", "broker/config/...", "broker/eventlog", "broker/regular"}},
 	{"broker/config/...", []string{"broker/config/...", "broker/replace"}},
+	{"broker/gateway", []string{"broker/audit", "broker/relay", "broker/gateway/...", "profiles", "profiles/socket", "profiles/tlstun/wire"}},
+	{"broker/gateway/...", nil},
+	{"broker/gateway/trust", []string{"broker/regular"}},
 	{"broker/gateway/ca", []string{"broker/gateway/policy", "broker/replace"}},
 	{"broker/gateway/policy", nil},
 	{"broker/gateway/gwconfig", []string{"broker/gateway/policy", "broker/config/schema", "broker/regular"}},
@@ -67,7 +70,7 @@ var layers = []struct {
 }
 
 // forTests may be imported by tests of broker and below, beside what the row says.
-var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest"}
+var forTests = []string{"filter/...", "capture/capturetest", "profiles/tuntest", "broker/gateway/gatewaytest"}
 
 // thirdParty says where a package from outside may be imported at all, tests
 // included. What is not listed may be imported anywhere.

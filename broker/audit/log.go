@@ -69,9 +69,11 @@ type Log struct {
 	file file // owned by the writer
 
 	mu      sync.Mutex
-	pending []byte // whole lines
-	count   int    // of them
-	spare   []byte // the batch before, for reuse
+	pending []byte        // whole lines
+	count   int           // of them
+	spare   []byte        // the batch before, for reuse
+	taken   uint64        // lines ever taken, which are written in this order
+	flushed chan struct{} // closed by the next flush; nil while nobody waits
 	writing time.Time
 	failing error // the last write's; nil after a success
 	closed  bool
@@ -132,18 +134,57 @@ func (l *Log) Record(r Record) {
 		}
 	}
 	text, err := r.AppendLine(nil)
+	l.put(text, err)
+}
 
+// put hands one line to the writer and returns its number, or 0 where it is lost.
+func (l *Log) put(line []byte, err error) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil || l.closed || len(l.pending)+len(text) > maxPending {
+	if err != nil || l.closed || len(l.pending)+len(line) > maxPending {
 		l.stats.Lost++
-		return
+		return 0
 	}
-	l.pending = append(l.pending, text...)
+	l.pending = append(l.pending, line...)
 	l.count++
+	l.taken++
 	select {
 	case l.wake <- struct{}{}:
 	default:
+	}
+	return l.taken
+}
+
+// await waits until the line of that number is in the file, for as long as the file
+// can be written. Its errors are of class ErrCannotWrite.
+func (l *Log) await(line uint64) error {
+	if line == 0 {
+		return fmt.Errorf("%w: too many wait", ErrCannotWrite)
+	}
+	limit := time.NewTimer(slowWrite)
+	defer limit.Stop()
+	for {
+		l.mu.Lock()
+		switch {
+		case l.stats.Written >= line:
+			l.mu.Unlock()
+			return nil
+		case l.failing != nil:
+			defer l.mu.Unlock()
+			return fmt.Errorf("%w: %w", ErrCannotWrite, l.failing)
+		}
+		if l.flushed == nil {
+			l.flushed = make(chan struct{})
+		}
+		flushed := l.flushed
+		l.mu.Unlock()
+		select {
+		case <-flushed:
+		case <-l.done:
+			return ErrClosed
+		case <-limit.C:
+			return fmt.Errorf("%w: a write to %s takes longer than %v", ErrCannotWrite, l.opts.Path, slowWrite)
+		}
 	}
 }
 
@@ -277,6 +318,10 @@ func (l *Log) flush(report *reporter) bool {
 	ok := l.failing == nil
 	if err != nil {
 		l.stats.Failures++
+	}
+	if l.flushed != nil {
+		close(l.flushed)
+		l.flushed = nil
 	}
 	l.mu.Unlock()
 	switch {

@@ -27,7 +27,7 @@ func script(shell, program string) string {
 
 // The completions of programs whose words are all their own are what they generate.
 func TestGeneratedCompletions(t *testing.T) {
-	for _, name := range []string{"ssh-broker", "ssh-broker-ctl"} {
+	for _, name := range []string{"ssh-broker", "ssh-broker-ctl", "ssh-gateway"} {
 		for _, shell := range []string{"bash", "zsh", "fish"} {
 			text := output(t, sut.Program(t, name), "completion", shell)
 			file := filepath.Join(completions, script(shell, name))
@@ -45,7 +45,7 @@ func TestGeneratedCompletions(t *testing.T) {
 
 // The scripts ask the program for words; none of them may be hidden.
 func TestCompletionsOfferNothingHidden(t *testing.T) {
-	for _, name := range []string{"ssh-broker", "ssh-broker-ctl"} {
+	for _, name := range []string{"ssh-broker", "ssh-broker-ctl", "ssh-gateway"} {
 		options := help(t, name)[""]
 		out := output(t, sut.Program(t, name), "__complete", "--")
 		for _, m := range regexp.MustCompile(`(?m)^(--[\w-]+)`).FindAllString(out, -1) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sshbroker/broker/config"
+	"sshbroker/test/sut"
 )
 
 // documents are those whose commands and XML are checked.
@@ -37,6 +38,13 @@ func TestCommandsInDocuments(t *testing.T) {
 		programs[name] = help(t, name)
 	}
 	programs["ssh-broker-g3"] = programs["ssh-broker"]
+	// Which of its commands has an option is for TestGatewayCAPage.
+	ca := set{}
+	for _, command := range []string{"", "init", "issue", "revoke", "crl", "list"} {
+		for o := range optionsOf(output(t, sut.Program(t, "ssh-gateway"), append([]string{"ca"}, append(strings.Fields(command), "--help")...)...)) {
+			ca[o] = true
+		}
+	}
 	makefile := read(t, "Makefile")
 	found := map[string]int{}
 	for _, doc := range documents {
@@ -48,6 +56,9 @@ func TestCommandsInDocuments(t *testing.T) {
 				}
 				name := strings.TrimPrefix(words[0], "bin/")
 				switch program := programs[name]; {
+				case name == "ssh-gateway" && len(words) > 1 && words[1] == "ca":
+					found[name]++
+					checkCommand(t, c, "ssh-gateway ca", commands{"": ca}, words[2:])
 				case program != nil:
 					found[name]++
 					checkCommand(t, c, name, program, words[1:])
@@ -60,7 +71,7 @@ func TestCommandsInDocuments(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"ssh-capture", "ssh-broker-ctl", "ssh-captured", "make"} {
+	for _, name := range []string{"ssh-capture", "ssh-broker-ctl", "ssh-captured", "ssh-gateway", "make"} {
 		if found[name] < 3 {
 			t.Errorf("only %d commands of %s were found", found[name], name)
 		}

@@ -100,6 +100,8 @@ func TestGuide(t *testing.T) {
 						h.serve(t)
 					}
 					h.write(t, ".ssh2/ssh-broker-config.xml", whole(h.here(b.text)))
+				case b.lang == "yaml":
+					h.write(t, "gateway.yaml", b.text)
 				case strings.HasPrefix(b.mark, after):
 					if out, err := h.command(h.here(strings.TrimPrefix(b.mark, after))).CombinedOutput(); err != nil {
 						t.Fatalf("docs/guide.md:%d: what has to be done before: %v\n%s", b.line, err, out)

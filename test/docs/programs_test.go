@@ -19,11 +19,11 @@ const root = "../.."
 func TestMain(m *testing.M) { sut.Main(m, nil) }
 
 // names of the programs that are documented.
-var names = []string{"ssh-capture", "ssh-broker", "ssh-broker-ctl", "ssh-captured"}
+var names = []string{"ssh-capture", "ssh-broker", "ssh-broker-ctl", "ssh-captured", "ssh-gateway"}
 
 // manual is the file of a program's page.
 func manual(name string) string {
-	if name == "ssh-captured" {
+	if name == "ssh-captured" || name == "ssh-gateway" {
 		return name + ".8"
 	}
 	return name + ".1"

@@ -59,8 +59,13 @@ func below(conn net.Conn) *socket.Conn {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	s, _ := conn.(*socket.Conn)
-	return s
+	switch c := conn.(type) {
+	case *socket.Conn:
+		return c
+	case interface{ Socket() *socket.Conn }: // an end that learns from the handshake that it is to be a session
+		return c.Socket()
+	}
+	return nil
 }
 
 // Open begins a stream, of which the far end hears with the Request. It does not wait

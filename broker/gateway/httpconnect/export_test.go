@@ -1,0 +1,8 @@
+package httpconnect
+
+import (
+	"bufio"
+	"bytes"
+)
+
+func newReader(b []byte) *bufio.Reader { return bufio.NewReader(bytes.NewReader(b)) }
