@@ -178,6 +178,17 @@ func (pl *Pool) Ready(ctx context.Context, p *Profile, ask Prompter) error {
 	return nil
 }
 
+// With has use ask something of p's transport, and connects where there is none. Its
+// errors are those of Open, and use's.
+func (pl *Pool) With(ctx context.Context, p *Profile, ask Prompter, use func(Transport) error) error {
+	l, err := pl.acquire(ctx, p, ask, false)
+	if err != nil {
+		return err
+	}
+	defer pl.release(l)
+	return use(l.Transport)
+}
+
 // acquire returns p's live transport with one stream counted on it.
 func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bool) (*link, error) {
 	if _, err := p.Chain(); err != nil {

@@ -60,7 +60,7 @@ var layers = []struct {
 	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "profiles/tlstun/wire", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},

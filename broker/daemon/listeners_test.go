@@ -38,18 +38,7 @@ func (b *bench) reload() {
 
 func (b *bench) listeners() []control.ListenerRow {
 	b.t.Helper()
-	var rows []control.ListenerRow
-	c := b.dial()
-	defer c.Close()
-	if err := c.Call(b.t.Context(), control.OpListeners, nil, nil, func(m json.RawMessage) error {
-		var row control.ListenerRow
-		err := json.Unmarshal(m, &row)
-		rows = append(rows, row)
-		return err
-	}, nil); err != nil {
-		b.t.Fatal(err)
-	}
-	return rows
+	return all[control.ListenerRow](b, control.OpListeners)
 }
 
 func freePort(t *testing.T) int {

@@ -110,7 +110,7 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(),
 		a.listConnectionsCommand(), a.listChannelsCommand(),
-		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
+		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.servicesCommand(), a.connectCommand(),
 		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.listClientsCommand(), a.disconnectClientCommand(), a.listProfilesCommand(),
 		a.listKeysCommand(), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
 		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.kubeconfigCommand(), a.connectorCommand())
