@@ -3,12 +3,15 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sshbroker/broker/gateway/generation"
 )
 
 // Pauses of an accept loop that cannot accept.
@@ -44,7 +47,7 @@ func (g *Gateway) accept(l *listener) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			g.say.say(slog.LevelError, "accept", "cannot accept connections", "at", l.addr, "error", err)
+			g.say.Say(slog.LevelError, "accept", "cannot accept connections", "at", l.addr, "error", err)
 			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 				g.metrics.Limit("descriptors")
 			}
@@ -77,6 +80,22 @@ func (g *Gateway) admit(l *listener, conn *net.TCPConn) {
 	conn.SetLinger(0)
 	conn.Close()
 	g.limited(err)
-	g.metrics.Handshake(handshakeLimit)
-	g.say.say(slog.LevelWarn, "limit", "connection refused", "client", from, "error", err)
+	g.metrics.Handshake(generation.Limit)
+	g.say.Say(slog.LevelWarn, "limit", "connection refused", "client", from, "error", err)
+}
+
+// lastWords is how long a client that was refused may take to read why, and how much
+// it may send meanwhile.
+const (
+	lastWords     = time.Second
+	lastWordsSize = 64 << 10
+)
+
+// farewell closes a connection behind an alert. Closed at once, with something of the
+// client's unread, the kernel would send a reset that overtakes the alert.
+func farewell(conn *net.TCPConn) {
+	conn.CloseWrite()
+	conn.SetDeadline(time.Now().Add(lastWords))
+	io.CopyN(io.Discard, conn, lastWordsSize)
+	conn.Close()
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sshbroker/broker/audit"
+	"sshbroker/broker/gateway/generation"
 	"sshbroker/broker/gateway/policy"
 	"sshbroker/profiles/socket"
 	"sshbroker/profiles/tlstun/wire"
@@ -37,7 +38,7 @@ type client struct {
 	cancel context.CancelCauseFunc
 
 	mu      sync.Mutex
-	gen     *generation // that it was judged by last
+	gen     *generation.Generation // that it was judged by last
 	flows   map[*flow]struct{}
 	retired error         // no flow begins any more
 	session *wire.Session // nil where the connection is one flow
@@ -46,20 +47,17 @@ type client struct {
 // serve is one connection, from its first byte to its last. ready is called when the
 // handshake is over.
 func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, ready func()) {
-	neg := &negotiation{gen: g.current.Load()}
-	ctx, cancel := context.WithTimeout(context.Background(), neg.gen.config.Limits.Handshake)
+	neg := &generation.Negotiation{Gen: g.current.Load(), Port: l.addr.Port()}
+	ctx, cancel := context.WithTimeout(context.Background(), neg.Gen.Config.Limits.Handshake)
 	socket.Tune(tcp, 0, 0)
 	below := &tcpConn{TCPConn: tcp}
-	conn := tls.Server(below, neg.config(l.addr.Port()))
+	conn := tls.Server(below, neg.TLS())
 	err := conn.HandshakeContext(ctx)
 	cancel()
-	outcome := neg.outcome(err)
+	outcome := neg.Outcome(err)
 	if err != nil {
 		g.metrics.Handshake(outcome)
-		if neg.refused != nil {
-			err = neg.refused
-		}
-		g.say.say(slog.LevelWarn, "handshake "+outcome, "handshake refused", "client", from, "outcome", outcome, "error", err)
+		g.say.Say(slog.LevelWarn, "handshake "+outcome, "handshake refused", "client", from, "outcome", outcome, "error", neg.Refused(err))
 		farewell(tcp)
 		ready()
 		return
@@ -69,8 +67,8 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 	release, err := g.limiter.Identity(c.key)
 	if err != nil {
 		g.limited(err)
-		g.metrics.Handshake(handshakeLimit)
-		g.say.say(slog.LevelWarn, "limit", "connection refused", "client", from, "identity", c.who.Name(), "error", err)
+		g.metrics.Handshake(generation.Limit)
+		g.say.Say(slog.LevelWarn, "limit", "connection refused", "client", from, "identity", c.who.Name(), "error", err)
 		conn.Close()
 		return
 	}
@@ -94,20 +92,20 @@ func (g *Gateway) serve(l *listener, tcp *net.TCPConn, from netip.AddrPort, read
 	switch {
 	case state.NegotiatedProtocol == wire.ALPN:
 		c.serveMux()
-	case neg.service != nil && !neg.service.Backend.HTTPConnect:
+	case neg.Service != nil && !neg.Service.Backend.HTTPConnect:
 		c.serveRaw()
 	default:
 		c.serveConnect()
 	}
 }
 
-func newClient(g *Gateway, neg *negotiation, tcp *tcpConn, conn *tls.Conn, from netip.AddrPort) *client {
+func newClient(g *Gateway, neg *generation.Negotiation, tcp *tcpConn, conn *tls.Conn, from netip.AddrPort) *client {
 	c := &client{
-		g: g, id: g.connections.Add(1), tcp: tcp, tls: conn, from: from, who: neg.id, gen: neg.gen, bound: neg.bound,
-		key: neg.id.Issuer + "\x00" + neg.id.Name(), chain: conn.ConnectionState().PeerCertificates, flows: map[*flow]struct{}{},
+		g: g, id: g.connections.Add(1), tcp: tcp, tls: conn, from: from, who: neg.Identity, gen: neg.Gen, bound: neg.Bound,
+		key: neg.Identity.Issuer + "\x00" + neg.Identity.Name(), chain: conn.ConnectionState().PeerCertificates, flows: map[*flow]struct{}{},
 	}
-	if neg.service != nil {
-		c.service = neg.service.Name
+	if neg.Service != nil {
+		c.service = neg.Service.Name
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	return c
@@ -142,7 +140,7 @@ func (c *client) untilExpiry() (stop func() bool) {
 }
 
 // judge holds the client against a generation, and ends it where it may not go on.
-func (c *client) judge(gen *generation) error {
+func (c *client) judge(gen *generation.Generation) error {
 	c.mu.Lock()
 	done := c.gen == gen
 	c.mu.Unlock()
@@ -160,15 +158,15 @@ func (c *client) judge(gen *generation) error {
 	return nil
 }
 
-func (c *client) allowed(gen *generation) error {
-	if err := gen.trust.Verify(c.chain[0], c.chain[1:], time.Now()); err != nil {
+func (c *client) allowed(gen *generation.Generation) error {
+	if err := gen.Trust.Verify(c.chain[0], c.chain[1:], time.Now()); err != nil {
 		return err
 	}
-	service := gen.byName[c.service]
+	service := gen.Service(c.service)
 	if c.service != "" && service == nil {
 		return fmt.Errorf("the service %s is gone", c.service)
 	}
-	if verdict := gen.admits(service, &c.who); !verdict.Allowed() {
+	if verdict := gen.Admits(service, &c.who); !verdict.Allowed() {
 		return fmt.Errorf("%s", verdict)
 	}
 	return nil
@@ -199,7 +197,7 @@ func (c *client) end(why error) {
 	if again {
 		return
 	}
-	c.g.say.say(slog.LevelInfo, "client ended", "client ended", "client", c.from, "identity", c.who.Name(), "flows", len(flows), "reason", why)
+	c.g.say.Say(slog.LevelInfo, "client ended", "client ended", "client", c.from, "identity", c.who.Name(), "flows", len(flows), "reason", why)
 	c.cancel(why)
 	for _, f := range flows {
 		f.end(why)

@@ -19,7 +19,7 @@ func (c *client) serveRaw() {
 func (c *client) serveConnect() {
 	w := &whole{client: c, http: true}
 	c.serveFlow("connect", w, func() (request, error) {
-		c.tls.SetReadDeadline(time.Now().Add(c.g.current.Load().config.Limits.Handshake))
+		c.tls.SetReadDeadline(time.Now().Add(c.g.current.Load().Config.Limits.Handshake))
 		req, err := httpconnect.Read(c.tls)
 		c.tls.SetReadDeadline(time.Time{})
 		if errors.Is(err, httpconnect.ErrEmpty) {

@@ -14,6 +14,7 @@ import (
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/gateway/dial"
+	"sshbroker/broker/gateway/generation"
 	"sshbroker/broker/gateway/policy"
 	"sshbroker/broker/relay"
 	"sshbroker/profiles/socket"
@@ -61,9 +62,9 @@ type flow struct {
 	cancel context.CancelCauseFunc
 
 	mu    sync.Mutex
-	gen   *generation // that it was judged by last
-	live  bool        // it is carried: reloads judge it
-	ended error       // why we end it
+	gen   *generation.Generation // that it was judged by last
+	live  bool                   // it is carried: reloads judge it
+	ended error                  // why we end it
 
 	opened bool // it has a record of its opening
 
@@ -137,7 +138,7 @@ func (f *flow) finish() {
 func (f *flow) open() (*net.TCPConn, *refusal) {
 	g := f.client.g
 	f.gen = g.current.Load()
-	ctx, cancel := context.WithTimeout(f.ctx, f.gen.config.Limits.Dial)
+	ctx, cancel := context.WithTimeout(f.ctx, f.gen.Config.Limits.Dial)
 	defer cancel()
 	// The end of the connection, too: later the stream tells of it.
 	defer context.AfterFunc(f.client.ctx, func() { f.cancel(context.Cause(f.client.ctx)) })()
@@ -180,7 +181,7 @@ func (f *flow) decide(ctx context.Context) *refusal {
 		if verdict.Allowed() {
 			f.service, f.route, f.verdict = s.Name, route, verdict
 			if verdict.Permissive {
-				f.client.g.say.say(slog.LevelWarn, "permissive", "let through by a permissive service", "flow", f.number, "identity", f.client.who.Name(),
+				f.client.g.say.Say(slog.LevelWarn, "permissive", "let through by a permissive service", "flow", f.number, "identity", f.client.who.Name(),
 					"service", s.Name, "host", f.host, "port", f.port, "verdict", verdict)
 			}
 			return nil
@@ -210,12 +211,12 @@ func (f *flow) services() ([]*policy.Service, *refusal) {
 		return nil, noService(name)
 	}
 	if name == "" {
-		if len(f.gen.collections) == 0 {
+		if len(f.gen.Collections) == 0 {
 			return nil, noService("for destinations of the client's")
 		}
-		return f.gen.collections, nil
+		return f.gen.Collections, nil
 	}
-	s := f.gen.byName[name]
+	s := f.gen.Service(name)
 	if s == nil {
 		return nil, noService(name)
 	}
@@ -273,34 +274,26 @@ func (f *flow) enter() error {
 			f.mu.Unlock()
 			return context.Cause(f.ctx)
 		}
-		if f.gen == gen {
-			f.live = true
-			f.mu.Unlock()
-			return nil
-		}
-		err := f.allowed(gen)
-		if err == nil {
-			f.gen = gen
-		}
+		f.live = f.gen == gen
+		live, err := f.live, f.adopt(gen)
 		f.mu.Unlock()
-		if err != nil {
+		switch {
+		case err != nil:
 			f.end(err)
 			return err
+		case live:
+			return nil
 		}
 	}
 }
 
 // judge holds a flow that is carried against a generation, and ends it where it may not
 // go on.
-func (f *flow) judge(gen *generation) {
+func (f *flow) judge(gen *generation.Generation) {
 	f.mu.Lock()
-	if !f.live || f.gen == gen {
-		f.mu.Unlock()
-		return
-	}
-	err := f.allowed(gen)
-	if err == nil {
-		f.gen = gen
+	var err error
+	if f.live {
+		err = f.adopt(gen)
 	}
 	f.mu.Unlock()
 	if err != nil {
@@ -308,10 +301,23 @@ func (f *flow) judge(gen *generation) {
 	}
 }
 
+// adopt judges the flow by a generation, which counts for it from then on, or says why it
+// may not go on. Called with the lock.
+func (f *flow) adopt(gen *generation.Generation) error {
+	if f.gen == gen {
+		return nil
+	}
+	err := f.allowed(gen)
+	if err == nil {
+		f.gen = gen
+	}
+	return err
+}
+
 // allowed decides once more, for the address that was dialled: names are not looked up
 // again. Called with the lock.
-func (f *flow) allowed(gen *generation) error {
-	s := gen.byName[f.service]
+func (f *flow) allowed(gen *generation.Generation) error {
+	s := gen.Service(f.service)
 	if s == nil {
 		return errors.New("no longer allowed: the service " + f.service + " is gone")
 	}
@@ -356,7 +362,7 @@ func (f *flow) refused(no *refusal) {
 	defer g.metrics.Flow(f.service, no.reason)
 	// All else that a client is refused its rate bounds; these it could repeat until they
 	// are all that the audit file holds.
-	if no.reason == audit.Limit.String() && !g.say.take("audit") {
+	if no.reason == audit.Limit.String() && !g.say.Take("audit") {
 		g.metrics.Unrecorded()
 		return
 	}
@@ -373,7 +379,7 @@ func (f *flow) refused(no *refusal) {
 		r.Error = no.err.Error()
 	}
 	g.audit.RecordGateway(r)
-	g.say.say(slog.LevelInfo, "flow "+no.reason, "flow refused", "flow", f.number, "client", f.client.from, "identity", f.client.who.Name(),
+	g.say.Say(slog.LevelInfo, "flow "+no.reason, "flow refused", "flow", f.number, "client", f.client.from, "identity", f.client.who.Name(),
 		"service", f.service, "host", f.host, "port", f.port, "reason", no.reason, "rule", no.rule, "error", r.Error)
 }
 
@@ -382,7 +388,7 @@ func (f *flow) record(event audit.GatewayEvent, reason string) audit.GatewayReco
 	r := f.client.record(f)
 	r.Event, r.Reason, r.Flow, r.FlowID, r.Program = event, reason, f.number, printable(f.flowID, maxFlowID), printable(f.program, maxProgram)
 	f.mu.Lock()
-	r.Generation = f.gen.number
+	r.Generation = f.gen.Number
 	f.mu.Unlock()
 	r.Host, r.Port, r.Service = f.host, f.port, f.service
 	r.Rule, r.Permissive = f.route.Rule, f.verdict.Permissive

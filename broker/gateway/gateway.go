@@ -14,10 +14,12 @@ import (
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/gateway/dial"
+	"sshbroker/broker/gateway/generation"
 	"sshbroker/broker/gateway/gwconfig"
 	"sshbroker/broker/gateway/limit"
 	"sshbroker/broker/gateway/metrics"
 	"sshbroker/broker/gateway/policy"
+	"sshbroker/broker/gateway/say"
 	"sshbroker/broker/relay"
 )
 
@@ -44,7 +46,7 @@ type Options struct {
 // Gateway serves one configuration after the other. Make one with New.
 type Gateway struct {
 	log      *slog.Logger
-	say      *sayer
+	say      *say.Sayer
 	load     func() (*gwconfig.Config, error)
 	resolver policy.Resolver
 	dialer   dial.Dialer
@@ -58,7 +60,7 @@ type Gateway struct {
 	metricsEnd func() error
 	relay      relay.Relay
 
-	current     atomic.Pointer[generation]
+	current     atomic.Pointer[generation.Generation]
 	connections atomic.Uint64 // numbers given
 	flows       atomic.Uint64
 
@@ -81,7 +83,7 @@ func New(o Options) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	gen, err := newGeneration(1, cfg)
+	gen, err := generation.New(1, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -100,11 +102,11 @@ func New(o Options) (*Gateway, error) {
 		Connections: func() int { c, _ := g.limiter.Open(); return c },
 		Flows:       func() int { _, f := g.limiter.Open(); return f },
 		Bytes:       g.bytes,
-		Generation:  func() uint64 { return g.current.Load().number },
-		Expiry:      func() map[string]time.Time { return g.current.Load().expiry() },
+		Generation:  func() uint64 { return g.current.Load().Number },
+		Expiry:      func() map[string]time.Time { return g.current.Load().Expiry() },
 		Audit:       func() (uint64, uint64) { s := g.audit.Stats(); return s.Lost, s.Failures },
 	})
-	g.say = newSayer(o.Log, g.metrics.Suppressed)
+	g.say = say.New(o.Log, g.metrics.Suppressed)
 	g.current.Store(gen)
 	g.audit, err = audit.Open(audit.Options{Path: cfg.Audit.File, Keep: auditKeep, Required: cfg.Audit.Required, Logger: o.Log})
 	if err != nil {
@@ -130,14 +132,14 @@ func New(o Options) (*Gateway, error) {
 
 // open opens the listeners of gen that are not open yet. Where one cannot be, those
 // that were opened here are closed again.
-func (g *Gateway) open(gen *generation) error {
+func (g *Gateway) open(gen *generation.Generation) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.stopped {
 		return errShutdown
 	}
 	var opened []netip.AddrPort
-	for _, addr := range gen.addresses() {
+	for _, addr := range gen.Addresses() {
 		if g.listeners[addr] != nil {
 			continue
 		}
@@ -170,7 +172,7 @@ func (g *Gateway) Addrs() []net.Addr {
 func (g *Gateway) Run(ctx context.Context) error {
 	gen := g.current.Load()
 	g.tellGeneration(gen)
-	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStart, Instance: g.instance, Generation: gen.number, Reason: reasonStarted})
+	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStart, Instance: g.instance, Generation: gen.Number, Reason: reasonStarted})
 	g.startAccepting()
 	sweeping := make(chan struct{})
 	swept := make(chan struct{})
@@ -187,8 +189,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 	close(sweeping)
 	<-swept
 	g.serving.Wait()
-	g.say.flush()
-	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStop, Instance: g.instance, Generation: g.current.Load().number, Reason: audit.Shutdown.String()})
+	g.say.Flush()
+	g.audit.RecordGateway(audit.GatewayRecord{Time: time.Now(), Event: audit.GatewayStop, Instance: g.instance, Generation: g.current.Load().Number, Reason: audit.Shutdown.String()})
 	return g.Close()
 }
 
@@ -221,7 +223,7 @@ func (g *Gateway) Abort() {
 }
 
 // Draining is how long flows may go on after a Stop, by the configuration.
-func (g *Gateway) Draining() time.Duration { return g.current.Load().config.Limits.Drain }
+func (g *Gateway) Draining() time.Duration { return g.current.Load().Config.Limits.Drain }
 
 // drain waits for the clients to go, and then ends those that stay.
 func (g *Gateway) drain(ctx context.Context, most time.Duration) {

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"sshbroker/profiles/tlstun/wire"
@@ -361,37 +359,4 @@ func (w *world) settle(n *atomic.Int64) int64 {
 	}
 	w.t.Fatal("it never stops")
 	return 0
-}
-
-// Lines that an outsider can repeat are said up to a rate, and what is left out is told.
-func TestSayer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log := new(transcript)
-		var counted uint64
-		s := newSayer(slog.New(slog.NewTextHandler(log, nil)), func(n uint64) { counted += n })
-		lines := func(text string) int { return strings.Count(log.String(), text) }
-		for range 1000 {
-			s.say(slog.LevelWarn, "one", "repeated")
-			s.say(slog.LevelDebug, "two", "not wanted")
-		}
-		s.say(slog.LevelWarn, "three", "another kind")
-		if lines("repeated") != sayBurst || counted != 1000-sayBurst || lines("another kind") != 1 {
-			t.Errorf("%d lines, %d counted", lines("repeated"), counted)
-		}
-		s.report(time.Now())
-		if lines("left out") != 0 {
-			t.Error("reported too early")
-		}
-		time.Sleep(sayReport)
-		s.report(time.Now())
-		if !strings.Contains(log.String(), fmt.Sprintf("of=one lines=%d", 1000-sayBurst)) {
-			t.Errorf("log %s", log)
-		}
-		for range 1000 {
-			s.say(slog.LevelWarn, "one", "repeated")
-		}
-		if n := lines("repeated"); n != sayBurst+int(sayReport/sayEvery) {
-			t.Errorf("%d lines after a while", n)
-		}
-	})
 }

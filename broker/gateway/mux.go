@@ -32,7 +32,7 @@ func (c *client) serveMux() {
 		c.retire(retired)
 	}
 	// A stream that we have ended is there until the client ends it, too.
-	most := c.g.current.Load().config.Limits.FlowsPerIdentity + spareStreams
+	most := c.g.current.Load().Config.Limits.FlowsPerIdentity + spareStreams
 	for {
 		ys, err := session.Accept()
 		if err != nil {
@@ -64,7 +64,7 @@ var errStreams = errors.New("the client does not end its streams")
 // serveStream serves one stream of a session.
 func (c *client) serveStream(session *wire.Session, ys *yamux.Stream) {
 	c.serveFlow("mux", &muxed{session: session, ys: ys}, func() (request, error) {
-		ys.SetReadDeadline(time.Now().Add(c.g.current.Load().config.Limits.Handshake))
+		ys.SetReadDeadline(time.Now().Add(c.g.current.Load().Config.Limits.Handshake))
 		q, err := wire.ReadRequest(ys)
 		ys.SetReadDeadline(time.Time{})
 		switch {
@@ -132,7 +132,7 @@ func (c *client) listServices(session *wire.Session, ys *yamux.Stream) {
 	ys.SetWriteDeadline(time.Now().Add(answerTime))
 	gen := c.g.current.Load()
 	list := []wire.Service{}
-	for _, s := range gen.config.Services {
+	for _, s := range gen.Config.Services {
 		if (c.bound && s.Name != c.service) || !s.Admit(&c.who).Allowed() {
 			continue
 		}

@@ -3,10 +3,10 @@ package gateway
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"syscall"
 	"time"
+
+	"sshbroker/broker/gateway/generation"
 )
 
 // Reload reads the configuration and all files anew. It is in force for everything or,
@@ -16,8 +16,8 @@ func (g *Gateway) Reload() error {
 	defer g.reloading.Unlock()
 	cfg, err := g.load()
 	if err == nil {
-		var gen *generation
-		if gen, err = newGeneration(g.current.Load().number+1, cfg); err == nil {
+		var gen *generation.Generation
+		if gen, err = generation.New(g.current.Load().Number+1, cfg); err == nil {
 			err = g.enforce(gen)
 		}
 	}
@@ -31,7 +31,7 @@ func (g *Gateway) refresh() error {
 	g.reloading.Lock()
 	defer g.reloading.Unlock()
 	old := g.current.Load()
-	gen, err := newGeneration(old.number+1, old.config)
+	gen, err := generation.New(old.Number+1, old.Config)
 	if err == nil {
 		err = g.enforce(gen)
 	}
@@ -40,14 +40,14 @@ func (g *Gateway) refresh() error {
 }
 
 // enforce puts a generation in force, and ends what it does not allow.
-func (g *Gateway) enforce(gen *generation) error {
+func (g *Gateway) enforce(gen *generation.Generation) error {
 	if err := g.open(gen); err != nil {
 		return err
 	}
 	g.current.Store(gen)
-	g.limiter.Set(limitsOf(gen.config))
+	g.limiter.Set(limitsOf(gen.Config))
 	g.startAccepting()
-	wanted := gen.addresses()
+	wanted := gen.Addresses()
 	g.mu.Lock()
 	for addr, l := range g.listeners {
 		if !slices.Contains(wanted, addr) {
@@ -73,32 +73,14 @@ func (g *Gateway) enforce(gen *generation) error {
 }
 
 // tellGeneration logs what is in force, and what a person should know of it.
-func (g *Gateway) tellGeneration(gen *generation) {
-	g.log.Info("configuration in force", "generation", gen.number, "services", len(gen.config.Services))
-	for _, w := range gen.trust.Warnings(time.Now()) {
+func (g *Gateway) tellGeneration(gen *generation.Generation) {
+	g.log.Info("configuration in force", "generation", gen.Number, "services", len(gen.Config.Services))
+	for _, w := range gen.Trust.Warnings(time.Now()) {
 		g.log.Warn(w)
 	}
-	if gen.config.Audit.File != g.auditFile || gen.config.Metrics != g.metricsAt {
+	if gen.Config.Audit.File != g.auditFile || gen.Config.Metrics != g.metricsAt {
 		g.log.Warn("another audit file, and another place for metrics, count when the gateway is started again")
 	}
-}
-
-// fileState tells one content of a file from another, as far as that can be seen.
-type fileState struct {
-	size, mtime int64
-	dev, ino    uint64
-}
-
-func statAll(names []string) map[string]fileState {
-	all := make(map[string]fileState, len(names))
-	for _, name := range names {
-		var st syscall.Stat_t
-		if info, err := os.Stat(name); err == nil {
-			st = *info.Sys().(*syscall.Stat_t)
-		}
-		all[name] = fileState{st.Size, st.Mtim.Nano(), uint64(st.Dev), st.Ino}
-	}
-	return all
 }
 
 // sweepEvery is how often clients are looked at, filesEvery the files.
@@ -113,7 +95,7 @@ const (
 func (g *Gateway) sweep(stop <-chan struct{}) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
-	seen := g.current.Load().files
+	seen := g.current.Load().Files()
 	looked := time.Now()
 	for {
 		select {
@@ -122,15 +104,15 @@ func (g *Gateway) sweep(stop <-chan struct{}) {
 		case <-ticker.C:
 		}
 		now := time.Now()
-		g.say.report(now)
+		g.say.Report(now)
 		g.sweepClients(now)
 		if now.Sub(looked) < filesEvery {
 			continue
 		}
 		looked = now
 		gen := g.current.Load()
-		there := statAll(gen.fileNames())
-		if maps.Equal(there, gen.files) || maps.Equal(there, seen) {
+		there := gen.Look()
+		if maps.Equal(there, gen.Files()) || maps.Equal(there, seen) {
 			continue
 		}
 		seen = there // a broken file is complained of once
@@ -141,7 +123,7 @@ func (g *Gateway) sweep(stop <-chan struct{}) {
 }
 
 func (g *Gateway) sweepClients(now time.Time) {
-	idle := g.current.Load().config.Limits.Idle
+	idle := g.current.Load().Config.Limits.Idle
 	g.mu.Lock()
 	clients := g.list()
 	g.mu.Unlock()

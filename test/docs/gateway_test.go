@@ -12,6 +12,7 @@ import (
 
 	"sshbroker/broker/audit"
 	"sshbroker/broker/gateway"
+	"sshbroker/broker/gateway/generation"
 	"sshbroker/broker/gateway/gwconfig"
 	"sshbroker/broker/gateway/metrics"
 	"sshbroker/broker/gateway/policy"
@@ -121,7 +122,7 @@ func TestGatewayRecordIsDocumented(t *testing.T) {
 		return s
 	}
 	equal(t, file+", Reasons", setOf(gateway.Reasons()), tags("Reasons"))
-	equal(t, file+", Outcomes of handshakes", setOf(gateway.Outcomes()), tags("Outcomes of handshakes"))
+	equal(t, file+", Outcomes of handshakes", setOf(generation.Outcomes()), tags("Outcomes of handshakes"))
 
 	addr := netip.MustParseAddrPort("192.0.2.1:1")
 	full := audit.GatewayRecord{Time: time.Unix(1, 0), Event: audit.GatewayOpen, Instance: "i", Flow: 1, FlowID: "f", Connection: 1, Generation: 1,

@@ -31,7 +31,7 @@ const patience = 20 * time.Second
 
 // world is the files of a gateway, and the gateway while it runs.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	addr string
 	ca   *gatewaytest.Authority // of clients and servers
@@ -43,7 +43,7 @@ type world struct {
 
 // newWorld writes a configuration and starts the gateway. services is what stands below
 // the key services.
-func newWorld(t *testing.T, limits, services string) *world {
+func newWorld(t testing.TB, limits, services string) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), ca: gatewaytest.NewAuthority(t, "authority", nil)}
 	if !strings.Contains(limits, "drain_timeout") {
@@ -182,7 +182,7 @@ func (w *world) await(what string, fits func(record) bool) record {
 	return record{}
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -235,7 +235,7 @@ func serve(t *testing.T, handle func(*net.TCPConn)) net.Addr {
 }
 
 // command runs a program and returns what it prints.
-func command(t *testing.T, stdin string, args ...string) (string, error) {
+func command(t testing.TB, stdin string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -278,7 +278,7 @@ func (t *transcript) String() string {
 	return t.text.String()
 }
 
-func (tr *transcript) waitFor(t *testing.T, text string) {
+func (tr *transcript) waitFor(t testing.TB, text string) {
 	t.Helper()
 	limit := time.After(patience)
 	for {

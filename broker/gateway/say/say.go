@@ -1,4 +1,4 @@
-package gateway
+package say
 
 import (
 	"context"
@@ -9,14 +9,14 @@ import (
 
 // What one kind of line may do that outsiders can repeat as they like.
 const (
-	sayBurst  = 50
-	sayEvery  = time.Second / 5
-	sayReport = 10 * time.Second // how often what was left out is told
+	Burst       = 50
+	Every       = time.Second / 5
+	ReportEvery = 10 * time.Second // how often what was left out is told
 )
 
-// sayer logs such lines up to a rate, counts the others and tells how many they were.
+// Sayer logs such lines up to a rate, counts the others and tells how many they were.
 // Safe for concurrent use.
-type sayer struct {
+type Sayer struct {
 	log   *slog.Logger
 	count func(uint64)
 
@@ -31,23 +31,25 @@ type spoken struct {
 	left uint64    // left out since the last report
 }
 
-func newSayer(log *slog.Logger, count func(uint64)) *sayer {
-	return &sayer{log: log, count: count, kinds: map[string]*spoken{}, reported: time.Now()}
+// New makes a Sayer. count is told of each line that is left out.
+func New(log *slog.Logger, count func(uint64)) *Sayer {
+	return &Sayer{log: log, count: count, kinds: map[string]*spoken{}, reported: time.Now()}
 }
 
-// say logs one line. kind is the program's own word.
-func (s *sayer) say(level slog.Level, kind, msg string, args ...any) {
+// Say logs one line. kind is the program's own word.
+func (s *Sayer) Say(level slog.Level, kind, msg string, args ...any) {
 	if !s.log.Enabled(context.Background(), level) {
 		return
 	}
-	if s.take(kind) {
+	if s.Take(kind) {
 		s.log.Log(context.Background(), level, msg, args...)
 		return
 	}
 	s.count(1)
 }
 
-func (s *sayer) take(kind string) bool {
+// Take reports whether one more of a kind may be said now, for what is no line of a log.
+func (s *Sayer) Take(kind string) bool {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,28 +58,29 @@ func (s *sayer) take(kind string) bool {
 		k = &spoken{}
 		s.kinds[kind] = k
 	}
-	if oldest := now.Add(-sayBurst * sayEvery); k.room.Before(oldest) {
+	if oldest := now.Add(-Burst * Every); k.room.Before(oldest) {
 		k.room = oldest
 	}
-	if k.room.Add(sayEvery).After(now) {
+	if k.room.Add(Every).After(now) {
 		k.left++
 		return false
 	}
-	k.room = k.room.Add(sayEvery)
+	k.room = k.room.Add(Every)
 	return true
 }
 
-// report tells what was left out, where it is time to.
-func (s *sayer) report(now time.Time) {
+// Report tells what was left out, where it is time to.
+func (s *Sayer) Report(now time.Time) {
 	s.mu.Lock()
-	due := now.Sub(s.reported) >= sayReport
+	due := now.Sub(s.reported) >= ReportEvery
 	s.mu.Unlock()
 	if due {
-		s.flush()
+		s.Flush()
 	}
 }
 
-func (s *sayer) flush() {
+// Flush tells what was left out so far.
+func (s *Sayer) Flush() {
 	left := map[string]uint64{}
 	s.mu.Lock()
 	s.reported = time.Now()

@@ -1,4 +1,4 @@
-package gateway
+package generation
 
 import (
 	"context"
@@ -23,8 +23,8 @@ import (
 // Outcomes of handshakes, for logs and metrics. Where the policy refuses, it is the word
 // of its reason.
 const (
-	handshakeDone       = "done"
-	handshakeLimit      = "limit"
+	Done                = "done"
+	Limit               = "limit" // which the caller finds
 	handshakeTimeout    = "timeout"
 	handshakeClosed     = "closed"
 	handshakeNotTLS     = "not-tls"
@@ -46,7 +46,7 @@ const (
 // Outcomes returns every word for how a handshake can end, but those of the policy. For
 // documents and tests.
 func Outcomes() []string {
-	return []string{handshakeDone, handshakeLimit, handshakeTimeout, handshakeClosed, handshakeNotTLS, handshakeVersion, handshakeALPN, handshakeService,
+	return []string{Done, Limit, handshakeTimeout, handshakeClosed, handshakeNotTLS, handshakeVersion, handshakeALPN, handshakeService,
 		handshakeNoCert, handshakeAuthority, handshakeExpired, handshakeEarly, handshakeUsage, handshakeRevoked, handshakeUnknown, handshakeBadCert,
 		handshakeTheirAlert, handshakeProtocol}
 }
@@ -60,31 +60,33 @@ type refusedHandshake struct {
 func (e *refusedHandshake) Error() string { return e.err.Error() }
 func (e *refusedHandshake) Unwrap() error { return e.err }
 
-// negotiation is what a handshake finds out, by one generation.
-type negotiation struct {
-	gen     *generation
-	service *policy.Service // that the client has chosen, nil for none
-	bound   bool            // by a port of its own: no other is served there
-	refused error           // by us, before there was a certificate
-	id      policy.Identity
+// Negotiation is one handshake, by one generation, and what it finds out.
+type Negotiation struct {
+	Gen      *Generation
+	Port     uint16          // of the listener
+	Service  *policy.Service // that the client has chosen, nil for none
+	Bound    bool            // by a port of its own: no other is served there
+	Identity policy.Identity
+
+	refused error // by us, before there was a certificate
 }
 
-// config is the TLS configuration of one handshake. It has no session tickets: an
+// TLS is the TLS configuration of one handshake. It has no session tickets: an
 // identity is proven anew on each connection.
-func (n *negotiation) config(port uint16) *tls.Config {
+func (n *Negotiation) TLS() *tls.Config {
 	base := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true}
 	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		protocols, err := n.choose(port, hello)
+		protocols, err := n.choose(hello)
 		if err != nil {
 			n.refused = err
 			return &tls.Config{MinVersion: tls.VersionTLS13}, nil // without a certificate the alert is unrecognized_name
 		}
 		return &tls.Config{
 			MinVersion:             tls.VersionTLS13,
-			Certificates:           n.gen.certs,
+			Certificates:           n.Gen.certs,
 			NextProtos:             protocols,
 			ClientAuth:             tls.RequireAndVerifyClientCert,
-			ClientCAs:              n.gen.trust.Roots(),
+			ClientCAs:              n.Gen.Trust.Roots(),
 			SessionTicketsDisabled: true,
 			VerifyConnection:       n.verify,
 			// Many a flow begins with much data, and small records cost more than they gain.
@@ -95,17 +97,17 @@ func (n *negotiation) config(port uint16) *tls.Config {
 }
 
 // choose finds the service by port or name, and the protocols to offer for it.
-func (n *negotiation) choose(port uint16, hello *tls.ClientHelloInfo) ([]string, error) {
-	n.service, n.bound = n.gen.byPort[port], true
-	if n.service == nil {
-		n.service, n.bound = n.gen.bySNI[strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))], false
+func (n *Negotiation) choose(hello *tls.ClientHelloInfo) ([]string, error) {
+	n.Service, n.Bound = n.Gen.byPort[n.Port], true
+	if n.Service == nil {
+		n.Service, n.Bound = n.Gen.bySNI[strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))], false
 	}
 	switch {
 	case slices.Contains(hello.SupportedProtos, wire.ALPN):
 		return []string{wire.ALPN}, nil
-	case n.service != nil && !n.service.Backend.HTTPConnect:
+	case n.Service != nil && !n.Service.Backend.HTTPConnect:
 		return nil, nil // what is spoken is between client and target
-	case n.service == nil && len(n.gen.collections) == 0:
+	case n.Service == nil && len(n.Gen.Collections) == 0:
 		return nil, &refusedHandshake{handshakeService, fmt.Errorf("no service has the name %q", hello.ServerName)}
 	}
 	return []string{"http/1.1"}, nil
@@ -113,33 +115,19 @@ func (n *negotiation) choose(port uint16, hello *tls.ClientHelloInfo) ([]string,
 
 // verify is the last word of a handshake: whose certificate it is, whether it is
 // revoked, and whether that one may use anything here.
-func (n *negotiation) verify(state tls.ConnectionState) error {
-	if err := n.gen.trust.Check(state.VerifiedChains, time.Now()); err != nil {
+func (n *Negotiation) verify(state tls.ConnectionState) error {
+	if err := n.Gen.Trust.Check(state.VerifiedChains, time.Now()); err != nil {
 		return &refusedHandshake{trustWord(err), err}
 	}
 	id, err := policy.IdentityOf(state.PeerCertificates[0])
 	if err != nil {
 		return &refusedHandshake{policy.NoIdentity.String(), err}
 	}
-	n.id = id
-	if verdict := n.gen.admits(n.service, &id); !verdict.Allowed() {
+	n.Identity = id
+	if verdict := n.Gen.Admits(n.Service, &id); !verdict.Allowed() {
 		return &refusedHandshake{verdict.Reason.String(), errors.New(verdict.String())}
 	}
 	return nil
-}
-
-// admits says whether an identity may use a service, or where none is chosen, any.
-func (gen *generation) admits(s *policy.Service, id *policy.Identity) policy.Verdict {
-	if s != nil {
-		return s.Admit(id)
-	}
-	verdict := policy.Verdict{Reason: policy.NoPolicy, Detail: "there is no service"}
-	for _, s := range gen.config.Services {
-		if verdict = s.Admit(id); verdict.Allowed() {
-			return verdict
-		}
-	}
-	return verdict
 }
 
 func trustWord(err error) string {
@@ -174,15 +162,23 @@ func certificateWord(err error) string {
 	return handshakeBadCert
 }
 
-// outcome is a word for how a handshake has ended.
-func (n *negotiation) outcome(err error) string {
+// Refused is err, how the handshake has ended, or what we have to say of it before.
+func (n *Negotiation) Refused(err error) error {
+	if n.refused != nil {
+		return n.refused
+	}
+	return err
+}
+
+// Outcome is a word for how a handshake has ended.
+func (n *Negotiation) Outcome(err error) string {
 	var ours *refusedHandshake
 	var chain *tls.CertificateVerificationError
 	var header tls.RecordHeaderError
 	var alert tls.AlertError
 	switch {
 	case err == nil:
-		return handshakeDone
+		return Done
 	case errors.As(n.refused, &ours), errors.As(err, &ours):
 		return ours.outcome
 	case errors.As(err, &chain):
@@ -208,20 +204,4 @@ func (n *negotiation) outcome(err error) string {
 		}
 	}
 	return handshakeProtocol
-}
-
-// lastWords is how long a client that was refused may take to read why, and how much
-// it may send meanwhile.
-const (
-	lastWords     = time.Second
-	lastWordsSize = 64 << 10
-)
-
-// farewell closes a connection behind an alert. Closed at once, with something of the
-// client's unread, the kernel would send a reset that overtakes the alert.
-func farewell(conn *net.TCPConn) {
-	conn.CloseWrite()
-	conn.SetDeadline(time.Now().Add(lastWords))
-	io.CopyN(io.Discard, conn, lastWordsSize)
-	conn.Close()
 }
