@@ -65,7 +65,7 @@ var layers = []struct {
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},
-	{"test/programs/...", nil},
+	{"test/programs/...", []string{"test/programs/desktop"}},
 }
 
 // forTests may be imported by tests of broker and below, beside what the row says.
