@@ -174,6 +174,45 @@ func TestExampleBastion(t *testing.T) {
 	w.finish(t, before)
 }
 
+func TestExampleGateway(t *testing.T) {
+	netns.RequireProgram(t, "curl", "curl")
+	w := newGatewayWorld(t, everything+`
+  - name: wiki
+    backend: {target: {name: wiki.internal, port: 80}}
+    policy: staff
+`)
+	hosts(t, w.Client, "10.99.1.2 gateway.example.com")
+	hosts(t, w.Server, "10.99.2.2 wiki.internal")
+	startNginx(t, w.Inner, "WIKI-PAGE")
+	for name, from := range map[string]string{"office-ca.crt": "ca/ca.crt", "office.crt": "ann.crt", "office.key": "ann.key"} {
+		text, err := os.ReadFile(w.Alice.Path(from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Alice.Write(t, ".ssh2/"+name, string(text), 0o600)
+	}
+	before := w.settled(t)
+	w.configureFile(t, example(t, "gateway"))
+	near, far := w.Client.Capture(t, "to-server"), w.Inner.Capture(t, "to-server")
+	expect(t, w.ctl(t, "start"), 0)
+	curl := netns.Cmd{Args: []string{"curl", "-sS", "--max-time", "20"}, User: w.Alice}
+	requireText(t, w.Client.Run(t, w.capture("curl", "-sS", "http://wiki.internal/")), "WIKI-PAGE")
+	requireText(t, w.Client.Run(t, with(curl, "http://127.0.0.1:8081/")), "WIKI-PAGE")
+	requireText(t, w.Client.Run(t, with(curl, "-p", "-x", "http://127.0.0.1:3128", "http://wiki.internal/")), "WIKI-PAGE")
+	requireText(t, w.ctl(t, "services"), "127.0.0.1:8081")
+	for i, want := range []struct {
+		target string
+		rule   int
+	}{{"wiki.internal:80", 1}, {"service wiki", 0}, {"wiki.internal:80", 0}} {
+		if r := w.awaitRecords(t, i+1)[i]; r.Reason != "carried" || r.Profile != "office" || r.Server != "gateway.example.com:8443" || r.Target != want.target || r.Rule != want.rule {
+			t.Errorf("record %d: %+v, want %+v", i, r, want)
+		}
+	}
+	requireHidden(t, near, far, "WIKI-PAGE")
+	w.requireOnlyTLS(t, near)
+	w.finish(t, before)
+}
+
 // TestExampleUsers has the file where it belongs, below /etc, and two users.
 func TestExampleUsers(t *testing.T) {
 	for _, p := range []string{"curl", "wget"} {
