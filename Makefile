@@ -8,7 +8,7 @@ UNITS    ?= $(PREFIX)/lib/systemd/system
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # -race for the packages that run in one process; needs a C compiler.
 RACE     ?=
-# Options of `make bench`, `make bench-growth` and `make bench-direct`.
+# Options of `make bench`, `make bench-growth`, `make bench-beside` and `make bench-direct`.
 BENCH    ?=
 # What of ours is linked into ssh-captured, the one privileged program, is to stay readable: lines at most.
 CAPTURED := 4000
@@ -23,7 +23,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-gateway demo-system test test-long cover bench bench-growth bench-direct size lint install clean help packages
+.PHONY: build demo demo-gateway demo-system test test-long cover bench bench-growth bench-beside bench-direct size lint install clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -67,6 +67,9 @@ bench: packages ## compares ssh-capture with ssh -L and no tunnel; needs root; B
 
 bench-growth: packages ## how the figures of bench change from 1 to 10,000 open flows; needs root; BENCH as for bench
 	$(GO) test ./test/bench -run '^$$' -bench Growth -benchtime 1x -timeout 60m -args $(BENCH)
+
+bench-beside: packages ## what a session feels of a transfer beside it; needs root; BENCH as for bench
+	$(GO) test ./test/bench -run '^$$' -bench Beside -benchtime 1x -timeout 20m -args $(BENCH)
 
 bench-direct: packages ## what captures of the whole host cost traffic that is let alone; needs root; BENCH as for bench
 	$(GO) test ./test/bench -run '^$$' -bench Direct -benchtime 1x -timeout 30m -args $(BENCH)

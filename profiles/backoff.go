@@ -31,10 +31,19 @@ type backoff struct {
 // failed counts a failure and rests. spread is between 0 and 1 and moves the rest
 // by up to a quarter each way, so that many hosts do not return in step.
 func (b *backoff) failed(now time.Time, err error, spread float64) {
-	rest, most := restConnect, restConnectMax
 	if errors.Is(err, ErrAuth) || errors.Is(err, ErrHostKey) {
-		rest, most = restRefusal, restRefusalMax
+		b.refused(now, err, spread)
+		return
 	}
+	b.rests(now, err, spread, restConnect, restConnectMax)
+}
+
+// refused is failed where the server, or we, said no.
+func (b *backoff) refused(now time.Time, err error, spread float64) {
+	b.rests(now, err, spread, restRefusal, restRefusalMax)
+}
+
+func (b *backoff) rests(now time.Time, err error, spread float64, rest, most time.Duration) {
 	for i := 0; i < b.failures && rest < most; i++ {
 		rest *= 2
 	}

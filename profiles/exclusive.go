@@ -28,7 +28,7 @@ func (pl *Pool) ownLocked(base *way) *way {
 	return pl.addLocked(wayKey{base.key.Key, pl.lastID + 1}, base.profile, base.memory)
 }
 
-// partLocked drops a way out of an exclusive profile that has no transport any more.
+// partLocked drops a way out that has a number and no transport any more.
 func (pl *Pool) partLocked(w *way) {
 	if w.key.number != 0 {
 		delete(pl.ways, w.key)

@@ -12,5 +12,8 @@ func (pl *Pool) Hasten() {
 		if w.backoff.rest(now) > 0 {
 			w.backoff.until = now
 		}
+		if w.bundle != nil && w.bundle.refusal.rest(now) > 0 {
+			w.bundle.refusal.until = now
+		}
 	}
 }

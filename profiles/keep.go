@@ -12,11 +12,14 @@ import (
 // profile has no transport to keep: Keep returns at once.
 func (pl *Pool) Keep(ctx context.Context, p *Profile) {
 	for !p.Exclusive && ctx.Err() == nil {
-		l, err := pl.acquire(ctx, p, nil, false)
+		l, err := pl.acquire(ctx, p, nil, nil, false, expectQuiet)
 		if errors.Is(err, ErrClosed) {
 			return
 		}
 		if err == nil {
+			pl.mu.Lock()
+			l.kept++
+			pl.mu.Unlock()
 			select {
 			case <-l.Done():
 				pl.forget(l)
@@ -25,6 +28,7 @@ func (pl *Pool) Keep(ctx context.Context, p *Profile) {
 			}
 			pl.mu.Lock()
 			l.streams--
+			l.kept--
 			pl.restLocked(l)
 			pl.mu.Unlock()
 		}

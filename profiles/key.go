@@ -99,7 +99,7 @@ func (p *Profile) appendSettings(b []byte) []byte {
 		number(uint64(k.For), uint64(k.Idle))
 	}
 	number(uint64(p.Port), uint64(p.HostKeyPolicy), uint64(p.AddressFamily), p.RekeyBytes, uint64(p.ConnectTimeout),
-		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout),
+		uint64(p.KeepaliveInterval), uint64(p.KeepaliveMisses), uint64(p.IdleTimeout), uint64(p.OpenTimeout), uint64(p.Transports),
 		uint64(len(p.More)), uint64(len(p.AuthMethods)))
 	for _, s := range p.More {
 		text(s.Host)

@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,9 +22,9 @@ const (
 	readyFor    = time.Minute
 )
 
-// Pool keeps one transport for each way out: opened on first need by one attempt
-// that everybody who waits shares, and closed as the profile says. Safe for
-// concurrent use.
+// Pool keeps one transport for each way out, or several (see bundle): opened on first
+// need by one attempt that everybody who waits shares, and closed as the profile says.
+// Safe for concurrent use.
 type Pool struct {
 	// Observe is told of transports as they come and go; it is set before the first Open.
 	Observe Observer
@@ -60,8 +62,8 @@ type way struct {
 }
 
 // wayKey tells ways out apart. Those of an exclusive profile have a number each; the
-// one with 0 then has no transport, and keeps their memory. A transport that another one
-// has replaced gets a number too.
+// one with 0 then has no transport, and keeps their memory. The further transports of a
+// bundle get a number too, and one that another has replaced.
 type wayKey struct {
 	Key
 	number uint64
@@ -72,6 +74,7 @@ type memory struct {
 	backoff backoff
 	down    map[Server]time.Time // when it could not be reached; nil: none is known
 	begins  chan struct{}        // has room for the attempts of an exclusive profile
+	bundle  *bundle              // nil: one transport at a time
 }
 
 // link is one live transport. Its fields are guarded by the pool's lock.
@@ -80,11 +83,20 @@ type link struct {
 	way     *way
 	server  Server // of the profile's; not changed
 	since   time.Time
-	streams int  // open or being opened
+	streams int  // open or being opened, and kept
+	kept    int  // held open by Keep
 	used    bool // had a stream
 	retired bool
 	closing bool // closed by us, which is no failure
 	idle    *time.Timer
+	idling  bool // idle is running
+
+	// Of one in a bundle.
+	number   int  // among those that are there
+	ahead    bool // nobody had asked for it
+	attended bool // a person had a part in its login
+	marked   uint64
+	recent   uint64 // carried within the last tick, which ended at marked
 
 	replaced chan struct{} // closed once it has carried enough and another one takes new streams
 }
@@ -104,6 +116,7 @@ type attempt struct {
 	done    chan struct{}
 	err     error
 	waiters int
+	asked   atomic.Bool        // a person was asked
 	alone   context.CancelFunc // ends the questions to the person when nobody waits
 }
 
@@ -129,19 +142,24 @@ func NewPool(c Connector, log *slog.Logger) *Pool {
 // need it; its questions to the person end when nobody waits any more. The caller
 // closes the stream.
 func (pl *Pool) Open(ctx context.Context, p *Profile, dst Destination, ask Prompter) (Stream, error) {
-	for retried := false; ; retried = true {
-		l, err := pl.acquire(ctx, p, ask, false)
+	return pl.open(ctx, p, dst, ask, expectByHabit)
+}
+
+func (pl *Pool) open(ctx context.Context, p *Profile, dst Destination, ask Prompter, e expectation) (Stream, error) {
+	for lost := 0; ; lost++ {
+		l, err := pl.acquire(ctx, p, &dst, ask, false, e)
 		if err != nil {
 			return nil, err
 		}
 		s, err := l.Open(ctx, dst)
 		if err == nil {
-			return pl.hold(l, s, dst), nil
+			return pl.hold(l, s, dst, e), nil
 		}
 		pl.release(l)
 		// A transport can go between being chosen and being asked. Nothing was sent
-		// to the destination then, so another one may be asked, once.
-		if retried || !errors.Is(err, ErrLost) || ctx.Err() != nil {
+		// to the destination then, so another one may be asked, once; where there are
+		// several, all of them may have gone.
+		if lost >= max(p.Transports, 1) || !errors.Is(err, ErrLost) || ctx.Err() != nil {
 			return nil, fmt.Errorf("profile %q: %w", p.Label(), err)
 		}
 		select {
@@ -167,7 +185,7 @@ func (pl *Pool) changedLocked() {
 // Ready connects without opening a stream. Where a person can be asked it does not
 // mind the rest after a failure: somebody is there who wants it now.
 func (pl *Pool) Ready(ctx context.Context, p *Profile, ask Prompter) error {
-	l, err := pl.acquire(ctx, p, ask, ask != nil)
+	l, err := pl.acquire(ctx, p, nil, ask, ask != nil, expectQuiet)
 	if err != nil {
 		return err
 	}
@@ -181,7 +199,7 @@ func (pl *Pool) Ready(ctx context.Context, p *Profile, ask Prompter) error {
 // With has use ask something of p's transport, and connects where there is none. Its
 // errors are those of Open, and use's.
 func (pl *Pool) With(ctx context.Context, p *Profile, ask Prompter, use func(Transport) error) error {
-	l, err := pl.acquire(ctx, p, ask, false)
+	l, err := pl.acquire(ctx, p, nil, ask, false, expectQuiet)
 	if err != nil {
 		return err
 	}
@@ -189,8 +207,9 @@ func (pl *Pool) With(ctx context.Context, p *Profile, ask Prompter, use func(Tra
 	return use(l.Transport)
 }
 
-// acquire returns p's live transport with one stream counted on it.
-func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bool) (*link, error) {
+// acquire returns a live transport of p with one stream counted on it, which is to go to
+// dst where it goes anywhere.
+func (pl *Pool) acquire(ctx context.Context, p *Profile, dst *Destination, ask Prompter, urgent bool, e expectation) (*link, error) {
 	if _, err := p.Chain(); err != nil {
 		return nil, fmt.Errorf("profile %q: %w", p.Label(), err)
 	}
@@ -202,16 +221,15 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 			return nil, fmt.Errorf("profile %q: %w", p.Label(), ErrClosed)
 		}
 		w := pl.wayLocked(key, p)
-		if l := w.link; l != nil && !over(l) {
+		if l := pl.liveLocked(w, dst, e); l != nil {
 			l.streams++
-			if l.idle != nil {
-				l.idle.Stop()
-			}
+			l.wakeLocked()
 			pl.renewLocked(l)
+			if w.bundle != nil {
+				pl.lookLocked(w)
+			}
 			pl.mu.Unlock()
 			return l, nil
-		} else if l != nil {
-			pl.lostLocked(l)
 		}
 		if w.attempt == nil {
 			if rest := w.backoff.rest(time.Now()); rest > 0 && !urgent {
@@ -247,6 +265,26 @@ func (pl *Pool) acquire(ctx context.Context, p *Profile, ask Prompter, urgent bo
 	}
 }
 
+// liveLocked is the live transport of a way out, the right one where there are several;
+// nil for none.
+func (pl *Pool) liveLocked(w *way, dst *Destination, e expectation) *link {
+	if b := w.bundle; b != nil {
+		for _, l := range slices.Clone(b.links) {
+			if over(l) {
+				pl.lostLocked(l)
+			}
+		}
+		if len(b.links) == 0 {
+			return nil
+		}
+		return b.choose(b.expect(e, dst))
+	}
+	if l := w.link; l != nil && over(l) {
+		pl.lostLocked(l)
+	}
+	return w.link
+}
+
 // wayLocked finds or makes the way out and drops those that have nothing to tell
 // any more, as profiles made for one host each come and go.
 func (pl *Pool) wayLocked(key Key, p *Profile) *way {
@@ -254,11 +292,11 @@ func (pl *Pool) wayLocked(key Key, p *Profile) *way {
 	if w == nil {
 		now := time.Now()
 		for k, w := range pl.ways {
-			if w.link == nil && w.attempt == nil && -w.backoff.rest(now) > forgetAfter {
+			if w.link == nil && w.attempt == nil && (w.bundle == nil || len(w.bundle.links) == 0) && -w.backoff.rest(now) > forgetAfter {
 				delete(pl.ways, k)
 			}
 		}
-		w = pl.addLocked(wayKey{key, 0}, p, &memory{begins: make(chan struct{}, exclusiveBegins)})
+		w = pl.addLocked(wayKey{key, 0}, p, &memory{begins: make(chan struct{}, exclusiveBegins), bundle: newBundle(p)})
 	}
 	if p.Exclusive {
 		return pl.ownLocked(w)
@@ -278,7 +316,7 @@ func (pl *Pool) startLocked(w *way, ask Prompter) {
 	waited, alone := context.WithCancel(pl.life)
 	w.attempt = &attempt{done: make(chan struct{}), alone: alone}
 	if ask != nil {
-		ask = whileWaited{Prompter: ask, waited: waited}
+		ask = whileWaited{Prompter: ask, waited: waited, asked: &w.attempt.asked}
 	}
 	pl.tasks.Go(func() { pl.connect(w, w.attempt, ask) })
 }
@@ -301,22 +339,35 @@ func (pl *Pool) connect(w *way, a *attempt, ask Prompter) {
 		}
 		pl.partLocked(w)
 	} else {
-		pl.tookLocked(w, t, server)
+		l := pl.tookLocked(w, t, server)
+		l.attended = l.attended || a.asked.Load()
+		pl.restLocked(l)
 	}
 	a.err = err
 	close(a.done)
 	pl.settleLocked()
 }
 
-// tookLocked makes a transport to one of its servers that of a way out.
-func (pl *Pool) tookLocked(w *way, t Transport, server Server) {
+// tookLocked makes a transport to one of its servers that of a way out. The caller lets it
+// rest.
+func (pl *Pool) tookLocked(w *way, t Transport, server Server) *link {
 	l := &link{Transport: t, way: w, server: server, since: time.Now(), replaced: make(chan struct{})}
 	w.link = l
-	pl.log.Info("connected", "profile", w.profile.Label(), "server", server, "user", w.profile.User)
+	if a, ok := t.(Attended); ok {
+		l.attended = a.Attended()
+	}
+	if w.bundle != nil {
+		w.bundle.join(l)
+	}
+	said := []any{"profile", w.profile.Label(), "server", server, "user", w.profile.User}
+	if w.bundle != nil {
+		said = append(said, "number", l.number)
+	}
+	pl.log.Info("connected", said...)
 	pl.Observe.Tell(l.event(Connected))
 	pl.changedLocked()
 	pl.tasks.Go(func() { pl.watch(l) })
-	pl.restLocked(l)
+	return l
 }
 
 // through dials inside a stream of the gateway's transport.
@@ -330,7 +381,7 @@ func (pl *Pool) through(gw *Profile, ask Prompter) DialFunc {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrSetup, err)
 		}
-		s, err := pl.Open(ctx, gw, Destination{Host: host, Port: uint16(port)}, ask)
+		s, err := pl.open(ctx, gw, Destination{Host: host, Port: uint16(port)}, ask, expectAnything)
 		switch {
 		case err == nil:
 			return s, nil
@@ -376,17 +427,13 @@ func (pl *Pool) lostLocked(l *link) {
 	if l.way.link != l {
 		return
 	}
-	l.way.link = nil
-	pl.changedLocked()
-	pl.partLocked(l.way)
-	if l.idle != nil {
-		l.idle.Stop()
-	}
-	if l.closing {
-		return
-	}
+	pl.unlinkLocked(l)
 	lived := time.Since(l.since)
-	l.way.backoff.lost(time.Now(), lived, l.Err(), rand.Float64())
+	if b := l.way.bundle; b != nil && len(b.links) > 0 {
+		b.lostBeside(l, lived)
+	} else {
+		l.way.backoff.lost(time.Now(), lived, l.Err(), rand.Float64())
+	}
 	gone := l.event(ConnectionLost)
 	gone.Err = l.Err()
 	pl.Observe.Tell(gone)
@@ -401,6 +448,11 @@ func (pl *Pool) release(l *link) {
 	l.streams--
 	l.used = true
 	pl.restLocked(l)
+	if b := l.way.bundle; b != nil {
+		for _, o := range slices.Clone(b.links) { // which may not be needed any more
+			pl.restLocked(o)
+		}
+	}
 }
 
 // restLocked decides what becomes of a transport without streams.
@@ -408,19 +460,18 @@ func (pl *Pool) restLocked(l *link) {
 	if l.streams > 0 || l.closing || l.way.link != l {
 		return
 	}
-	wait := l.way.profile.IdleTimeout
+	wait, stays := l.patience()
 	switch {
 	case l.retired || isClosed(l.replaced) || pl.draining:
 		pl.closeLocked(l)
 		return
-	case l.used && (wait == 0 || l.way.profile.Exclusive):
-		pl.closeLocked(l)
-		return
-	case wait < 0:
+	case stays || l.idling:
 		return
 	case wait == 0:
-		wait = readyFor
+		pl.closeLocked(l)
+		return
 	}
+	l.idling = true
 	if l.idle != nil {
 		l.idle.Reset(wait)
 		return
@@ -428,10 +479,48 @@ func (pl *Pool) restLocked(l *link) {
 	l.idle = time.AfterFunc(wait, func() {
 		pl.mu.Lock()
 		defer pl.mu.Unlock()
-		if l.streams == 0 && !l.closing && l.way.link == l {
+		l.idling = false
+		if _, stays := l.patience(); l.streams == 0 && !stays && !l.closing && l.way.link == l {
 			pl.closeLocked(l)
 		}
 	})
+}
+
+// patience is how long a transport is kept without streams, or that it stays.
+func (l *link) patience() (wait time.Duration, stays bool) {
+	b, wait := l.way.bundle, l.way.profile.IdleTimeout
+	switch {
+	case b != nil && b.needs(l):
+		return 0, true
+	case wait < 0 && b != nil && l.ahead && len(b.links) > 1:
+		return spareIdle, false
+	case wait < 0:
+		return 0, !(l.used && l.way.profile.Exclusive)
+	case l.way.profile.Exclusive && l.used:
+		return 0, false
+	case wait == 0 && !l.used && !l.ahead:
+		return readyFor, false
+	}
+	return wait, false
+}
+
+// wakeLocked has a transport not closed for want of streams.
+func (l *link) wakeLocked() {
+	if l.idle != nil {
+		l.idle.Stop()
+		l.idling = false
+	}
+}
+
+// unlinkLocked takes a transport off its way out.
+func (pl *Pool) unlinkLocked(l *link) {
+	l.way.link = nil
+	if l.way.bundle != nil {
+		l.way.bundle.leave(l)
+	}
+	l.wakeLocked()
+	pl.changedLocked()
+	pl.partLocked(l.way)
 }
 
 // closeLocked closes a transport that nobody needs, without waiting for it.
@@ -440,14 +529,9 @@ func (pl *Pool) closeLocked(l *link) {
 		return
 	}
 	l.closing = true
-	if l.idle != nil {
-		l.idle.Stop()
-	}
 	if l.way.link == l {
-		l.way.link = nil
-		pl.changedLocked()
 		l.way.backoff = backoff{}
-		pl.partLocked(l.way)
+		pl.unlinkLocked(l)
 	}
 	pl.Observe.Tell(l.event(Disconnected))
 	pl.log.Info("disconnecting", "profile", l.way.profile.Label())
@@ -569,9 +653,11 @@ func isClosed(c <-chan struct{}) bool {
 type whileWaited struct {
 	Prompter
 	waited context.Context
+	asked  *atomic.Bool // set when it has
 }
 
 func (w whileWaited) Ask(ctx context.Context, p Prompt) (string, error) {
+	w.asked.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(w.waited, cancel)()

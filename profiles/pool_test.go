@@ -29,6 +29,8 @@ type fakeConnector struct {
 	together bool // two connects of one key at once
 	made     []*fakeTransport
 	ask      func(ctx context.Context, ask Prompter) error
+	touched  bool // every login takes a person
+	allowed  int  // transports at a time; 0: any number
 }
 
 func (c *fakeConnector) Connect(ctx context.Context, p *Profile, via DialFunc, ask Prompter) (Transport, error) {
@@ -47,7 +49,7 @@ func (c *fakeConnector) Connect(ctx context.Context, p *Profile, via DialFunc, a
 		c.mu.Unlock()
 	}()
 
-	t := &fakeTransport{profile: p, done: make(chan struct{})}
+	t := &fakeTransport{profile: p, touched: c.touched, done: make(chan struct{})}
 	if via != nil {
 		conn, err := via(ctx, "tcp", net.JoinHostPort(p.Host, fmt.Sprint(p.Port)))
 		if err != nil {
@@ -69,8 +71,17 @@ func (c *fakeConnector) Connect(ctx context.Context, p *Profile, via DialFunc, a
 		return nil, fail
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	live := 0
+	for _, other := range c.made {
+		if !over(other) {
+			live++
+		}
+	}
+	if c.allowed > 0 && live >= c.allowed {
+		return nil, fmt.Errorf("%w: one connection is enough", ErrAuth)
+	}
 	c.made = append(c.made, t)
-	c.mu.Unlock()
 	return t, nil
 }
 
@@ -101,6 +112,7 @@ type fakeTransport struct {
 	refuse  error
 	dead    atomic.Bool // nothing comes any more
 	carried atomic.Uint64
+	touched bool // a person had a part in its login
 }
 
 func (t *fakeTransport) end(err error) {
@@ -124,7 +136,7 @@ func (t *fakeTransport) Open(ctx context.Context, dst Destination) (Stream, erro
 	}
 	a, b := net.Pipe()
 	go func() { io.Copy(b, b); b.Close() }()
-	return &fakeStream{Conn: a}, nil
+	return &fakeStream{Conn: a, t: t}, nil
 }
 func (t *fakeTransport) Probe(limit time.Duration) {
 	time.AfterFunc(limit, func() {
@@ -134,11 +146,24 @@ func (t *fakeTransport) Probe(limit time.Duration) {
 	})
 }
 func (t *fakeTransport) Carried() uint64       { return t.carried.Load() }
+func (t *fakeTransport) Attended() bool        { return t.touched }
 func (t *fakeTransport) Done() <-chan struct{} { return t.done }
 func (t *fakeTransport) Err() error            { return t.err }
 func (t *fakeTransport) Close() error          { t.end(errors.New("closed")); return nil }
 
-type fakeStream struct{ net.Conn }
+// fakeStream counts what its test says that it carried.
+type fakeStream struct {
+	net.Conn
+	t     *fakeTransport
+	count atomic.Uint64
+}
+
+func (s *fakeStream) carry(n uint64) {
+	s.count.Add(n)
+	s.t.carried.Add(n)
+}
+
+func (s *fakeStream) Counts() (sent, received uint64) { return 0, s.count.Load() }
 
 func (s *fakeStream) CloseWrite() error { return nil }
 func (s *fakeStream) Reset() error      { return s.Close() }
@@ -496,6 +521,30 @@ func TestPoolDrain(t *testing.T) {
 			t.Errorf("drained: %v", err)
 		}
 	})
+}
+
+// A transport that would stay for a while without streams does not keep a drain waiting, nor
+// outlive its configuration.
+func TestPoolIdleEnds(t *testing.T) {
+	for name, end := range map[string]func(pl *Pool){
+		"drain":  func(pl *Pool) { pl.Drain(context.Background()) },
+		"retire": func(pl *Pool) { pl.Retire(func(Key) bool { return false }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &fakeConnector{}
+				pl := newTestPool(t, c)
+				defer pl.Close()
+				mustOpen(t, pl, testProfile()).Close()
+				begin := time.Now()
+				end(pl)
+				synctest.Wait()
+				if !over(c.last()) || time.Since(begin) > 0 {
+					t.Errorf("after %s it is open: %t", time.Since(begin), !over(c.last()))
+				}
+			})
+		})
+	}
 }
 
 func TestPoolDrainLimit(t *testing.T) {

@@ -17,6 +17,12 @@ type pooled struct {
 	dst   Destination
 	since time.Time
 	once  sync.Once
+
+	// Of one in a bundle, by the pool's lock.
+	learns  bool // its destination is told what it was like
+	bulk    bool
+	turn    uint64 // of the bundle, when counted was taken
+	counted uint64
 }
 
 var (
@@ -27,11 +33,14 @@ var (
 	_ Counter       = (*pooled)(nil)
 )
 
-func (pl *Pool) hold(l *link, s Stream, dst Destination) *pooled {
+func (pl *Pool) hold(l *link, s Stream, dst Destination, e expectation) *pooled {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	pl.lastID++
 	p := &pooled{Stream: s, pool: pl, link: l, id: pl.lastID, dst: dst, since: time.Now()}
+	if b := l.way.bundle; b != nil {
+		p.learns, p.turn = e == expectByHabit, b.turn
+	}
 	pl.streams[p] = struct{}{}
 	return p
 }
@@ -49,6 +58,10 @@ func (p *pooled) Reset() error {
 func (p *pooled) gone() {
 	p.pool.mu.Lock()
 	delete(p.pool.streams, p)
+	if b := p.link.way.bundle; b != nil && p.learns && !p.bulk {
+		sent, received := p.Counts()
+		b.habits.ended(p.dst, p.since, time.Since(p.since), sent+received)
+	}
 	p.pool.mu.Unlock()
 	p.pool.release(p.link)
 }
@@ -132,6 +145,8 @@ type Info struct {
 	Key       Key
 	ProfileID string
 	Server    string // host:port
+	Number    int    // among the live transports of a profile that may have several; 0 for one that has one, or that was replaced
+	Bulk      bool   // carries so much, of a profile that may have several, that new streams go elsewhere
 	User      string
 	Gateway   string // label of the profile that it goes through; "" for none
 
@@ -157,6 +172,9 @@ func (pl *Pool) List() []Info {
 		if p.Exclusive && w.key.number == 0 && w.backoff.last == nil {
 			continue // it has nothing to tell
 		}
+		if w.link == nil && w.attempt == nil && w.bundle != nil && len(w.bundle.links) > 0 {
+			continue // the others tell
+		}
 		in := Info{
 			ID: w.id, Key: w.key.Key, ProfileID: p.ID, User: p.User,
 			Server:     w.server.String(),
@@ -173,6 +191,9 @@ func (pl *Pool) List() []Info {
 		if l := w.link; l != nil {
 			in.Server = l.server.String()
 			in.Connected, in.Since, in.Streams, in.Retired = true, l.since, l.streams, l.retired
+			if b := w.bundle; b != nil && slices.Contains(b.links, l) {
+				in.Number, in.Bulk = l.number, l.busy()
+			}
 			live[w.id] = l.Transport
 		}
 		list = append(list, in)

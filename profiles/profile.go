@@ -130,6 +130,10 @@ type Profile struct {
 	More []Server
 	// Exclusive gives every stream a transport of its own.
 	Exclusive bool
+	// Transports is how many there may be at a time, so that streams need not wait for
+	// each other; more than one are made where they help and nobody has to be asked.
+	// 0 is 1. Nothing with Exclusive or ControlPath.
+	Transports int
 
 	Gateway *Profile // the transport is opened through this one; nil: straight
 

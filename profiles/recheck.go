@@ -19,6 +19,9 @@ func (pl *Pool) Recheck(limit time.Duration) {
 			}
 		}
 		w.backoff.forgive(time.Now())
+		if w.bundle != nil {
+			w.bundle.refusal.forgive(time.Now())
+		}
 	}
 	pl.mu.Unlock()
 	for _, t := range live {

@@ -43,7 +43,13 @@ func (pl *Pool) renew(w *way, old *link) {
 		return
 	}
 	pl.setAsideLocked(old)
-	pl.tookLocked(w, t, server)
+	at := w
+	if w.key.number != 0 { // of a bundle: the old one stays where it is
+		at = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
+	}
+	l := pl.tookLocked(at, t, server)
+	l.ahead = old.ahead
+	pl.restLocked(l)
 	pl.restLocked(old)
 }
 
@@ -55,6 +61,9 @@ func (pl *Pool) setAsideLocked(l *link) {
 		l.way = pl.addLocked(wayKey{w.key.Key, pl.lastID + 1}, w.profile, w.memory)
 		l.way.link, l.way.server = l, l.server
 		w.link = nil
+	}
+	if w.bundle != nil {
+		w.bundle.leave(l)
 	}
 	close(l.replaced)
 }

@@ -112,6 +112,12 @@ type Transport interface {
 	Close() error
 }
 
+// Attended is a transport that knows whether another login like its own may take a person
+// who was not asked through a Prompter: to touch a key, or to confirm something elsewhere.
+type Attended interface {
+	Attended() bool
+}
+
 // Prober is a transport that can be asked whether it still works.
 type Prober interface {
 	// Probe begins to ask, and loses the transport where no sign of life has come
@@ -147,8 +153,9 @@ type Description struct {
 // DialFunc opens the connection that a transport runs on.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Connector makes transports of one kind. The pool calls it, never twice at once
-// for the same Key.
+// Connector makes transports of one kind. The pool calls it, once at a time for a Key but
+// for exclusive profiles (four times), and for a transport that is to replace another or
+// to stand beside it, which nobody waits for.
 type Connector interface {
 	// Connect reaches p's server and proves who we are. via is not nil where the
 	// profile has a gateway: the connection then runs in what via returns, else the

@@ -31,10 +31,14 @@ var layers = []struct {
 }{
 	{"filter/...", []string{"filter/..."}},
 	{"capture/...", []string{"capture/..."}},
+	{"capture/leak", []string{"capture/leak/ways", "capture/message"}},
+	{"capture/leak/ways", []string{"capture"}},
+	{"capture/probe", []string{"capture", "capture/netns", "capture/nft"}},
 	{"capture/descriptor", nil},
 	// For everybody, without privilege.
 	{"capture/cgroup/view", nil},
 	{"profiles/...", []string{"profiles/..."}},
+	{"profiles/trialserver", nil},
 
 	// One flow's life; the only package that knows two of the three above.
 	{"broker", []string{"filter", "capture", "capture/service", "profiles", "broker/relay", "broker/audit", "broker/eventlog", "broker/regular"}},
@@ -60,6 +64,9 @@ var layers = []struct {
 	{"broker/listeners", []string{"capture", "profiles", "profiles/proxy", "broker"}},
 	{"broker/kubeconfig", []string{"broker/regular", "broker/replace"}},
 	{"broker/explain", []string{"filter", "capture", "broker", "broker/control"}},
+	// A broker of its own to try things with, and what is said of a host.
+	{"broker/trial", []string{"capture/command", "capture/leak", "profiles/trialserver", "broker/control"}},
+	{"broker/doctor", []string{"capture", "capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/certfile", "profiles/creds", "broker/config", "broker/control", "broker/regular", "broker/trial"}},
 	// Puts a broker together out of what the others offer.
 	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "profiles/tlstun/wire", "broker/..."}},
 

@@ -108,7 +108,7 @@ func factoryProfile() profiles.Profile {
 		StoreKnownHost: "/home/ann/.ssh2/hostkeys/",
 		RekeyBytes:     1_000_000_000,
 		ConnectTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second, OpenTimeout: 15 * time.Second,
-		KeepaliveMisses: 3,
+		KeepaliveMisses: 3, Transports: 1,
 	}
 }
 

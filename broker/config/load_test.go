@@ -391,9 +391,9 @@ func TestProxyOfTheEnvironment(t *testing.T) {
 // are shared with nobody.
 func TestWays(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "c.xml")
-	text := `<secsh-broker><default-settings><exclusive-connection enable="yes"/></default-settings><profiles>
+	text := `<secsh-broker><default-settings transports="3"><exclusive-connection enable="yes"/></default-settings><profiles>
 		<profile id="a" host="h1,h2:2222, [fd00::1]" port="22" connect-on-startup="yes"/>
-		<profile id="b" host="h3:24,h4" port="23"><exclusive-connection enable="no"/></profile></profiles></secsh-broker>`
+		<profile id="b" host="h3:24,h4" port="23" transports="5"><exclusive-connection enable="no"/></profile></profiles></secsh-broker>`
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -404,6 +404,7 @@ func TestWays(t *testing.T) {
 	a, b := c.Profiles["a"], c.Profiles["b"]
 	equal(t, "a", []any{a.Host, a.Port, a.More, a.Exclusive}, []any{"h1", uint16(22), []profiles.Server{{Host: "h2", Port: 2222}, {Host: "fd00::1", Port: 22}}, true})
 	equal(t, "b", []any{b.Host, b.Port, b.More, b.Exclusive}, []any{"h3", uint16(24), []profiles.Server{{Host: "h4", Port: 23}}, false})
+	equal(t, "transports", []int{a.Transports, b.Transports, c.Defaults.Transports}, []int{3, 5, 3})
 	equal(t, "startup", c.Startup, []string{"a"})
 }
 

@@ -141,6 +141,7 @@ func (m *merged) checkGateways() {
 func factory(env Env) profiles.Profile {
 	p := profiles.Profile{
 		Port:            22,
+		Transports:      1,
 		User:            env.User,
 		HostKeyPolicy:   profiles.Ask,
 		RekeyBytes:      1_000_000_000,

@@ -126,6 +126,9 @@ func TestProblems(t *testing.T) {
 		{"host key twice", profile(`<hostkey file="x">AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f</hostkey>`), []string{"2:54: hostkey: the host key is given twice"}},
 		{"host key in lines", profile("<hostkey>\n AAAAC3NzaC1lZDI1NTE5AAAAIAABAgME\n BQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n</hostkey>"), nil},
 		{"no host key", profile(`<hostkey/>`), []string{"2:36: hostkey: no host key is named"}},
+		{"transports", `<secsh-broker><default-settings transports="0"/><profiles><profile id="p" host="h" transports="17"/><profile id="q" host="h" transports="two"/></profiles></secsh-broker>`, []string{
+			`1:45: default-settings: transports: "0" is not a number from 1 to 16`, `1:96: profile: transports: "17" is not a number from 1 to 16`,
+			`1:138: profile: transports: "two" is not a number from 1 to 16`}},
 		{"proxy", defaults(`<proxy ruleset="direct:///; &lt;x"/>`), []string{`2:47: proxy: ruleset: "<x" has no ://`}},
 		{"no proxy", defaults(`<proxy ruleset=" ; "/>`), nil},
 		{"proxy and gateway", root(`<profiles><profile id="q" host="h"/><profile id="p" host="h" gateway-profile="q"><proxy ruleset="socks://p/"/></profile></profiles>`), []string{"2:82: warning: proxy: the proxy of a profile with a gateway-profile is not used"}},

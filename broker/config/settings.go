@@ -36,6 +36,7 @@ type settings struct {
 	hostKeyText  string
 	family       *profiles.AddressFamily
 	exclusive    *bool
+	transports   *uint64
 }
 
 // password is one of three ways to give a password. Its text is never logged.
@@ -45,6 +46,9 @@ type password struct{ text, file, command string }
 func (r *reader) settings(n *schema.Node) settings {
 	var s settings
 	s.user, s.askUser = r.user(n)
+	if n, ok := n.Number("transports"); ok {
+		s.transports = &n
+	}
 	for _, c := range n.Children {
 		switch c.Name {
 		case "ciphers":
@@ -275,6 +279,9 @@ func (s *settings) apply(p *profiles.Profile) {
 	set(&p.HostKeyPolicy, s.policy)
 	set(&p.AddressFamily, s.family)
 	set(&p.Exclusive, s.exclusive)
+	if s.transports != nil {
+		p.Transports = int(*s.transports)
+	}
 	set(&p.ServerProof, s.proof)
 	if s.hostKeyFile != "" || s.hostKeyText != "" {
 		p.HostKeyFile, p.HostKeyText = s.hostKeyFile, s.hostKeyText

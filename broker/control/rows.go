@@ -136,7 +136,9 @@ type LogTarget struct {
 type ConnectionRow struct {
 	ID        uint64    `json:"id"`
 	Profile   string    `json:"profile"`
-	Server    string    `json:"server"` // host:port
+	Number    int       `json:"number,omitempty"` // among those of its profile, where there may be several
+	Bulk      bool      `json:"bulk,omitempty"`   // new channels are opened on another one, if possible
+	Server    string    `json:"server"`           // host:port
 	User      string    `json:"user"`
 	Via       string    `json:"via,omitempty"` // the profile it is opened through
 	HostKey   string    `json:"host_key"`      // type and SHA256 fingerprint
@@ -394,8 +396,10 @@ type ProfileRow struct {
 	Gateway   string   `json:"gateway,omitempty"` // id
 	Proxy     bool     `json:"proxy"`             // a ruleset or the environment may name one
 	Exclusive bool     `json:"exclusive"`         // a connection for each channel
-	Startup   bool     `json:"startup"`           // connected without a channel
-	Connected int      `json:"connected"`         // live connections
+	// Transports is how many connections there may be at a time, where it is not Exclusive.
+	Transports int  `json:"transports"`
+	Startup    bool `json:"startup"`   // connected without a channel
+	Connected  int  `json:"connected"` // live connections
 }
 
 // ClientRow is one program that is connected to the broker's control socket.

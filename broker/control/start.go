@@ -39,7 +39,7 @@ type StartOptions struct {
 func Start(ctx context.Context, o StartOptions) (pid int, err error) {
 	program := o.Program
 	if program == "" {
-		if program, err = findBroker(); err != nil {
+		if program, err = FindProgram(BrokerProgram); err != nil {
 			return 0, err
 		}
 	}
@@ -93,16 +93,17 @@ func (o StartOptions) args() ([]string, error) {
 	return append(args, o.Extra...), nil
 }
 
-func findBroker() (string, error) {
+// FindProgram finds a program of ours: the one beside this executable, else the one on PATH.
+func FindProgram(name string) (string, error) {
 	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), BrokerProgram)
+		beside := filepath.Join(filepath.Dir(self), name)
 		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
 			return beside, nil
 		}
 	}
-	path, err := exec.LookPath(BrokerProgram)
+	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("%s is neither beside this program nor on PATH", BrokerProgram)
+		return "", fmt.Errorf("%s is neither beside this program nor on PATH", name)
 	}
 	return path, nil
 }

@@ -40,6 +40,7 @@ type Options struct {
 	Admins       int           // gid whose members may use the control socket of a system broker; 0 and less: none
 	MaxUserFlows int           // live at once of one uid, in a system broker; 0: a quarter of MaxFlows
 	Captured     client.Dialer // where ssh-captured is; the zero value finds it
+	NoCarry      bool          // carry nothing for a broker of the whole host
 
 	Audit     *audit.Log // required; the daemon closes it
 	AuditPath string
@@ -164,7 +165,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	if d.system != nil {
 		d.capWG.Go(func() { d.system.run(d.ctx) })
-	} else {
+	} else if !d.NoCarry {
 		d.capWG.Go(func() { d.carry(d.ctx) })
 	}
 	d.capWG.Go(func() { d.watchClock(d.ctx) })

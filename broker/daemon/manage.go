@@ -33,7 +33,7 @@ func (d *Daemon) handleProfiles(_ context.Context, call *control.Call) error {
 	for _, id := range slices.Sorted(maps.Keys(l.policy.Profiles)) {
 		p := l.policy.Profiles[id]
 		row := control.ProfileRow{ID: id, Name: p.Name, Servers: []string{}, User: p.User, Proxy: p.Proxy != "" || p.HTTPSProxy != "",
-			Exclusive: p.Exclusive, Startup: slices.Contains(l.startup, id), Connected: connected[id]}
+			Exclusive: p.Exclusive, Transports: max(p.Transports, 1), Startup: slices.Contains(l.startup, id), Connected: connected[id]}
 		if p.Host != "" && p.Host != "*" {
 			row.Servers = append(row.Servers, profiles.Server{Host: p.Host, Port: p.Port}.String())
 		}

@@ -100,15 +100,15 @@ func TestCloseByCommand(t *testing.T) {
 
 func TestListProfiles(t *testing.T) {
 	b := prepare(t, "", "")
-	b.profilesOf(`<profile id="b" name="B" host="h,i:2222" user="u" connect-on-startup="yes"><proxy ruleset="socks://p/"/></profile>
+	b.profilesOf(`<profile id="b" name="B" host="h,i:2222" user="u" transports="4" connect-on-startup="yes"><proxy ruleset="socks://p/"/></profile>
 		<profile id="a" host="*" user="v" gateway-profile="b"><exclusive-connection enable="yes"/></profile>`)
 	if err := b.start(nil); err != nil {
 		t.Fatal(err)
 	}
 	b.connections("h:22")
 	list := all[control.ProfileRow](b, control.OpProfiles)
-	if got := fmt.Sprintf("%+v", list); got != "[{ID:a Name: Servers:[] User:v Gateway:b Proxy:false Exclusive:true Startup:false Connected:0} "+
-		"{ID:b Name:B Servers:[h:22 i:2222] User:u Gateway: Proxy:true Exclusive:false Startup:true Connected:1}]" {
+	if got := fmt.Sprintf("%+v", list); got != "[{ID:a Name: Servers:[] User:v Gateway:b Proxy:false Exclusive:true Transports:1 Startup:false Connected:0} "+
+		"{ID:b Name:B Servers:[h:22 i:2222] User:u Gateway: Proxy:true Exclusive:false Transports:4 Startup:true Connected:1}]" {
 		t.Error(got)
 	}
 }

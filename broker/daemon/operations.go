@@ -218,7 +218,7 @@ func (d *Daemon) handleDebug(_ context.Context, call *control.Call) error {
 
 func (d *Daemon) handleConnections(_ context.Context, call *control.Call) error {
 	for _, c := range d.pool.List() {
-		row := control.ConnectionRow{ID: c.ID, Profile: c.ProfileID, Server: c.Server, User: c.User, Via: c.Gateway,
+		row := control.ConnectionRow{ID: c.ID, Profile: c.ProfileID, Number: c.Number, Bulk: c.Bulk, Server: c.Server, User: c.User, Via: c.Gateway,
 			HostKey: c.Transport.HostKey, Cipher: c.Transport.Cipher,
 			Version: c.Transport.ServerVersion, Expires: c.Transport.Expires, Note: c.Transport.Note, Since: c.Since, Channels: c.Streams,
 			BytesUp: c.Transport.Sent, BytesDown: c.Transport.Received, State: wayState(c), LastError: c.LastError, RetryAt: c.RetryAt}

@@ -59,16 +59,8 @@ type Child struct {
 // Start makes the namespaces and everything in them. A ForbiddenError says that
 // this machine does not allow it, and what would.
 func Start(o Options) (*Child, error) {
-	userNS := !mayDoWithoutUserNS()
-	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS}
-	if userNS {
-		uid, gid := os.Getuid(), os.Getgid()
-		sys.Cloneflags |= unix.CLONE_NEWUSER
-		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
-		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
-		// Capabilities that an exec by an ordinary uid does not take away.
-		sys.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}
-	}
+	sys, userNS := Attributes()
+	sys.Cloneflags |= unix.CLONE_NEWNS
 	w, err := command.Start(command.Options{Self: o.Self, Arg: InsideArg, Path: o.Path, Argv: o.Argv, Sys: sys})
 	if err != nil {
 		return nil, forbidden(err, userNS)
@@ -83,6 +75,27 @@ func Start(o Options) (*Child, error) {
 	}
 	return c, nil
 }
+
+// Attributes start a process in a network namespace of its own whose rules it may make: in
+// a user namespace too, unless the caller has the privilege to do without. What becomes of
+// the mounts is the caller's business.
+func Attributes() (sys *syscall.SysProcAttr, userNS bool) {
+	sys = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	if mayDoWithoutUserNS() {
+		return sys, false
+	}
+	uid, gid := os.Getuid(), os.Getgid()
+	sys.Cloneflags |= unix.CLONE_NEWUSER
+	sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}
+	sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}
+	// Capabilities that an exec by an ordinary uid does not take away.
+	sys.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}
+	return sys, true
+}
+
+// Forbidden explains an error of starting a process with Attributes, as a *ForbiddenError
+// where the reason is found.
+func Forbidden(err error, userNS bool) error { return forbidden(err, userNS) }
 
 // hungUp tells from an error of the socket that the other side is gone, with or without
 // having read what it was told.

@@ -99,6 +99,12 @@ func ProbeQueue() QueueForm {
 	return NoQueue
 }
 
+// MatchesCgroups reports whether this kernel can tell packets by the cgroup of their socket,
+// as the host's table does.
+func MatchesCgroups() bool {
+	return takes(0, Rule{say("socket cgroupv2 level 1", &expr.Socket{Key: expr.SocketKeyCgroupv2, Level: 1, Register: 1})})
+}
+
 // Zones reports whether this kernel can keep connections apart in zones. Like the end of
 // any rule that sets zones, asking has the kernel drop every held SYN.
 func Zones() bool { return takes(0, Rule{ownersZone}) }

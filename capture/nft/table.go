@@ -72,6 +72,9 @@ func (t *Table) File() *os.File { return t.socket.File() }
 // ownership, unless another process has a duplicate.
 func (t *Table) Close() error { return t.socket.Close() }
 
+// Owns reports whether the kernel knows tables that belong to a socket.
+func Owns() bool { return takes(Owned) }
+
 // Persists reports whether the kernel knows tables that outlive their owner.
 func Persists() bool { return takes(OwnedPersistent) }
 

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"sshbroker/broker/control"
 )
 
 // captureArgs are what capture hands on to ssh-capture.
@@ -89,7 +90,7 @@ func (a *app) capture(ctx context.Context, c captureArgs) error {
 		return err
 	}
 	there.Close()
-	program, err := besideUs("ssh-capture")
+	program, err := control.FindProgram("ssh-capture")
 	if err != nil {
 		return err
 	}
@@ -111,19 +112,4 @@ func (a *app) capture(ctx context.Context, c captureArgs) error {
 		a.printf("process %d is in capture %s\n", row.PID, row.Capture)
 	}
 	return nil
-}
-
-// besideUs is a program of ours: the one beside this, else the one on PATH.
-func besideUs(name string) (string, error) {
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), name)
-		if st, err := os.Stat(beside); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is neither beside this program nor on PATH", name)
-	}
-	return path, nil
 }

@@ -113,7 +113,7 @@ capture, no ssh-captured) is running.`,
 		a.listListenersCommand(), a.openListenerCommand(), a.closeListenerCommand(), a.servicesCommand(), a.connectCommand(),
 		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.listClientsCommand(), a.disconnectClientCommand(), a.listProfilesCommand(),
 		a.listKeysCommand(), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
-		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.kubeconfigCommand(), a.connectorCommand())
+		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.kubeconfigCommand(), a.connectorCommand(), a.leakTestCommand(), leakInsideCommand(), a.doctorCommand(), connectInsideCommand())
 	plain(root)
 	root.SetHelpCommand(helpCommand(root))
 	root.SetUsageTemplate(usageTemplate)

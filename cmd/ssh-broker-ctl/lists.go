@@ -80,7 +80,14 @@ func (a *app) connectionTable(rows []control.ConnectionRow, below map[uint64][]c
 	t := a.newTable("ID", "SERVER", "USER", "PROFILE", "STATE", "CHANNELS", "UP", "DOWN", "SINCE")
 	t.right(0, 5, 6, 7)
 	for _, r := range rows {
-		t.add(id(r.ID), r.Server, cmp.Or(r.User, "-"), cmp.Or(r.Profile, "-"), r.State, strconv.Itoa(r.Channels),
+		profile, state := cmp.Or(r.Profile, "-"), r.State
+		if r.Number > 0 {
+			profile += " #" + strconv.Itoa(r.Number)
+		}
+		if r.Bulk {
+			state += ", bulk"
+		}
+		t.add(id(r.ID), r.Server, cmp.Or(r.User, "-"), profile, state, strconv.Itoa(r.Channels),
 			size(r.BytesUp), size(r.BytesDown), a.time(r.Since))
 		if r.LastError != "" {
 			note := "last error: " + r.LastError

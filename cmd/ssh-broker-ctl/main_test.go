@@ -429,6 +429,7 @@ var connectionRows = []control.ConnectionRow{
 	{ID: 1, Profile: "gw", Server: "bastion.example.com:22", User: "ann", HostKey: "ssh-ed25519 SHA256:abc", Cipher: "aes128-gcm@openssh.com",
 		Since: since, Channels: 2, BytesUp: 1_234_567, BytesDown: 999, State: "up", Via: "outer"},
 	{ID: 12, Server: "[2001:db8::1]:2222", User: "ann", State: "waiting", LastError: "dial: refused\x1b[2J", RetryAt: since},
+	{ID: 13, Profile: "gw", Number: 2, Bulk: true, Server: "bastion.example.com:22", User: "ann", State: "connected"},
 }
 
 var channelRows = []control.ChannelRow{
@@ -451,10 +452,10 @@ func TestListConnections(t *testing.T) {
 		t.Errorf("code %d", code)
 	}
 	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
-	if len(lines) != 4 || !strings.HasPrefix(lines[0], "ID  SERVER") || !strings.HasPrefix(lines[1], " 1  bastion.example.com:22  ann") {
+	if len(lines) != 5 || !strings.HasPrefix(lines[0], "ID  SERVER") || !strings.HasPrefix(lines[1], " 1  bastion.example.com:22  ann") {
 		t.Errorf("got\n%s", out)
 	}
-	wants(t, out, "1.23 MB", "999 B", "[2001:db8::1]:2222", "last error: dial: refused?[2J; next try ")
+	wants(t, out, "1.23 MB", "999 B", "[2001:db8::1]:2222", "last error: dial: refused?[2J; next try ", "gw #2    connected, bulk")
 	if strings.Contains(out, "\x1b") {
 		t.Error("an escape reached the terminal")
 	}
@@ -473,7 +474,7 @@ func TestListConnections(t *testing.T) {
 		}
 		got = append(got, row)
 	}
-	if len(got) != 2 || got[0].Server != connectionRows[0].Server || len(got[0].Channels) != 1 || got[0].Channels[0].ID != 7 || got[1].Channels == nil {
+	if len(got) != 3 || got[0].Server != connectionRows[0].Server || len(got[0].Channels) != 1 || got[0].Channels[0].ID != 7 || got[1].Channels == nil {
 		t.Errorf("got %+v", got)
 	}
 }

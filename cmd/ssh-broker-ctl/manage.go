@@ -58,7 +58,8 @@ func (a *app) profileTable(rows []control.ProfileRow) {
 			for _, note := range []struct {
 				holds bool
 				text  string
-			}{{r.Proxy, "a proxy may lead to it"}, {r.Exclusive, "each channel has a connection of its own"}, {r.Startup, "connected to from the broker's start on"}} {
+			}{{r.Proxy, "a proxy may lead to it"}, {r.Exclusive, "each channel has a connection of its own"},
+				{r.Transports > 1 && !r.Exclusive, fmt.Sprintf("up to %d connections at a time", r.Transports)}, {r.Startup, "connected to from the broker's start on"}} {
 				if note.holds {
 					t.note(note.text)
 				}

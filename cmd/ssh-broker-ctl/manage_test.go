@@ -14,13 +14,13 @@ func TestListProfiles(t *testing.T) {
 	address := fakeBroker(t, func(s *control.Server, _ func()) {
 		s.Handle(control.OpProfiles, rows(
 			control.ProfileRow{ID: "p1", Name: "paper", Servers: []string{"a:22", "b:2222"}, User: "mail", Gateway: "gw", Exclusive: true, Startup: true, Connected: 2},
-			control.ProfileRow{ID: "any", Servers: []string{}, User: "me", Proxy: true}))
+			control.ProfileRow{ID: "any", Servers: []string{}, User: "me", Proxy: true, Transports: 3}))
 	})
 	code, out, _ := ctl(t, address, "list-profiles", "-v")
 	if code != exitDone {
 		t.Errorf("code %d", code)
 	}
-	wants(t, out, "p1", "paper", "a:22, b:2222", "gw", "as programs ask", "a proxy may lead", "of its own", "from the broker's start")
+	wants(t, out, "p1", "paper", "a:22, b:2222", "gw", "as programs ask", "a proxy may lead", "of its own", "up to 3 connections", "from the broker's start")
 	if code, out, _ := ctl(t, address, "list-profiles", "-s", "paper"); code != exitDone || strings.Count(out, "\n") != 1 || !strings.Contains(out, `"id":"p1"`) {
 		t.Errorf("code %d, %s", code, out)
 	}

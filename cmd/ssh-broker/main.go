@@ -60,6 +60,7 @@ type options struct {
 	system     bool
 	stateDir   string
 	adminGroup string
+	trial      bool // see broker/trial
 
 	auditRequired bool
 	readyFD       int
@@ -125,6 +126,8 @@ them over, by the rules of /etc/ssh2/ssh-broker-config.xml.`,
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground and log to standard error")
 	f.BoolVar(&o.onDemand, "run-on-demand", false, "end when nobody needs this broker any more")
 	f.IntVar(&o.readyFD, "ready-fd", -1, "")
+	f.BoolVar(&o.trial, "trial", false, "go by the file of -f alone, and carry nothing for the broker of the whole system")
+	_ = f.MarkHidden("trial")
 	_ = f.MarkHidden("run-on-demand")
 	_ = f.MarkHidden("ready-fd")
 	f.BoolP("version", "V", false, "print the version")
@@ -299,6 +302,9 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	events := eventlog.New(eventlog.Options{Logger: log})
 	defer events.Close()
 	conf := config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, File: o.config}
+	if o.trial {
+		conf.GlobalFile = ""
+	}
 	if o.system {
 		conf = config.Options{Env: env, GlobalFile: config.DefaultGlobalFile, System: true}
 		if o.config != "" { // in its place, and it must be there
@@ -310,7 +316,7 @@ func (o *options) serve(ctx context.Context, address string, stderr io.Writer) e
 	keys := new(creds.Keyring)
 	d, err := daemon.New(daemon.Options{Listener: l, Config: conf, OnDemand: o.onDemand, MaxFlows: maxFlows(), Audit: auditLog, AuditPath: o.auditPath(env.UserDir()),
 		Tunnels: newTunnels(log, daemon.Observer(events), keys), Keys: keys, Events: events, Log: log, Level: level, Failure: failpoint(log),
-		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins})
+		StateDir: cmp.Or(o.stateDir, filepath.Dir(l.Address())), Home: env.Home, System: o.system, Admins: admins, NoCarry: o.trial})
 	if err != nil {
 		l.Close()
 		auditLog.Close()

@@ -14,6 +14,7 @@ import (
 
 	"sshbroker/broker/control"
 	"sshbroker/broker/prompt"
+	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/message"
 	"sshbroker/capture/netns"
@@ -29,6 +30,7 @@ type session struct {
 	child   child       // its other side
 	inside  inside
 	files   []*os.File // of a namespace: the capture's descriptors
+	probes  *os.File   // with --strict: where the process that becomes the command is asked for probes
 
 	args   control.CaptureArgs
 	ensure control.EnsureOptions
@@ -98,10 +100,23 @@ func newSession(ctx context.Context, o options, asked *prompt.Person, stderr io.
 // makeChild makes the capture, by cgroup where ssh-captured was reached, and in it
 // the process that becomes the command.
 func (s *session) makeChild(ctx context.Context, o options, captured *client.Client, path string, started inherit.State) error {
+	var theirs *os.File
+	if o.strict {
+		var err error
+		if s.probes, theirs, err = command.Pair("probes"); err != nil {
+			return err
+		}
+		defer theirs.Close()
+	}
+	run, err := o.inPlace(path, theirs)
+	if err != nil {
+		return err
+	}
 	if captured != nil {
-		err := s.inCgroup(ctx, captured, o, path, started)
+		err := s.inCgroup(ctx, captured, run, started)
 		switch {
 		case err == nil:
+			warnSetID(path, s.stderr)
 			return nil
 		case o.backend == backendCgroup || !canDoWithout(err):
 			return fmt.Errorf("capture by cgroup: %w", err)
@@ -112,16 +127,16 @@ func (s *session) makeChild(ctx context.Context, o options, captured *client.Cli
 			return err
 		}
 	}
-	return s.inNamespace(o, path, started)
+	return s.inNamespace(o, run, started)
 }
 
-func (s *session) inNamespace(o options, path string, started inherit.State) error {
+func (s *session) inNamespace(o options, run program, started inherit.State) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	c, err := netns.Start(netns.Options{
-		Self: self, Path: path, Argv: o.command, ID: s.args.ID,
+		Self: self, Path: run.path, Argv: run.argv, ID: s.args.ID,
 		AllNames: o.via != "", UDPRelay: o.udp == "direct", Inherit: started,
 	})
 	if err != nil {

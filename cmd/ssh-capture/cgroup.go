@@ -18,12 +18,12 @@ const insideCgroupArg = "--inside-cgroup"
 
 // inCgroup has ssh-captured make a cgroup and puts the process into it that becomes
 // the command.
-func (s *session) inCgroup(ctx context.Context, captured *client.Client, o options, path string, started inherit.State) error {
+func (s *session) inCgroup(ctx context.Context, captured *client.Client, run program, started inherit.State) error {
 	made, err := captured.Make(ctx, s.args.ID)
 	if err != nil {
 		return err
 	}
-	w, err := startWaiting(path, o.command, release{s.args.ID, started})
+	w, err := startWaiting(run.path, run.argv, release{s.args.ID, started})
 	if err != nil {
 		return err
 	}
@@ -31,7 +31,6 @@ func (s *session) inCgroup(ctx context.Context, captured *client.Client, o optio
 		w.Abort()
 		return err
 	}
-	warnSetID(path, s.stderr)
 	s.process, s.child, s.inside = w.Process, w, inside{Cgroup: made.Cgroup}
 	s.args.Backend = backendCgroup
 	return nil

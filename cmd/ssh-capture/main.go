@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"sshbroker/capture/command"
 	"sshbroker/capture/inherit"
 	"sshbroker/capture/netns"
+	"sshbroker/capture/probe"
 )
 
 // Exit codes that are ours; every other one is the command's.
@@ -37,11 +39,33 @@ func main() {
 			netns.Inside(os.Args[2:])
 		case insideCgroupArg:
 			becomeCommand(os.Args[2:])
+		case probe.InsideArg:
+			os.Exit(orFail(probe.Inside(os.Stdout)))
+		case probe.ReportArg:
+			os.Exit(report(os.Stdout))
+		case prepareArg:
+			os.Exit(prepareCommand(os.Args[2:]))
 		case keepArg:
 			os.Exit(keep(os.Args[2:]))
 		}
 	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// report says what this program can do here, for ssh-broker-ctl doctor.
+func report(w io.Writer) int {
+	self, err := os.Executable()
+	if err == nil {
+		err = json.NewEncoder(w).Encode(probe.Here(context.Background(), self))
+	}
+	return orFail(err)
+}
+
+func orFail(err error) int {
+	if err != nil {
+		return failed(os.Stderr, err)
+	}
+	return 0
 }
 
 // options are what the command line says.
@@ -56,6 +80,8 @@ type options struct {
 	debug       debugLevel
 	backend     string
 	pid         int // of the process to capture; 0: COMMAND
+	strict      bool
+	closed      bool // --close-sockets; see closeSockets
 	command     []string
 }
 
@@ -105,6 +131,10 @@ it leaves the host. The filter rules of ssh-broker-config.xml decide what become
 each: carried over SSH, let through, or refused. With --via no configuration is
 needed: everything goes through that server, and names are resolved there.
 
+With --strict every way out that a program might take is tried first, as by
+ssh-broker-ctl leak-test and by the command's own rules. Where something could go out in
+clear, the command is not started: the exit code is 125, and the list is printed.
+
 With --pid a process that runs already is captured from now on, with what it starts
 from now on; its connections and children of before are not. It needs ssh-captured.
 
@@ -146,6 +176,8 @@ Options end at the first word that is none.`,
 	f.StringVar(&o.udp, "udp", "refuse", "what becomes of UDP other than name queries: `refuse|direct`")
 	f.VarP(&o.debug, "debug", "D", "tell on standard error: `LEVEL` 1 fatal errors, 3 start-up, 5 connections, 7 name queries")
 	f.StringVar(&o.backend, "backend", backendAuto, "how to capture: `auto|cgroup|namespace`; auto: by cgroup where ssh-captured runs")
+	f.BoolVar(&o.strict, "strict", false, "start COMMAND only after the capture was proved to hold; implies --close-sockets")
+	f.BoolVar(&o.closed, "close-sockets", false, "close network sockets that COMMAND would inherit")
 	f.IntVar(&o.pid, "pid", 0, "capture the running process `PID`, and what it starts from now on")
 	f.BoolP("version", "V", false, "print the version")
 	f.BoolP("help", "h", false, "print this help")
@@ -167,6 +199,10 @@ func (o *options) check() error {
 		return errors.New("--pid: a process cannot be moved into a namespace, only into a cgroup")
 	case o.pid != 0 && o.fallback:
 		return errors.New("--pid: -F has no meaning, the process runs uncaptured already")
+	case o.pid != 0 && (o.strict || o.closed):
+		return errors.New("--pid: --strict and --close-sockets are for a command that is yet to start")
+	case o.strict && (o.fallback || o.allowDirect || o.udp == "direct"):
+		return errors.New("--strict promises that nothing goes out but by the rules: it cannot be used together with -F, --allow-direct or --udp=direct")
 	case o.udp != "refuse" && o.udp != "direct":
 		return fmt.Errorf("--udp %q: it is refuse or direct", o.udp)
 	}
@@ -212,7 +248,13 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	person := prompt.NewPerson(ctx)
 	defer person.Leave()
 
-	c, err := openCapture(ctx, o, path, started, person, stderr)
+	var c *session
+	if o.strict {
+		err = tryCapture(ctx, o)
+	}
+	if err == nil {
+		c, err = openCapture(ctx, o, path, started, person, stderr)
+	}
 	switch by, byUs := context.Cause(ctx).(interrupted); {
 	case err == nil:
 	case byUs:
@@ -230,6 +272,11 @@ func captureCommand(ctx context.Context, o options, stderr io.Writer) int {
 	if err := c.child.Release(); err != nil {
 		c.close()
 		return failed(stderr, err)
+	}
+	if o.strict {
+		if err := c.prove(ctx); err != nil {
+			return c.notStarted(err, stderr)
+		}
 	}
 	o.trace(stderr, 3, "command runs as process %d in capture %s", c.process.Pid, c.args.ID)
 	code := superviseJob(c.process.Pid)

@@ -2,7 +2,7 @@
 # which is completed as such.
 
 _ssh_capture_options='--via -f --config-file -a --broker-address -l --localhost -F --fallback --allow-direct --udp
-    -D --debug --backend --pid -V --version -h --help'
+    -D --debug --backend --strict --close-sockets --pid -V --version -h --help'
 
 # _ssh_capture_wants WORD: prints the option of WORD whose argument is the next word; fails if there is none.
 _ssh_capture_wants() {

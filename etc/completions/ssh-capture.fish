@@ -13,6 +13,8 @@ complete -c ssh-capture -l allow-direct -d "Run COMMAND even if no filter rules 
 complete -c ssh-capture -l udp -x -a "refuse direct" -d "What becomes of UDP other than name queries"
 complete -c ssh-capture -s D -l debug -x -a "1 3 5 7" -d "Tell on standard error"
 complete -c ssh-capture -l backend -x -a "auto cgroup namespace" -d "How to capture"
+complete -c ssh-capture -l strict -d "Start the command only after the capture was proved to hold"
+complete -c ssh-capture -l close-sockets -d "Close network sockets that the command would inherit"
 complete -c ssh-capture -l pid -x -a "(__fish_complete_pids)" -d "Capture a process that runs already"
 complete -c ssh-capture -s V -l version -d "Print the version"
 complete -c ssh-capture -s h -l help -d "Print help"

@@ -93,21 +93,28 @@ func publicLine(key ssh.PublicKey) string {
 }
 
 func certInfo(k *candidate) *profiles.CertificateInfo {
-	in := &profiles.CertificateInfo{File: k.certFile}
+	in := new(profiles.CertificateInfo)
+	if k.cert != nil {
+		*in = DescribeCertificate(k.cert)
+	}
+	in.File = k.certFile
 	if k.certErr != nil {
 		in.Problem = k.certErr.Error()
 	}
-	if c := k.cert; c != nil {
-		in.KeyID, in.Serial, in.Authority = profiles.RemoteText(c.KeyId, 200, false), c.Serial, ssh.FingerprintSHA256(c.SignatureKey)
-		for _, p := range c.ValidPrincipals {
-			in.Principals = append(in.Principals, profiles.RemoteText(p, 200, false))
-		}
-		if c.ValidAfter > 0 {
-			in.ValidAfter = time.Unix(int64(c.ValidAfter), 0)
-		}
-		if c.ValidBefore != ssh.CertTimeInfinity {
-			in.ValidBefore = time.Unix(int64(c.ValidBefore), 0)
-		}
+	return in
+}
+
+// DescribeCertificate is a certificate as people see it, a user's or a host's.
+func DescribeCertificate(c *ssh.Certificate) profiles.CertificateInfo {
+	in := profiles.CertificateInfo{KeyID: profiles.RemoteText(c.KeyId, 200, false), Serial: c.Serial, Authority: ssh.FingerprintSHA256(c.SignatureKey)}
+	for _, p := range c.ValidPrincipals {
+		in.Principals = append(in.Principals, profiles.RemoteText(p, 200, false))
+	}
+	if c.ValidAfter > 0 {
+		in.ValidAfter = time.Unix(int64(c.ValidAfter), 0)
+	}
+	if c.ValidBefore != ssh.CertTimeInfinity {
+		in.ValidBefore = time.Unix(int64(c.ValidBefore), 0)
 	}
 	return in
 }

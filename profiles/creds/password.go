@@ -29,6 +29,7 @@ func (s *Session) StoredPassword() (secret string, given bool, err error) {
 	case p.PasswordFile != "":
 		secret, err = passwordFromFile(p.PasswordFile)
 	case p.PasswordCmd != "":
+		s.attended = true
 		secret, err = s.passwordFromCommand(p.PasswordCmd)
 	default:
 		return "", false, nil

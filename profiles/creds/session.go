@@ -48,6 +48,8 @@ type Session struct {
 
 	trail     []string // what was tried and what came of it, no secrets
 	pending   string   // what is being tried
+	touch     bool     // what is being tried takes a touch
+	attended  bool     // a person had a part in it, or may have
 	successes int
 	started   bool
 	lack      error // what of our own ran out, so that something was not tried
@@ -102,6 +104,12 @@ func (s *Session) Accepted() string {
 	return s.pending
 }
 
+// Attended tells whether a person had a part in a login that succeeded, or may have had
+// one: another login would take that person again. Who answers for keyboard-interactive
+// may have had to confirm it elsewhere, and a program that prints a password may ask, or
+// print another one each time. Of an agent that asks before it signs nobody is told.
+func (s *Session) Attended() bool { return s.attended || s.touch }
+
 // tell tells what became of the key in a file.
 func (s *Session) tell(kind profiles.EventKind, file, hash string, err error) {
 	s.Observe.Tell(profiles.Event{Kind: kind, Profile: s.profile, File: file, KeyHash: hash, Err: err})
@@ -113,10 +121,11 @@ func (s *Session) Next(now *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	if s.pending != "" {
 		result := "refused"
 		if len(now.PartialSuccessMethods) > s.successes {
+			s.attended = s.attended || s.touch
 			result = "accepted, the server wants more"
 		}
 		s.trail = append(s.trail, s.pending+": "+result)
-		s.pending = ""
+		s.pending, s.touch = "", false
 	}
 	s.successes = len(now.PartialSuccessMethods)
 	if err := s.ctx.Err(); err != nil {
@@ -208,6 +217,7 @@ func (s *Session) tryKey() ssh.AuthMethod {
 			continue
 		}
 		s.pending = fmt.Sprintf("publickey %s (%s)", k.name, ssh.FingerprintSHA256(signer.PublicKey()))
+		s.touch = strings.HasPrefix(signer.PublicKey().Type(), "sk-") // of a security key, certified or not
 		return ssh.PublicKeys(signer)
 	}
 	return nil
@@ -252,7 +262,7 @@ func (s *Session) tryInteractive() ssh.AuthMethod {
 		return nil
 	}
 	first := s.tries[profiles.KeyboardInteractive] == 1
-	s.pending = "keyboard-interactive"
+	s.pending, s.attended = "keyboard-interactive", true
 	return ssh.KeyboardInteractive(func(name, instruction string, questions []string, echos []bool) ([]string, error) {
 		// A password of the profile answers the one hidden question that stands for it.
 		if given && first && len(questions) == 1 && !echos[0] {
@@ -284,6 +294,7 @@ func (s *Session) tryInteractive() ssh.AuthMethod {
 
 // question asks the person; an end of the person's patience ends the method.
 func (s *Session) question(text string, secret bool) (string, error) {
+	s.attended = true
 	answer, err := s.ask.Ask(s.ctx, profiles.Prompt{Text: text, Secret: secret})
 	if err != nil {
 		s.note("question: " + err.Error())

@@ -13,9 +13,16 @@ import (
 // soon as there is something to send (tcp_retries2, tcp(7)), keepalives or not.
 const goneAfter = 2 * time.Minute
 
-// Tune sets up the socket, where conn is one: small packets leave at once, and a peer that
-// is gone is noticed by the kernel as soon as by keepalives, which are sent each interval
-// and may be missed so often. No interval: none are sent.
+// unsentAt is how many bytes the kernel takes before it could send the ones it has
+// (TCP_NOTSENT_LOWAT, tcp(7)). By itself it would take megabytes on a slow line, and what
+// an interactive stream writes would wait behind all of them. What is on its way does not
+// count, so that a long line is filled.
+const unsentAt = 128 << 10
+
+// Tune sets up the socket, where conn is one: small packets leave at once, little waits in
+// the kernel before them, and a peer that is gone is noticed by the kernel as soon as by
+// keepalives, which are sent each interval and may be missed so often. No interval: none
+// are sent.
 func Tune(conn net.Conn, interval time.Duration, misses int) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -29,8 +36,10 @@ func Tune(conn net.Conn, interval time.Duration, misses int) {
 	}
 	if raw, err := tcp.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
-			// A kernel without the option has the keepalives above.
+			// A kernel without the one option has the keepalives above, without the other
+			// it takes more.
 			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(gone.Milliseconds()))
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentAt)
 		})
 	}
 }

@@ -257,8 +257,12 @@ func TestSecurityKey(t *testing.T) {
 			before := token.touched.Load()
 			q := p
 			q.Identities = identities
-			if _, err := connect(t, &q, nil); err != nil {
+			tr, err := connect(t, &q, nil)
+			if err != nil {
 				t.Fatal(err)
+			}
+			if !tr.(profiles.Attended).Attended() {
+				t.Error("the login does not count as one that takes a person")
 			}
 			if token.touched.Load() != before+1 {
 				t.Error("it was not touched once")

@@ -24,6 +24,9 @@ func TestConformance(t *testing.T) {
 	t.Run("OpenSSH", func(t *testing.T) {
 		tuntest.Run(t, connector(t), tuntest.StartOpenSSH(t).Profile)
 	})
+	t.Run("OpenSSHSeveral", func(t *testing.T) {
+		tuntest.RunSeveral(t, connector(t), tuntest.StartOpenSSH(t).Profile, 3)
+	})
 	t.Run("Dropbear", func(t *testing.T) {
 		tuntest.Run(t, connector(t), tuntest.StartDropbear(t).Profile, tuntest.KeepsDeadChannels)
 	})

@@ -173,7 +173,9 @@ func (h *handshake) run(ctx context.Context, algos algorithms) (profiles.Transpo
 		h.exchanged(conn.SessionID(), c.Algorithms())
 	}
 	h.observe.Tell(profiles.Event{Kind: profiles.Authenticated, Profile: h.profile, Method: proof.Accepted()})
-	return newTransport(conn, chans, reqs, h.wire, h.hostKey, h.profile), nil
+	t := newTransport(conn, chans, reqs, h.wire, h.hostKey, h.profile)
+	t.attended = proof.Attended()
+	return t, nil
 }
 
 // judge checks the host key of the first key exchange and of every later one. The

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"sshbroker/profiles"
+	"sshbroker/profiles/creds"
 	"sshbroker/profiles/proxy"
 )
 
@@ -34,12 +35,10 @@ func (c *Connector) Probe(ctx context.Context, host string, port uint16) ([]prof
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
 	}
-	left := ssh.SupportedAlgorithms().HostKeys
-	slices.SortStableFunc(left, func(a, b string) int { return hostKeyRank(a) - hostKeyRank(b) })
-	left = slices.DeleteFunc(left, func(name string) bool { return strings.Contains(name, "-cert-v01@") })
+	left := hostKeyAlgorithms(false)
 	var list []profiles.HostKeyInfo
 	for len(left) > 0 {
-		key, err := c.show(ctx, host, port, left)
+		key, err := c.show(ctx, &profiles.Profile{Host: host, Port: port}, left)
 		switch {
 		case err != nil && len(list) > 0 && ctx.Err() == nil:
 			return list, nil // it has no more: some servers say so by hanging up
@@ -52,17 +51,43 @@ func (c *Connector) Probe(ctx context.Context, host string, port uint16) ([]prof
 	return list, nil
 }
 
+// Certificate returns the certificate that the server of p shows for its host key, nil where
+// it has none, without logging in. Nobody has checked whose it is, nor the server. Its
+// errors are ErrConnect and ErrSetup.
+func (c *Connector) Certificate(ctx context.Context, p *profiles.Profile) (*profiles.CertificateInfo, error) {
+	if err := profiles.CheckHost(p.Host); err != nil {
+		return nil, fmt.Errorf("%w: %w", profiles.ErrSetup, err)
+	}
+	key, err := c.show(ctx, p, hostKeyAlgorithms(true))
+	if err != nil { // some servers hang up where they have nothing in common with us
+		_, err = c.show(ctx, p, hostKeyAlgorithms(false))
+		return nil, err
+	}
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil, nil
+	}
+	info := creds.DescribeCertificate(cert)
+	return &info, nil
+}
+
+// hostKeyAlgorithms are all that the library has, of certificates or of keys.
+func hostKeyAlgorithms(certificates bool) []string {
+	all := ssh.SupportedAlgorithms().HostKeys
+	slices.SortStableFunc(all, func(a, b string) int { return hostKeyRank(a) - hostKeyRank(b) })
+	return slices.DeleteFunc(all, func(name string) bool { return strings.Contains(name, "-cert-v01@") != certificates })
+}
+
 // ofType tells whether keys of a type sign by the algorithm, RFC 8332 section 3.
 func ofType(algorithm, keyType string) bool {
 	return algorithm == keyType || keyType == ssh.KeyAlgoRSA && (algorithm == ssh.KeyAlgoRSASHA256 || algorithm == ssh.KeyAlgoRSASHA512)
 }
 
 // show connects and has the server show one key of the algorithms.
-func (c *Connector) show(ctx context.Context, host string, port uint16, algorithms []string) (ssh.PublicKey, error) {
+func (c *Connector) show(ctx context.Context, p *profiles.Profile, algorithms []string) (ssh.PublicKey, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	p := &profiles.Profile{Host: host, Port: port}
-	address := net.JoinHostPort(host, strconv.Itoa(int(port)))
+	address := net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
 	conn, err := proxy.Reach(ctx, c.Dial, nil, p, address)
 	if err != nil {
 		return nil, err

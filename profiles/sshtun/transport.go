@@ -27,6 +27,7 @@ type Transport struct {
 	opens       chan struct{}
 	buffers     buffers
 	probing     atomic.Bool
+	attended    bool // a person had a part in the login
 	unasked     bool // the other end is no server, and takes no request but for channels
 
 	once sync.Once
@@ -38,6 +39,7 @@ var (
 	_ profiles.Transport = (*Transport)(nil)
 	_ profiles.Describer = (*Transport)(nil)
 	_ profiles.Carrying  = (*Transport)(nil)
+	_ profiles.Attended  = (*Transport)(nil)
 )
 
 // newTransport takes an authenticated connection over and serves what the server
@@ -138,6 +140,9 @@ func (t *Transport) Describe() profiles.Description {
 
 // Carried is profiles.Carrying's.
 func (t *Transport) Carried() uint64 { return t.wire.Sent() + t.wire.Received() }
+
+// Attended is profiles.Attended's.
+func (t *Transport) Attended() bool { return t.attended }
 
 // channelOpen is the payload of a direct-tcpip open, RFC 4254 section 7.2.
 type channelOpen struct {

@@ -24,6 +24,9 @@ func TestConformance(t *testing.T) {
 	t.Run("Gateway", func(t *testing.T) {
 		tuntest.Run(t, connector(t), tuntest.StartGateway(t, tuntest.NewAuthority(t, "tests"), &tuntest.Gateway{}))
 	})
+	t.Run("GatewaySeveral", func(t *testing.T) {
+		tuntest.RunSeveral(t, connector(t), tuntest.StartGateway(t, tuntest.NewAuthority(t, "tests"), &tuntest.Gateway{}), 3)
+	})
 	t.Run("HalfClosing", func(t *testing.T) {
 		p := tuntest.StartProxy(t, tuntest.NewAuthority(t, "tests"), &tuntest.Proxy{HalfClose: true})
 		tuntest.Run(t, connector(t), p, tuntest.ConnectionEach)

@@ -55,7 +55,10 @@ var skippedFor = map[Quirk][]string{
 // profiles package. The server must be able to reach loopback addresses of this
 // host.
 func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quirk) {
-	r := &rig{connector: c, profile: p, quirks: quirks}
+	(&rig{connector: c, profile: p, quirks: quirks}).run(t)
+}
+
+func (r *rig) run(t *testing.T) {
 	r.requireDocumented(t)
 	for _, test := range []struct {
 		name string
@@ -85,8 +88,11 @@ func Run(t *testing.T, c profiles.Connector, p *profiles.Profile, quirks ...Quir
 		{"CloseTransport", testCloseTransport},
 		{"Conn", testConn},
 	} {
+		if r.pooled != nil && slices.Contains(ofTheLine, test.name) {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
-			for _, q := range quirks {
+			for _, q := range r.quirks {
 				if slices.Contains(skippedFor[q], test.name) {
 					t.Skipf("the server %s", q)
 				}
@@ -100,6 +106,7 @@ type rig struct {
 	connector profiles.Connector
 	profile   *profiles.Profile
 	quirks    []Quirk
+	pooled    profiles.Transport // of RunSeveral; nil: each test connects
 }
 
 // requireDocumented wants every allowance in docs/limits.md.
@@ -146,6 +153,9 @@ func volume(usual, inLong int) int {
 // connect makes a transport over a line that the test can cut or freeze.
 func (r *rig) connect(t *testing.T) (profiles.Transport, *line) {
 	t.Helper()
+	if r.pooled != nil {
+		return r.pooled, nil
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var l *line

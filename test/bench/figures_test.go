@@ -30,6 +30,8 @@ type figures struct {
 	Metrics []metric  `json:"metrics"`
 	// Values are by metric and way, one for each round.
 	Values map[string]map[string][]float64 `json:"values"`
+
+	mine string // the way that the others are compared with
 }
 
 func newFigures(ways []string, metrics []metric, rounds int) *figures {
@@ -37,6 +39,7 @@ func newFigures(ways []string, metrics []metric, rounds int) *figures {
 		When: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Cipher: cipher,
 		Kernel: "unknown", Load: "unknown", OpenSSH: said("ssh", "-V"), Version: said("git", "describe", "--tags", "--always", "--dirty"),
 		Rounds: rounds, Ways: ways, Metrics: metrics, Values: map[string]map[string][]float64{},
+		mine: ours,
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -82,7 +85,7 @@ func (f *figures) table() string {
 		f.When.Format(time.RFC3339), f.Version, f.Kernel, f.CPUs, f.Load, f.OpenSSH, f.Cipher, f.Rounds)
 	var others []string
 	for _, way := range f.Ways {
-		if way != plain && way != ours {
+		if way != plain && way != f.mine {
 			others = append(others, way)
 		}
 	}
@@ -102,7 +105,7 @@ func (f *figures) table() string {
 			fmt.Fprintf(tw, "\t%s", spread(f.Values[m.Name][way], m.digits))
 		}
 		for _, way := range others {
-			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][ours]), median(f.Values[m.Name][way])))
+			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][f.mine]), median(f.Values[m.Name][way])))
 		}
 		fmt.Fprintln(tw)
 	}
@@ -147,7 +150,7 @@ func (m metric) verdict(ours, theirs float64) string {
 }
 
 func TestTable(t *testing.T) {
-	f := &figures{Ways: []string{plain, sshL, ours}, Metrics: metrics(), Values: map[string]map[string][]float64{
+	f := &figures{mine: ours, Ways: []string{plain, sshL, ours}, Metrics: metrics(), Values: map[string]map[string][]float64{
 		"1 stream up": {plain: {1000}, sshL: {100, 300, 200}, ours: {500, 400, 300, 600}},
 		"echo p50":    {plain: {0.01}, sshL: {0.2}, ours: {0.3}},
 		memory:        {sshL: {30}, ours: {15}},

@@ -27,7 +27,8 @@ type result struct {
 	Count    int64
 	Bytes    int64
 	Seconds  float64
-	P50, P99 float64
+	P50, P95 float64
+	P99      float64
 	Error    string
 }
 

@@ -69,10 +69,10 @@ func newWorld(t testing.TB, against string) *world {
 			return startSession(t, w.Client, w.Alice, w.load(w.Server.Addr4, openPort), nil)
 		}},
 		{name: sshL, run: runForward},
-		{name: ours, run: runCapture(w.Alice, programs.Dir)},
+		{name: ours, run: runCapture(w.Alice, programs.Dir, w.via(w.Alice)...)},
 	}
 	if against != "" {
-		w.ways = append(w.ways, &way{name: filepath.Base(against), run: runCapture(w.Bob, w.copyOf(t, against))})
+		w.ways = append(w.ways, &way{name: filepath.Base(against), run: runCapture(w.Bob, w.copyOf(t, against), w.via(w.Bob)...)})
 	}
 	t.Cleanup(func() { // after a failure; before the network goes
 		for _, u := range []*netns.User{w.Alice, w.Bob} {
@@ -135,11 +135,16 @@ func runForward(t testing.TB, w *world) *session {
 	return s
 }
 
+// via are the options of ssh-capture that send everything through the server.
+func (w *world) via(u *netns.User) []string {
+	return []string{"--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
+}
+
 // runCapture is the load in a capture, whose broker has nothing else to do.
-func runCapture(u *netns.User, dir string) func(t testing.TB, w *world) *session {
+func runCapture(u *netns.User, dir string, options ...string) func(t testing.TB, w *world) *session {
 	return func(t testing.TB, w *world) *session {
 		ctl := filepath.Join(dir, "ssh-broker-ctl")
-		args := []string{filepath.Join(dir, "ssh-capture"), "--via", fmt.Sprintf("%s@%s", u.Name, w.sshd.Addr4)}
+		args := append([]string{filepath.Join(dir, "ssh-capture")}, options...)
 		s := startSession(t, w.Client, u, append(args, w.load(w.Server.Addr4, closedPort)...), func(t testing.TB) {
 			if r := w.Client.Run(t, netns.Cmd{Args: []string{ctl, "stop", "--drain", "0"}, User: u}); r.Code != 0 {
 				t.Fatalf("stop the broker: %v", r)

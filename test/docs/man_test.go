@@ -14,6 +14,8 @@ import (
 	"sshbroker/broker/audit"
 	"sshbroker/broker/config"
 	"sshbroker/broker/control"
+	"sshbroker/broker/doctor"
+	"sshbroker/capture/leak"
 	"sshbroker/capture/service"
 )
 
@@ -368,6 +370,8 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		"explain":               {control.ExplainRow{}, control.ExplainFlow{}, control.ExplainStep{}, control.ExplainResult{}},
 		"list-keys":             {control.KeyRow{}, control.CertificateRow{}},
 		"probe-key":             {control.HostKeyRow{}},
+		"doctor":                {doctor.Result{}},
+		"leak-test":             {leak.Finding{}},
 	} {
 		for _, row := range rows {
 			for i := range reflect.TypeOf(row).NumField() {

@@ -703,6 +703,7 @@ func (w *world) idle(t *testing.T) brokerStatus {
 type connectionRow struct {
 	ID       uint64 `json:"id"`
 	State    string `json:"state"`
+	Number   int    `json:"number"`
 	Channels int    `json:"channels"`
 }
 

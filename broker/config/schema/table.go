@@ -115,7 +115,11 @@ func join(lists ...[]child) []child {
 }
 
 const (
-	MaxPort    = 65535
+	MaxPort = 65535
+	// maxTransports bounds the connections of one profile: sshd refuses at random from ten
+	// unfinished logins on, and more than a few spread nothing further.
+	maxTransports = 16
+
 	maxSeconds = 100 * 365 * 24 * 3600 // a century: nobody means more, and a time.Duration holds it
 	maxCount   = 1 << 62
 )
@@ -194,7 +198,7 @@ var schema = []element{
 			idle-timeout tcp-connect-timeout keepalive-interval exclusive-connection server-banners forwards extended remote-environment
 			server-authentication-methods authentication-success-message sftpg3-mode terminal-selection terminal-bell
 			close-window-on-disconnect quiet-mode checksum address-family`),
-		attrs: []attribute{{name: "user", def: "%USERNAME%"}}},
+		attrs: []attribute{{name: "user", def: "%USERNAME%"}, {name: "transports", kind: number, min: 1, max: maxTransports, def: "1"}}},
 	{name: "ciphers", children: many("cipher")},
 	{name: "cipher", attrs: nameOnly},
 	{name: "macs", children: many("mac")},
@@ -267,6 +271,7 @@ var schema = []element{
 			{name: "host-type", kind: enum, values: []string{"default", "windows", "unix"}, def: "default", status: NotBuilt, quiet: []string{"default"}},
 			{name: "connect-on-startup", kind: yesNo, def: "no"},
 			{name: "user"},
+			{name: "transports", kind: number, min: 1, max: maxTransports},
 			{name: "gateway-profile"},
 		}},
 	{name: "hostkey", text: true, attrs: []attribute{{name: "file"}}},

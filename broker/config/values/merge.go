@@ -126,13 +126,16 @@ func methods(base, over *element) []*element {
 	return out
 }
 
+// inherited are the attributes that default-settings say for profiles.
+var inherited = []string{"user", "transports"}
+
 // inherit is a profile with what default-settings say where it is silent.
 func inherit(defaults, p *element) *element {
 	below := &element{name: p.name, attrs: slices.Clone(p.attrs)}
 	for i := range below.attrs {
 		below.attrs[i].origin, below.attrs[i].text = NotSet, ""
-		if below.attrs[i].name == "user" {
-			below.attrs[i] = *defaults.attr("user")
+		if name := below.attrs[i].name; slices.Contains(inherited, name) {
+			below.attrs[i] = *defaults.attr(name)
 		}
 	}
 	for _, c := range schema.Children("profile") {

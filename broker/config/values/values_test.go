@@ -117,6 +117,8 @@ func TestFind(t *testing.T) {
 		"default-settings/tcp-connect-timeout/@time":                            "default-settings/tcp-connect-timeout/@time=5 (factory default)",
 		"default-settings/tcp-connect-timeout/@type":                            "default-settings/tcp-connect-timeout/@type= (not set)",
 		"default-settings/@user":                                                "default-settings/@user=root (global:3:26)",
+		"default-settings/@transports":                                          "default-settings/@transports=1 (factory default)",
+		"profiles/profile[@id='rock']/@transports":                              "profiles/profile[@id='rock']/@transports=1 (factory default)",
 		"default-settings/ciphers":                                              "default-settings/ciphers/cipher[1]/@name=a (global:3:55)\ndefault-settings/ciphers/cipher[2]/@name=b (global:3:73)",
 		"default-settings/ciphers/cipher[2]/@name":                              "default-settings/ciphers/cipher[2]/@name=b (global:3:73)",
 		"default-settings/server-authentication-methods":                        "default-settings/server-authentication-methods/auth-server-publickey/@policy=ask (factory default)",

@@ -31,6 +31,10 @@ import (
 //	down STREAMS MS      the other direction: bytes, seconds
 //	echo MS              one byte there and back on one connection, again and again:
 //	                     count, p50, p99
+//	beside up|down MS BEFORE   the same on a connection that was used for BEFORE
+//	                     milliseconds when another one begins to send or to fetch as much
+//	                     as it can, as up and down do: count, p50, p95, p99, and bytes and
+//	                     seconds of the other
 //	connect WORKERS MS   connects, has a byte echoed, closes, again and again by each
 //	                     worker: count, seconds, p50 and p99 up to the byte
 //	greeted WORKERS MS   the same with a target that speaks first
@@ -81,6 +85,7 @@ type loadResult struct {
 	Bytes   int64   `json:"bytes,omitempty"`
 	Seconds float64 `json:"seconds,omitempty"`
 	P50     float64 `json:"p50,omitempty"`
+	P95     float64 `json:"p95,omitempty"`
 	P99     float64 `json:"p99,omitempty"`
 	Error   string  `json:"error,omitempty"`
 
@@ -96,6 +101,9 @@ func (l *loader) do(ctx context.Context, job string) (loadResult, error) {
 	var kind string
 	var a, b int
 	n, _ := fmt.Sscan(job, &kind, &a, &b)
+	if rest, ok := strings.CutPrefix(job, "beside "); ok {
+		return l.beside(ctx, rest)
+	}
 	limit := func(ms int) time.Duration { return time.Duration(ms) * time.Millisecond }
 	switch {
 	case kind == "up" && n == 3 && a > 0:
@@ -249,16 +257,72 @@ func (l *loader) echo(ctx context.Context, limit time.Duration) (loadResult, err
 		return loadResult{}, err
 	}
 	defer c.Close()
-	var took []time.Duration
-	for end := time.Now().Add(limit); ; {
+	took, err := echoes(c, func(time.Time) bool { return true }, time.Now().Add(limit))
+	return summary(took), err
+}
+
+// beside answers how an echo fares beside a transfer. What the echo took while the
+// transfer had not moved anything, or not any more, does not count.
+func (l *loader) beside(ctx context.Context, job string) (loadResult, error) {
+	var direction string
+	var ms, before int
+	if n, _ := fmt.Sscan(job, &direction, &ms, &before); n != 3 || ms <= 0 || before <= 0 || direction != "up" && direction != "down" {
+		return loadResult{}, errUsage
+	}
+	c, err := echoed(ctx, l.address)
+	if err != nil {
+		return loadResult{}, err
+	}
+	defer c.Close()
+	if _, err := echoes(c, func(time.Time) bool { return true }, time.Now().Add(time.Duration(before)*time.Millisecond)); err != nil {
+		return loadResult{}, err
+	}
+	other, err := dial(ctx, l.address)
+	if err != nil {
+		return loadResult{}, err
+	}
+	defer other.Close()
+	begin := time.Now()
+	over := make(chan loadResult, 1)
+	failed := make(chan error, 1)
+	go func() {
+		move := l.up
+		if direction == "down" {
+			move = l.down
+		}
+		n, err := move(other, time.Duration(ms)*time.Millisecond)
+		over <- loadResult{Bytes: n, Seconds: time.Since(begin).Seconds()}
+		failed <- err
+	}()
+	// The first tenth is the transfer's own beginning.
+	end := begin.Add(time.Duration(ms) * time.Millisecond)
+	took, err := echoes(c, func(at time.Time) bool { return at.Sub(begin) > end.Sub(begin)/10 }, end)
+	if err != nil {
+		return loadResult{}, err
+	}
+	moved, err := <-over, <-failed
+	if err == nil && len(took) == 0 {
+		err = errors.New("no echo came back in that time")
+	}
+	r := summary(took)
+	r.Bytes, r.Seconds = moved.Bytes, moved.Seconds
+	return r, err
+}
+
+// echoes has one byte echoed again and again until end, and returns how long those took
+// that counts says yes to when they begin.
+func echoes(c net.Conn, counts func(time.Time) bool, end time.Time) (took []time.Duration, err error) {
+	for {
 		begin := time.Now()
 		if begin.After(end) {
-			return summary(took), nil
+			return took, nil
 		}
 		if err := roundTrip(c); err != nil {
-			return loadResult{}, err
+			return nil, err
 		}
-		took = append(took, time.Since(begin))
+		if counts(begin) {
+			took = append(took, time.Since(begin))
+		}
 	}
 }
 
@@ -310,7 +374,7 @@ func summary(took []time.Duration) loadResult {
 	at := func(percent int) float64 {
 		return float64(took[min(len(took)*percent/100, len(took)-1)].Nanoseconds()) / 1e3
 	}
-	return loadResult{Count: int64(len(took)), P50: at(50), P99: at(99)}
+	return loadResult{Count: int64(len(took)), P50: at(50), P95: at(95), P99: at(99)}
 }
 
 func (l *loader) hold(ctx context.Context, n int) (loadResult, error) {

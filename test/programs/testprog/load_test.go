@@ -17,6 +17,8 @@ func TestLoad(t *testing.T) {
 		{"up 2 20", func(r loadResult) bool { return r.Bytes > 0 && r.Seconds >= 0.02 }},
 		{"down 2 20", func(r loadResult) bool { return r.Bytes > 0 && r.Seconds >= 0.02 }},
 		{"echo 20", func(r loadResult) bool { return r.Count > 0 && r.P50 > 0 && r.P99 >= r.P50 }},
+		{"beside up 200 20", func(r loadResult) bool { return r.Count > 0 && r.P95 >= r.P50 && r.Bytes > 0 }},
+		{"beside down 200 20", func(r loadResult) bool { return r.Count > 0 && r.P95 >= r.P50 && r.Bytes > 0 }},
 		{"connect 2 20", func(r loadResult) bool { return r.Count > 0 && r.Seconds >= 0.02 && r.P50 > 0 && r.P99 >= r.P50 }},
 		{"greeted 2 20", func(r loadResult) bool { return r.Count > 0 && r.P50 > 0 && r.P99 >= r.P50 }},
 		{"hold 5", func(r loadResult) bool { return r.Count == 5 }},
@@ -46,7 +48,7 @@ func TestLoad(t *testing.T) {
 // TestLoadFails keeps a job that failed from being taken for a measurement.
 func TestLoadFails(t *testing.T) {
 	var out strings.Builder
-	jobs := "up 1 20\necho 20\nconnect 1 20\ngreeted 1 20\nhold 1\ndance\nup 0 1\n" +
+	jobs := "up 1 20\necho 20\nbeside up 20 20\nbeside in 20 20\nbeside up 20\nconnect 1 20\ngreeted 1 20\nhold 1\ndance\nup 0 1\n" +
 		"turns 20 127.0.0.1:1\nopens 20 127.0.0.1:1\npaced 1 20 127.0.0.1:1\npaced 1 20\nrush 0 20 127.0.0.1:1\n"
 	if err := run(t.Context(), []string{"load", "127.0.0.1:1", "127.0.0.1:1"}, strings.NewReader(jobs), &out); err != nil {
 		t.Fatal(err)
