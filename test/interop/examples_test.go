@@ -184,8 +184,8 @@ func TestExampleGateway(t *testing.T) {
 	hosts(t, w.Client, "10.99.1.2 gateway.example.com")
 	hosts(t, w.Server, "10.99.2.2 wiki.internal")
 	startNginx(t, w.Inner, "WIKI-PAGE")
-	for name, from := range map[string]string{"office-ca.crt": "ca/ca.crt", "office.crt": "ann.crt", "office.key": "ann.key"} {
-		text, err := os.ReadFile(w.Alice.Path(from))
+	for name, from := range map[string]string{"office-ca.crt": "gateway-ca.crt", "office.crt": "gateway.crt", "office.key": "gateway.key"} {
+		text, err := os.ReadFile(w.Alice.Path(".ssh2/" + from))
 		if err != nil {
 			t.Fatal(err)
 		}

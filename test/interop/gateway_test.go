@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -29,12 +28,8 @@ import (
 // gatewayWorld has an ssh-gateway on the server in place of sshd. Bob runs it.
 type gatewayWorld struct {
 	*world
-	addr    netip.AddrPort
-	ca      *gatewaytest.Authority
-	program *netns.Process
+	gateway *netns.Gateway
 }
-
-const gatewayPort = 8443
 
 // everything is a collection of all that is behind the gateway.
 const everything = `
@@ -53,54 +48,11 @@ const everything = `
 // newGatewayWorld has a machine behind the gateway, which offers these services.
 func newGatewayWorld(t *testing.T, services string) *gatewayWorld {
 	t.Helper()
-	w := &gatewayWorld{world: equip(t, netns.NewBastion(t)), ca: gatewaytest.NewAuthority(t, "authority", nil)}
-	w.addr = netip.AddrPortFrom(w.Server.Addr4, gatewayPort)
-	for _, u := range []*netns.User{w.Alice, w.Bob} {
-		u.Write(t, "ca/ca.crt", string(gatewaytest.PEM("CERTIFICATE", w.ca.Cert.Raw)), 0o600)
-	}
-	w.writePair(t, w.Bob, "server", w.ca.Server(w.Server.Addr4.String(), "gateway.example.com"))
-	w.writePair(t, w.Alice, "ann", w.ca.Client("ann@example.com"))
-	w.Bob.Write(t, "gateway.yaml", gatewayConfig(fmt.Sprintf("%q", w.addr), services), 0o600)
-	w.startGateway(t)
-	w.Server.AllowOnly(t, netns.Reset, gatewayPort)
+	w := &gatewayWorld{world: equip(t, netns.NewBastion(t))}
+	w.gateway = w.Server.StartGateway(t, sut.Program(t, "ssh-gateway"), w.Bob, services, "limits: {drain_timeout: 1s}")
+	w.gateway.Trust(t, w.Alice)
+	w.Server.AllowOnly(t, netns.Reset, netns.GatewayPort)
 	return w
-}
-
-func gatewayConfig(listen, services string) string {
-	return `listen: ` + listen + `
-certificates: [{certificate: server.crt, key: server.key}]
-client_ca: ca/ca.crt
-audit: {file: audit.jsonl}
-limits: {drain_timeout: 1s}
-services:
-` + services + `
-roles: [{name: staff, email_domains: [example.com]}]
-policies: [{name: staff, roles: [staff]}]
-`
-}
-
-func (w *gatewayWorld) writePair(t *testing.T, u *netns.User, name string, pair tls.Certificate) {
-	t.Helper()
-	cert, key := gatewaytest.WritePair(t, t.TempDir(), name, pair)
-	for suffix, file := range map[string]string{".crt": cert, ".key": key} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		u.Write(t, name+suffix, string(text), 0o600)
-	}
-}
-
-func (w *gatewayWorld) startGateway(t *testing.T) {
-	t.Helper()
-	w.program = w.Server.Start(t, netns.Cmd{Args: []string{sut.Program(t, "ssh-gateway"), "--config", w.Bob.Path("gateway.yaml")}, User: w.Bob, Limit: -1})
-	w.program.WaitFor(t, "configuration in force")
-}
-
-// gatewayProfile is a profile element for the gateway, with more inside of it.
-func (w *gatewayWorld) gatewayProfile(more string) string {
-	return fmt.Sprintf(`<profile id="gw" protocol="tls" host="%s" port="%d">%s<tls ca-file="%s" certificate="%s" key="%s"/></profile>`,
-		w.addr.Addr(), w.addr.Port(), more, w.Alice.Path("ca/ca.crt"), w.Alice.Path("ann.crt"), w.Alice.Path("ann.key"))
 }
 
 // gatewayRecord is a line of the gateway's audit file.
@@ -163,7 +115,7 @@ func (w *gatewayWorld) requireJoined(t *testing.T) {
 		g := w.joined(t, r)
 		ids[r.FlowID] = true
 		if target := netJoin(g.Host, g.Port); g.Reason != "carried" || r.Reason != "carried" || g.Carrier != "mux" || !slices.Equal(g.Emails, []string{"ann@example.com"}) ||
-			g.Up != r.BytesUp || g.Down != r.BytesDown || r.Target != target && r.Target != "service "+g.Service || r.Server != w.addr.String() {
+			g.Up != r.BytesUp || g.Down != r.BytesDown || r.Target != target && r.Target != "service "+g.Service || r.Server != w.gateway.Addr.String() {
 			t.Errorf("recorded here  %+v\nrecorded there %+v", r, g)
 		}
 		if g.Program != "" && g.Program != r.Program {
@@ -183,7 +135,7 @@ func (w *gatewayWorld) requireJoined(t *testing.T) {
 // requireOnlyTLS fails the test if anything was on the wire but TLS with the gateway.
 func (w *gatewayWorld) requireOnlyTLS(t *testing.T, wire *netns.Wire) {
 	t.Helper()
-	requireOnly(t, wire, w.addr)
+	requireOnly(t, wire, w.gateway.Addr)
 	for _, s := range wire.Streams(t) {
 		for at := 0; at < len(s.Bytes); { // record after record, RFC 8446 section 5.1
 			b := s.Bytes[at:]
@@ -222,7 +174,7 @@ git clone -q --bare . ../repo.git && git -C ../repo.git update-server-info
 	pg := w.newPostgres(t)
 	pg.start(t, w.world, w.Inner, "*")
 	before := w.settled(t)
-	w.configure(t, `<profiles>`+w.gatewayProfile("")+`</profiles>
+	w.configure(t, `<profiles>`+w.gateway.Profile("gw", "")+`</profiles>
 <static-tunnels>
  <tunnel listen-port="15432" profile="gw" service="db"/>
  <tunnel listen-port="15433" profile="gw" dst-host="db.internal" dst-port="5432"/>
@@ -314,7 +266,7 @@ func TestGatewayDesktop(t *testing.T) {
 		}
 	}()
 	before := w.settled(t)
-	w.configure(t, `<profiles>`+w.gatewayProfile(`<keepalive-interval time="1"/><idle-timeout time="1"/>`)+`</profiles>
+	w.configure(t, `<profiles>`+w.gateway.Profile("gw", `<keepalive-interval time="1"/><idle-timeout time="1"/>`)+`</profiles>
 <filter-engine><rule ip-address=".*" action="TUNNEL" profile-id="gw"/></filter-engine>`)
 	near := w.Client.Capture(t, "to-server")
 	requireText(t, w.Client.Run(t, w.capture(w.Testprog, "desktop", "10.99.2.2:3389")), "ok desktop")
@@ -341,7 +293,7 @@ func TestGatewayKubectl(t *testing.T) {
 	marker := "MARKER-" + rand.Text()
 	api := startKubeAPI(t, w.Inner, marker)
 	before := w.settled(t)
-	w.configure(t, `<profiles>`+w.gatewayProfile("")+`</profiles>
+	w.configure(t, `<profiles>`+w.gateway.Profile("gw", "")+`</profiles>
 <static-tunnels><tunnel type="http-connect-chain" listen-port="8082" profile="gw" service="cluster"/></static-tunnels>
 <filter-engine><rule host="api\.internal" pseudo-ip="yes" action="TUNNEL" profile-id="gw"/></filter-engine>`)
 	w.Alice.Write(t, ".kube/config", api.config(), 0o600)
@@ -379,16 +331,16 @@ func TestGatewayRefusals(t *testing.T) {
 	template := func(change func(*x509.Certificate)) tls.Certificate {
 		c := gatewaytest.ClientTemplate("ann@example.com")
 		change(c)
-		return w.ca.Sign(c)
+		return w.gateway.CA.Sign(c)
 	}
-	revoked := w.ca.Client("ann@example.com")
-	w.configure(t, `<profiles>`+w.gatewayProfile("")+`</profiles>
+	revoked := w.gateway.CA.Client("ann@example.com")
+	w.configure(t, `<profiles>`+w.gateway.Profile("gw", "")+`</profiles>
 <filter-engine><rule host=".*\.internal" pseudo-ip="yes" action="TUNNEL" profile-id="gw"/><rule ip-address=".*" action="TUNNEL" profile-id="gw"/></filter-engine>`)
 	// The gateway's own list; it is read again by itself.
-	w.Bob.Write(t, "gateway.yaml", strings.Replace(gatewayConfig(fmt.Sprintf("%q", w.addr), everything), "audit:", "crl: crl.pem\naudit:", 1), 0o600)
-	w.Bob.Write(t, "crl.pem", string(w.ca.List(nil)), 0o600)
-	w.program.Signal(t, syscall.SIGHUP)
-	w.program.WaitFor(t, "generation=2")
+	w.gateway.Configure(t, everything, "crl: crl.pem")
+	w.Bob.Write(t, "crl.pem", string(w.gateway.CA.List(nil)), 0o600)
+	w.gateway.Process.Signal(t, syscall.SIGHUP)
+	w.gateway.Process.WaitFor(t, "generation=2")
 
 	near := w.Client.Capture(t, "to-server")
 	connect := func(t *testing.T, target string) (string, record) {
@@ -400,7 +352,7 @@ func TestGatewayRefusals(t *testing.T) {
 	fresh := func(t *testing.T, pair tls.Certificate) {
 		t.Helper()
 		w.stopBroker(t, w.Alice)
-		w.writePair(t, w.Alice, "ann", pair)
+		w.gateway.WritePair(t, w.Alice, ".ssh2/gateway", pair)
 	}
 	for _, tc := range []struct {
 		name         string
@@ -421,7 +373,7 @@ func TestGatewayRefusals(t *testing.T) {
 				t.Errorf("the program: %s\nrecorded %+v", out, r)
 			}
 			if tc.there != "" {
-				w.program.WaitFor(t, tc.there)
+				w.gateway.Process.WaitFor(t, tc.there)
 			}
 		})
 	}
@@ -431,9 +383,9 @@ func TestGatewayRefusals(t *testing.T) {
 		if out, r := connect(t, "10.99.2.2:8000"); !strings.Contains(out, " ok") || r.Reason != "carried" {
 			t.Fatalf("before it is revoked: %s, %+v", out, r)
 		}
-		w.Bob.Write(t, "crl.pem", string(w.ca.List(nil, revoked.Leaf)), 0o600)
-		w.program.Signal(t, syscall.SIGHUP)
-		w.program.WaitFor(t, "generation=3")
+		w.Bob.Write(t, "crl.pem", string(w.gateway.CA.List(nil, revoked.Leaf)), 0o600)
+		w.gateway.Process.Signal(t, syscall.SIGHUP)
+		w.gateway.Process.WaitFor(t, "generation=3")
 		// The gateway has ended the connection. The way rests, then it is tried anew, and by
 		// a resumed session.
 		eventually(t, "the refusal", func() bool {
@@ -444,10 +396,10 @@ func TestGatewayRefusals(t *testing.T) {
 			return r.Reason == "auth-failed" && strings.Contains(r.Error, "revoked")
 		})
 		requireText(t, w.ctl(t, "list-connections"), "revoked")
-		w.program.WaitFor(t, "outcome=revoked")
+		w.gateway.Process.WaitFor(t, "outcome=revoked")
 	})
 	t.Run("excluded", func(t *testing.T) {
-		fresh(t, w.ca.Client("ann@example.com"))
+		fresh(t, w.gateway.CA.Client("ann@example.com"))
 		out, r := connect(t, "payroll.internal:8000")
 		if !strings.Contains(out, "EHOSTUNREACH") || r.Reason != "prohibited" || !strings.Contains(r.Error, "is excluded") {
 			t.Errorf("the program: %s\nrecorded %+v", out, r)
@@ -468,7 +420,7 @@ func TestGatewayRefusals(t *testing.T) {
 func TestGatewayKilled(t *testing.T) {
 	w := newGatewayWorld(t, everything)
 	w.serveInside(t, w.Inner, echoPort)
-	w.configure(t, `<profiles>`+w.gatewayProfile("")+`</profiles>
+	w.configure(t, `<profiles>`+w.gateway.Profile("gw", "")+`</profiles>
 <filter-engine><rule ip-address=".*" action="TUNNEL" profile-id="gw"/></filter-engine>`)
 	target := netJoin("10.99.2.2", echoPort)
 	const live = 50
@@ -476,7 +428,7 @@ func TestGatewayKilled(t *testing.T) {
 	p := w.Client.Start(t, w.capture("bash", "-c", script))
 	w.awaitFlows(t, live)
 	eventually(t, "all to be established", func() bool { return strings.Count(p.Stdout(), "established") == live })
-	w.program.Kill(t)
+	w.gateway.Process.Kill(t)
 	p.Wait(t)
 	if n := strings.Count(p.Stdout(), "ECONNRESET"); n != live {
 		t.Errorf("%d of %d programs saw a reset:\n%s", n, live, p.Stdout())
@@ -491,7 +443,7 @@ func TestGatewayKilled(t *testing.T) {
 	if !strings.Contains(r.Stdout, "EHOSTUNREACH") {
 		t.Errorf("while there is no gateway: %v", r)
 	}
-	w.startGateway(t)
+	w.gateway.Start(t)
 	eventually(t, "the gateway to be used again", func() bool {
 		r := w.Client.Run(t, w.capture(w.Testprog, "exchange", "echo", target))
 		return r.Code == 0
