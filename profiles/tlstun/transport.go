@@ -194,7 +194,6 @@ func (t *transport) Services(ctx context.Context) ([]wire.Service, error) {
 // answered is what became of a request.
 type answered struct {
 	stream *yamux.Stream
-	answer wire.Answer
 	err    error
 }
 

@@ -379,15 +379,15 @@ func TestGatewayRefusals(t *testing.T) {
 	}
 	t.Run("revoked", func(t *testing.T) {
 		fresh(t, revoked)
-		// It is good, and its session can be resumed.
+		// It is good, and there is a session that could be resumed.
 		if out, r := connect(t, "10.99.2.2:8000"); !strings.Contains(out, " ok") || r.Reason != "carried" {
 			t.Fatalf("before it is revoked: %s, %+v", out, r)
 		}
 		w.Bob.Write(t, "crl.pem", string(w.gateway.CA.List(nil, revoked.Leaf)), 0o600)
 		w.gateway.Process.Signal(t, syscall.SIGHUP)
 		w.gateway.Process.WaitFor(t, "generation=3")
-		// The gateway has ended the connection. The way rests, then it is tried anew, and by
-		// a resumed session.
+		// The gateway has ended the connection. The way rests, then it is tried anew, with
+		// what the broker kept of the session.
 		eventually(t, "the refusal", func() bool {
 			out, r := connect(t, "10.99.2.2:8000")
 			if !strings.Contains(out, "EHOSTUNREACH") {

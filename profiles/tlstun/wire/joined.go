@@ -12,8 +12,6 @@ import (
 // Of yamux's frames (spec.md of the library): twelve bytes of header, with the type in
 // the second, flags in the third and fourth, and the length in the last four.
 const (
-	frameHeader = 12
-
 	frameData         = 0
 	frameWindowUpdate = 1
 
