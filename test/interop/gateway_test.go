@@ -236,6 +236,7 @@ git clone -q --bare . ../repo.git && git -C ../repo.git update-server-info
 			requireText(t, r, want)
 		}
 	})
+	requireText(t, w.ctl(t, "list-connections", "-v"), "cipher TLS_")
 	for _, text := range []string{marker, "SQL-of-inner"} {
 		requireHidden(t, near, far, text)
 	}
