@@ -33,7 +33,15 @@ type transport struct {
 	retired    chan struct{}
 }
 
+// Services is a transport that can tell what the gateway offers.
+type Services interface {
+	// Services asks which services the gateway offers to our certificate. Their texts are
+	// the gateway's: make them fit for a terminal before they are shown.
+	Services(ctx context.Context) ([]wire.Service, error)
+}
+
 var (
+	_ Services           = (*transport)(nil)
 	_ profiles.Transport = (*transport)(nil)
 	_ profiles.Describer = (*transport)(nil)
 	_ profiles.Prober    = (*transport)(nil)
@@ -176,13 +184,13 @@ func (t *transport) Open(ctx context.Context, dst profiles.Destination) (profile
 	return t.NewStream(s).Between(local, dst.Addr()), nil
 }
 
-// Services asks which services the gateway offers to our certificate.
+// Services is that of the interface.
 func (t *transport) Services(ctx context.Context) ([]wire.Service, error) {
 	s, err := t.open(ctx, wire.Request{Kind: wire.KindServices})
 	if err != nil {
 		return nil, fmt.Errorf("services: %w", err)
 	}
-	defer s.Close()
+	defer t.NewStream(s).Close()
 	defer context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })()
 	list, err := wire.ReadServices(s)
 	if err != nil && ctx.Err() != nil {

@@ -158,13 +158,16 @@ func (r *rig) connect(t *testing.T) (profiles.Transport, *line) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	var l *line
+	var mu sync.Mutex
+	var l *line // the last one: some transports have several
 	via := func(ctx context.Context, network, address string) (net.Conn, error) {
 		var d net.Dialer
 		c, err := d.DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		l = newLine(c)
 		return l, nil
 	}
@@ -172,8 +175,11 @@ func (r *rig) connect(t *testing.T) (profiles.Transport, *line) {
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	t.Cleanup(func() { l.thaw(); tr.Close() })
-	return tr, l
+	mu.Lock()
+	defer mu.Unlock()
+	first := l
+	t.Cleanup(func() { first.thaw(); tr.Close() })
+	return tr, first
 }
 
 // listen runs serve for each connection to a new listener, and returns where it is.

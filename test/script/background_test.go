@@ -81,16 +81,18 @@ func (p *place) audit() (records []map[string]any) {
 }
 
 // waitAudit waits for a record.
-func (p *place) waitAudit(is func(map[string]any) bool) {
+func (p *place) waitAudit(is func(map[string]any) bool) (record map[string]any) {
 	p.t.Helper()
 	p.eventually(func() bool {
 		for _, r := range p.audit() {
 			if is(r) {
+				record = r
 				return true
 			}
 		}
 		return false
 	}, func() string { return fmt.Sprintf("audit has only %v", p.audit()) })
+	return record
 }
 
 // TestManyAtOnce: they find or start the same broker.

@@ -88,7 +88,7 @@ func (s *Stream) arm() {
 	at := time.Now().Add(quiet)
 	if !r.armed && !s.shut && (s.readUntil.IsZero() || at.Before(s.readUntil)) {
 		r.armed, r.mark = true, r.grown
-		s.ys.SetReadDeadline(at)
+		s.wakeReadAt(at)
 	}
 }
 
@@ -102,7 +102,7 @@ func (s *Stream) relax() {
 	}
 	r.armed = false
 	if !s.shut {
-		s.ys.SetReadDeadline(s.readUntil)
+		s.wakeReadAt(s.readUntil)
 	}
 	if r.grown == r.mark {
 		s.ys.Shrink()
@@ -160,7 +160,7 @@ func (s *Stream) listen() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.shut {
-		s.ys.SetReadDeadline(time.Time{})
+		s.wakeReadAt(time.Time{})
 	}
 	return !s.shut
 }
@@ -194,7 +194,7 @@ func (r *reader) leave() bool {
 // drain throws away what the far end still sends, so that its writers get on and see
 // that we have gone. Nobody else reads by now.
 func (s *Stream) drain() {
-	s.ys.SetReadDeadline(time.Time{})
+	s.wakeReadAt(time.Time{})
 	var waste [4 << 10]byte
 	for {
 		if _, err := s.ys.Read(waste[:]); err != nil {

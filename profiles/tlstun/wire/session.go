@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/hashicorp/yamux"
 
@@ -25,6 +27,9 @@ type Session struct {
 	once sync.Once
 	done chan struct{}
 	err  error // written before done is closed
+
+	mu      sync.Mutex
+	streams []weak.Pointer[yamux.Stream] // all that live, and some that do not
 }
 
 var _ socket.Watched = (*Session)(nil)
@@ -76,6 +81,7 @@ func (s *Session) Open() (*yamux.Stream, error) {
 	if err != nil {
 		return nil, s.failure(err)
 	}
+	s.remember(ys)
 	return ys, nil
 }
 
@@ -86,7 +92,22 @@ func (s *Session) Accept() (*yamux.Stream, error) {
 	if err != nil {
 		return nil, s.failure(err)
 	}
+	s.remember(ys)
 	return ys, nil
+}
+
+// remember keeps a stream to be woken when the session ends, as long as somebody else
+// has it.
+func (s *Session) remember(ys *yamux.Stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.streams) >= 2*s.mux.NumStreams()+backlog {
+		s.streams = slices.DeleteFunc(s.streams, func(p weak.Pointer[yamux.Stream]) bool { return p.Value() == nil })
+	}
+	s.streams = append(s.streams, weak.Make(ys))
+	if s.Err() != nil {
+		ys.SetDeadline(longAgo)
+	}
 }
 
 // ErrGoingAway says that the far end takes no more streams; those that are open go on.
@@ -104,11 +125,12 @@ func (s *Session) failure(err error) error {
 	}
 }
 
-// NewStream is the function NewStream, for a stream of this session.
+// NewStream takes a stream of this session over once its Answer was written or read.
 func (s *Session) NewStream(ys *yamux.Stream) *Stream {
-	st := NewStream(ys)
-	st.session = s
-	return st
+	return &Stream{
+		ys: ys, session: s, local: ys.LocalAddr(), remote: ys.RemoteAddr(),
+		over: make(chan struct{}), woken: make(chan struct{}, 1),
+	}
 }
 
 // GoAway tells the far end to begin no more streams here. Those that are open go on.
@@ -143,11 +165,21 @@ func (s *Session) Close() error {
 	return err
 }
 
-// end notes why the session ends.
+// end notes why the session ends and gets everybody out of yamux's streams. It is called
+// before yamux knows: from when it does (v0.1.2, stream.go, Read) until it has read what
+// it has at hand, whoever waits for a stream runs in a circle. A thousand of them keep it
+// from ever coming to that.
 func (s *Session) end(why error) {
 	s.once.Do(func() {
 		s.err = fmt.Errorf("%w: %w", profiles.ErrLost, why)
 		close(s.done)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, p := range s.streams {
+			if ys := p.Value(); ys != nil {
+				ys.SetDeadline(longAgo)
+			}
+		}
 	})
 }
 
@@ -201,7 +233,7 @@ const smallWrite = 1 << 10
 // awaitRoom waits until the connection has room for n bytes of st, which st's deadline and
 // its end interrupt: inside of yamux nothing would.
 func (s *Session) awaitRoom(st *Stream, n int) error {
-	if s == nil || s.conn.below == nil || n <= smallWrite {
+	if s.conn.below == nil || n <= smallWrite {
 		return nil
 	}
 	for {

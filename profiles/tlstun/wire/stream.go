@@ -24,7 +24,7 @@ import (
 // it as it is.
 type Stream struct {
 	ys            *yamux.Stream
-	session       *Session // nil where the stream is of none
+	session       *Session
 	local, remote net.Addr
 
 	read  reader
@@ -53,14 +53,6 @@ var (
 	_ io.ReaderFrom      = (*Stream)(nil)
 	_ io.WriterTo        = (*Stream)(nil)
 )
-
-// NewStream takes a stream of yamux over once its Answer was written or read.
-func NewStream(ys *yamux.Stream) *Stream {
-	return &Stream{
-		ys: ys, local: ys.LocalAddr(), remote: ys.RemoteAddr(),
-		over: make(chan struct{}), woken: make(chan struct{}, 1),
-	}
-}
 
 // Between sets what LocalAddr and RemoteAddr say, before anything else is done with s.
 func (s *Stream) Between(local, remote net.Addr) *Stream {
@@ -101,7 +93,8 @@ func (s *Stream) SetReadDeadline(t time.Time) error {
 	}
 	s.readUntil = t
 	s.read.armed = false
-	return s.ys.SetReadDeadline(t)
+	s.wakeReadAt(t)
+	return nil
 }
 
 // SetWriteDeadline is net.Conn's.
@@ -113,7 +106,7 @@ func (s *Stream) SetWriteDeadline(t time.Time) error {
 	}
 	s.writeUntil = t
 	if s.farGone == nil {
-		s.ys.SetWriteDeadline(t)
+		s.wakeWriteAt(t)
 	}
 	s.wakeWriter()
 	return nil
@@ -125,6 +118,22 @@ func (s *Stream) SetDeadline(t time.Time) error {
 		return err
 	}
 	return s.SetWriteDeadline(t)
+}
+
+// wakeReadAt has a wait for data end at a time, and with the session in any case.
+func (s *Stream) wakeReadAt(t time.Time) {
+	s.ys.SetReadDeadline(t)
+	if s.session.Err() != nil {
+		s.ys.SetReadDeadline(longAgo)
+	}
+}
+
+// wakeWriteAt is wakeReadAt for a wait for room.
+func (s *Stream) wakeWriteAt(t time.Time) {
+	s.ys.SetWriteDeadline(t)
+	if s.session.Err() != nil {
+		s.ys.SetWriteDeadline(longAgo)
+	}
 }
 
 func (s *Stream) wakeWriter() {
@@ -162,11 +171,8 @@ func (s *Stream) meaning(err error) error {
 	switch {
 	case errors.Is(err, profiles.ErrReset):
 		return err
-	case s.ys.Session().IsClosed():
-		if s.session != nil {
-			return s.session.Err()
-		}
-		return profiles.ErrLost
+	case s.session.Err() != nil:
+		return s.session.Err()
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil
 	}

@@ -253,6 +253,6 @@ func (s *Stream) say(until time.Time, last func(ourEnd bool) []byte) {
 	if gone || len(record)+len(s.write.rest) == 0 {
 		return
 	}
-	s.ys.SetWriteDeadline(until)
+	s.wakeWriteAt(until)
 	s.ys.Write(append(s.write.rest, record...)) // who is not there to hear it is gone
 }

@@ -1,0 +1,4 @@
+package tlstun
+
+// ProxyStatus is proxyStatus.
+func ProxyStatus(header string) (reason, details string) { return proxyStatus(header) }
