@@ -78,7 +78,9 @@ func TestStaticTunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := fmt.Sprintf("127.0.0.1:%d", port)
-	eventually(t, "the listener", func() bool { l := b.listeners(); return len(l) == 1 && l[0].Open })
+	if l := b.listeners(); len(l) != 1 || !l[0].Open { // at the first answer of the broker
+		t.Fatalf("listeners %+v", l)
+	}
 	if n := len(b.pool.List()); n != 0 {
 		t.Errorf("%d connections before the first use", n)
 	}
