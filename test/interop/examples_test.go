@@ -196,16 +196,19 @@ func TestExampleGateway(t *testing.T) {
 	near, far := w.Client.Capture(t, "to-server"), w.Inner.Capture(t, "to-server")
 	expect(t, w.ctl(t, "start"), 0)
 	curl := netns.Cmd{Args: []string{"curl", "-sS", "--max-time", "20"}, User: w.Alice}
-	requireText(t, w.Client.Run(t, w.capture("curl", "-sS", "http://wiki.internal/")), "WIKI-PAGE")
-	requireText(t, w.Client.Run(t, with(curl, "http://127.0.0.1:8081/")), "WIKI-PAGE")
-	requireText(t, w.Client.Run(t, with(curl, "-p", "-x", "http://127.0.0.1:3128", "http://wiki.internal/")), "WIKI-PAGE")
 	requireText(t, w.ctl(t, "services"), "127.0.0.1:8081")
 	for i, want := range []struct {
+		cmd    netns.Cmd
 		target string
 		rule   int
-	}{{"wiki.internal:80", 1}, {"service wiki", 0}, {"wiki.internal:80", 0}} {
+	}{
+		{w.capture("curl", "-sS", "http://wiki.internal/"), "wiki.internal:80", 1},
+		{with(curl, "http://127.0.0.1:8081/"), "service wiki", 0},
+		{with(curl, "-p", "-x", "http://127.0.0.1:3128", "http://wiki.internal/"), "wiki.internal:80", 0},
+	} {
+		requireText(t, w.Client.Run(t, want.cmd), "WIKI-PAGE")
 		if r := w.awaitRecords(t, i+1)[i]; r.Reason != "carried" || r.Profile != "office" || r.Server != "gateway.example.com:8443" || r.Target != want.target || r.Rule != want.rule {
-			t.Errorf("record %d: %+v, want %+v", i, r, want)
+			t.Errorf("record %d: %+v, want it to %s by rule %d", i, r, want.target, want.rule)
 		}
 	}
 	requireHidden(t, near, far, "WIKI-PAGE")
