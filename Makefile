@@ -21,7 +21,7 @@ SHELLS   := $(wildcard .ci/run .ci/install-packages .ci/vulncheck .ci/fuzz test/
 # The recipes and scripts call go by name.
 export PATH := $(PATH):$(dir $(GO))
 
-.PHONY: build demo demo-system test test-long cover compare bench bench-growth bench-beside bench-direct size lint print-shells install uninstall deb clean help packages
+.PHONY: build demo demo-gateway demo-system test test-long cover compare bench bench-growth bench-beside bench-direct size lint print-shells install uninstall deb clean help packages
 .DEFAULT_GOAL := build
 
 build: ## static programs into bin/
@@ -34,6 +34,9 @@ build: ## static programs into bin/
 
 demo: build ## a captured program and its tunnel, shown on this machine; no root, no server
 	./test/demo/run.sh
+
+demo-gateway: build ## ssh-gateway with an authority of its own and a captured program, shown on this machine; no root
+	./test/demo/run.sh -gateway
 
 demo-system: ## rules for a whole host with three users, shown in namespaces of this machine; needs root
 	@./test/demo/system.sh

@@ -276,7 +276,7 @@ func (f *flow) leadsTo(p *profiles.Profile, dst profiles.Destination) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rec.Profile, f.rec.Server = p.ID, account(p, profiles.Server{Host: p.Host, Port: p.Port})
-	f.rec.Target = hostPort(dst.Host, dst.Port)
+	f.rec.Target = dst.String()
 	if p.Protocol == profiles.TLS {
 		f.rec.FlowID = rand.Text()
 	}

@@ -22,6 +22,9 @@ type Requester interface{ Request() Request }
 type Request struct {
 	Host string // a name or an address
 	Port uint16
+	// Service is one of those of the gateway that Way or Profile leads to, "" for none;
+	// one with a destination of its own needs no Host and Port.
+	Service string
 
 	// Judged has the rules decide; else it goes through Way, or where that is nil through
 	// the profile of that id.
@@ -103,7 +106,11 @@ func (f *flow) comply(ctx context.Context, r *Request) {
 		f.refuse(audit.ProfileError, fmt.Errorf("there is no profile %q: %w", r.Profile, profiles.ErrSetup))
 		return
 	}
-	dst := profiles.Destination{Host: r.Host, Port: r.Port, Origin: f.at.Src}
+	if r.Service != "" && !p.HasServices() {
+		f.refuse(audit.ProfileError, fmt.Errorf("service %s: profile %q leads to no ssh-gateway: %w", r.Service, p.Label(), profiles.ErrSetup))
+		return
+	}
+	dst := profiles.Destination{Host: r.Host, Port: r.Port, Service: r.Service, Origin: f.at.Src}
 	f.through(ctx, p.For(r.Host, "", false), dst, false)
 }
 

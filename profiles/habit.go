@@ -33,8 +33,9 @@ const maxHabits = 512
 
 // target is a destination as far as it tells what comes.
 type target struct {
-	host string
-	port uint16
+	host    string
+	port    uint16
+	service string
 }
 
 // seen is what is known of a target.
@@ -49,7 +50,7 @@ type habits map[target]*seen
 
 // of notes that a stream to dst is about to be opened and returns what to expect of it.
 func (h habits) of(dst Destination, now time.Time) habit {
-	key := target{dst.Host, dst.Port}
+	key := target{dst.Host, dst.Port, dst.Service}
 	s := h[key]
 	if s == nil {
 		if len(h) >= maxHabits {
@@ -71,7 +72,7 @@ func (h habits) of(dst Destination, now time.Time) habit {
 
 // isBulk notes that a stream to dst, opened at some time, has turned out to be bulk.
 func (h habits) isBulk(dst Destination, opened time.Time) {
-	if s := h[target{dst.Host, dst.Port}]; s != nil {
+	if s := h[target{dst.Host, dst.Port, dst.Service}]; s != nil {
 		s.quiet = s.quiet || !s.bulk && opened.Sub(s.first) >= quietAfter // an earlier one was not
 		s.bulk = true
 	}
@@ -81,7 +82,7 @@ func (h habits) isBulk(dst Destination, opened time.Time) {
 func (h habits) ended(dst Destination, opened time.Time, lived time.Duration, bytes uint64) {
 	if float64(bytes) >= bulkBytes*max(1, lived.Seconds()/bundleTick.Seconds()) { // too short for it
 		h.isBulk(dst, opened)
-	} else if s := h[target{dst.Host, dst.Port}]; s != nil {
+	} else if s := h[target{dst.Host, dst.Port, dst.Service}]; s != nil {
 		s.quiet = true
 	}
 }

@@ -196,6 +196,17 @@ func (pl *Pool) Ready(ctx context.Context, p *Profile, ask Prompter) error {
 	return nil
 }
 
+// With has use ask something of p's transport, and connects where there is none. Its
+// errors are those of Open, and use's.
+func (pl *Pool) With(ctx context.Context, p *Profile, ask Prompter, use func(Transport) error) error {
+	l, err := pl.acquire(ctx, p, nil, ask, false, expectQuiet)
+	if err != nil {
+		return err
+	}
+	defer pl.release(l)
+	return use(l.Transport)
+}
+
 // acquire returns a live transport of p with one stream counted on it, which is to go to
 // dst where it goes anywhere.
 func (pl *Pool) acquire(ctx context.Context, p *Profile, dst *Destination, ask Prompter, urgent bool, e expectation) (*link, error) {

@@ -190,6 +190,9 @@ type Profile struct {
 	OpenTimeout       time.Duration // for one stream
 }
 
+// HasServices tells whether p leads to an ssh-gateway, which has services by name.
+func (p *Profile) HasServices() bool { return p.Protocol == TLS && !p.TLS.Proxy }
+
 // For returns the profile with its server filled in: a copy that goes to host
 // where fromApp is set or the profile names none, else p itself. user replaces the
 // profile's when it is not empty.

@@ -16,6 +16,11 @@ type Destination struct {
 	Port   uint16
 	Origin netip.AddrPort // the program's own address, told to the server as originator
 
+	// Service is one of an ssh-gateway's services; "": the gateway chooses. Where the
+	// service has a destination of its own, Host is "" and Port is 0. Only a profile with
+	// HasServices reaches one.
+	Service string
+
 	// Flow is the id under which the flow is recorded here, and Program the path of the
 	// program behind it where that is known: for servers that record them too.
 	Flow, Program string
@@ -30,8 +35,13 @@ func (d Destination) Addr() net.Addr {
 	return hostAddr(d.String())
 }
 
-// String is host:port.
-func (d Destination) String() string { return net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))) }
+// String is host:port, or the service where that says it all.
+func (d Destination) String() string {
+	if d.Host == "" && d.Service != "" {
+		return "service " + d.Service
+	}
+	return net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port)))
+}
 
 // hostAddr is the address of a destination that the server resolves.
 type hostAddr string

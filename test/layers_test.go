@@ -72,11 +72,11 @@ var layers = []struct {
 	{"broker/trial", []string{"capture/command", "capture/leak", "profiles/trialserver", "broker/control"}},
 	{"broker/doctor", []string{"capture", "capture/cgroup", "capture/probe", "capture/service/...", "profiles", "profiles/certfile", "profiles/creds", "broker/config", "broker/control", "broker/regular", "broker/trial"}},
 	// Puts a broker together out of what the others offer.
-	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "broker/..."}},
+	{"broker/daemon", []string{"filter", "capture", "capture/cgroup", "capture/netns", "capture/origin", "capture/owner", "capture/service/...", "profiles", "profiles/creds", "profiles/proxy", "profiles/sshconf", "profiles/tlstun/wire", "broker/..."}},
 
 	{"cmd/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/..."}},
 	{"test/...", []string{"filter/...", "capture/...", "profiles/...", "broker/...", "cmd/...", "test/..."}},
-	{"test/programs/...", nil},
+	{"test/programs/...", []string{"test/programs/desktop"}},
 }
 
 // forTests may be imported by tests of broker and below, beside what the row says.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"sshbroker/profiles/tuntest"
 )
 
 var update = flag.Bool("update", false, "write etc/ssh-broker-ng-config-1.dtd and testdata/broken/*.want anew")
@@ -17,12 +19,15 @@ func TestShippedFiles(t *testing.T) {
 	if err != nil || len(files) < 2 {
 		t.Fatalf("found %d files in %s (%v)", len(files), etc, err)
 	}
+	certificates := homeWithCertificates(t)
 	for _, f := range files {
 		t.Run(filepath.Base(f), func(t *testing.T) {
-			for _, p := range Check(f, Options{Env: testEnv()}) {
+			env := testEnv()
+			env.Home = certificates
+			for _, p := range Check(f, Options{Env: env}) {
 				t.Error(p)
 			}
-			c, err := Load(Options{File: f, Env: testEnv()})
+			c, err := Load(Options{File: f, Env: env})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -31,6 +36,27 @@ func TestShippedFiles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// homeWithCertificates has those that the example for a gateway names.
+func homeWithCertificates(t *testing.T) string {
+	t.Helper()
+	home := t.TempDir()
+	authority := tuntest.NewAuthority(t, "office")
+	certificate, key := authority.Issue(t, "ann", nil)
+	if err := os.Mkdir(filepath.Join(home, ".ssh2"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string]string{"office-ca.crt": authority.File, "office.crt": certificate, "office.key": key} {
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(home, ".ssh2", name), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return home
 }
 
 // The installed DTD is the schema.

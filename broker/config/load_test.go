@@ -415,8 +415,9 @@ func TestTunnels(t *testing.T) {
 	for name, text := range map[string]string{
 		global: `<secsh-broker><profiles><profile id="g" host="h"/></profiles><static-tunnels><tunnel listen-port="1" dst-host="a" dst-port="10" profile="g"/>
 <tunnel type="socks-proxy" listen-port="2"/></static-tunnels></secsh-broker>`,
-		user: `<secsh-broker><profiles><profile id="u" host="h"><tunnels><local-tunnel listen-port="9" dst-host="c" dst-port="30"/></tunnels></profile></profiles>
-<static-tunnels><tunnel listen-port="1" dst-host="b" dst-port="20" profile="g"/><tunnel type="socks" listen-port="3" allow-relay="yes" profile="u"/></static-tunnels></secsh-broker>`,
+		user: `<secsh-broker><profiles><profile id="u" host="h"><tunnels><local-tunnel listen-port="9" dst-host="c" dst-port="30"/></tunnels></profile><profile id="t" protocol="tls" host="g"><tls system-ca="yes" certificate="c" key="k"/></profile></profiles>
+<static-tunnels><tunnel listen-port="1" dst-host="b" dst-port="20" profile="g"/><tunnel type="socks" listen-port="3" allow-relay="yes" profile="u"/>
+<tunnel listen-port="4" service="db" profile="t"/><tunnel type="http-connect-chain" listen-port="5" profile="t"/></static-tunnels></secsh-broker>`,
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -430,6 +431,8 @@ func TestTunnels(t *testing.T) {
 	equal(t, "static", c.StaticTunnels, []Tunnel{
 		{Type: "tcp", Listen: at("127.0.0.1:1"), Host: "b", Port: 20, Profile: "g", Source: user + ":2"},
 		{Type: "socks-proxy", Listen: at("127.0.0.1:2"), Source: global + ":2"},
-		{Type: "socks", Listen: at("[::]:3"), Profile: "u", AllowRelay: true, Source: user + ":2"}})
+		{Type: "socks", Listen: at("[::]:3"), Profile: "u", AllowRelay: true, Source: user + ":2"},
+		{Type: "tcp", Listen: at("127.0.0.1:4"), Service: "db", Profile: "t", Source: user + ":3"},
+		{Type: "http-connect-chain", Listen: at("127.0.0.1:5"), Profile: "t", Source: user + ":3"}})
 	equal(t, "local", c.LocalTunnels, []Tunnel{{Type: "tcp", Listen: at("127.0.0.1:9"), Host: "c", Port: 30, Profile: "u", Source: user + ":1"}})
 }

@@ -250,7 +250,7 @@ func TestProblems(t *testing.T) {
 <tunnel type="socks-proxy" listen-port="6" listen-address="eth0"/>
 <tunnel type="socks-proxy" listen-port="7"/><tunnel type="http-connect" listen-port="7"/>
 <tunnel listen-port="8" dst-host="-d" dst-port="1" profile="p"/></static-tunnels>`), []string{
-			"2:17: tunnel: a tcp tunnel has no destination [add dst-host and dst-port]",
+			"2:17: tunnel: a tcp tunnel has no destination [add dst-host and dst-port, or the service of a gateway]",
 			`3:1: tunnel: a tcp tunnel has no profile to go through [add profile=`,
 			`4:1: tunnel: a socks tunnel has no profile`,
 			"5:1: tunnel: the program says where a socks tunnel leads [take dst-host",
@@ -258,6 +258,20 @@ func TestProblems(t *testing.T) {
 			`7:60: tunnel: listen-address: "eth0" is not an address`,
 			"8:45: tunnel: there is a second tunnel at 127.0.0.1:7, the first is at 8:1",
 			`9:35: tunnel: dst-host: host "-d" begins with a hyphen`}},
+		{"tunnels to services", root(`<profiles><profile id="p" host="h"><tunnels><local-tunnel listen-port="1" service="a"/></tunnels></profile></profiles>
+<static-tunnels><tunnel listen-port="2" service="a" profile="p"/>
+<tunnel type="http-connect" listen-port="3" service="a"/>
+<tunnel type="http-connect" listen-port="4" profile="p"/>
+<tunnel type="http-connect-chain" listen-port="5"/>
+<tunnel listen-port="6" service="a b" profile="p"/>
+<tunnel listen-port="7" service="a" dst-host="d" dst-port="1" profile="p"/></static-tunnels>`), []string{
+			`2:84: local-tunnel: service: the profile "p" leads to no gateway, which alone has services [take it out, or name a profile of protocol tls`,
+			`3:50: tunnel: service: the profile "p" leads to no gateway`,
+			"4:54: tunnel: service: the filter rules decide where a http-connect tunnel goes [take it out]",
+			`5:54: tunnel: profile: the filter rules decide where a http-connect tunnel goes [take it out, or write type="http-connect-chain"]`,
+			"6:1: tunnel: a http-connect-chain tunnel has no profile to go through [add profile=",
+			`7:34: tunnel: service: "a b" is not the name of a service [write the name as ssh-broker-ctl services has it]`,
+			"8:1: tunnel: the gateway knows where the service leads [take dst-host and dst-port out, or service]"}},
 		{"tunnel through nothing", root(`<static-tunnels><tunnel listen-port="1" dst-host="d" dst-port="1" profile="p"/></static-tunnels>`), []string{
 			`2:76: tunnel: profile: there is no profile "p"`}},
 		{"tunnels that are not built", root(`<profiles><profile id="p" host="h"><tunnels><remote-tunnel listen-port="1" dst-host="d" dst-port="2"/></tunnels></profile></profiles>` +

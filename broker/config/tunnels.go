@@ -12,10 +12,11 @@ import (
 // Tunnel is a port of this host through which programs reach a destination, of
 // static-tunnels or of a profile.
 type Tunnel struct {
-	Type       string // tcp, socks, socks-proxy or http-connect
+	Type       string // tcp, socks, socks-proxy, http-connect or http-connect-chain
 	Listen     netip.AddrPort
 	Host       string // where a tcp tunnel leads, as the server sees it
 	Port       uint16
+	Service    string // of the gateway behind Profile; a tcp tunnel to one has no Host and Port
 	Profile    string // id; "" for socks-proxy and http-connect, which the rules judge
 	AllowRelay bool   // other hosts and other users may use it
 	Source     string // file:line
@@ -24,8 +25,8 @@ type Tunnel struct {
 // tunnel is one element of a kind of tunnel.
 type tunnel struct {
 	Tunnel
-	element         string
-	pos, profilePos Pos
+	element                     string
+	pos, profilePos, servicePos Pos
 }
 
 // staticTunnels reads the tunnels of one file that are open while the broker runs.
@@ -38,7 +39,8 @@ func (r *reader) staticTunnels(n *schema.Node) {
 		t.Profile, t.profilePos = c.Str("profile"), c.At("profile")
 		switch judged := t.Type == "socks-proxy" || t.Type == "http-connect"; {
 		case judged && t.Profile != "":
-			r.Fail(t.profilePos, c.Name, `take it out, or write type="socks"`, "profile: the filter rules decide where a %s tunnel goes", t.Type)
+			other := map[string]string{"socks-proxy": "socks", "http-connect": "http-connect-chain"}[t.Type]
+			r.Fail(t.profilePos, c.Name, `take it out, or write type="`+other+`"`, "profile: the filter rules decide where a %s tunnel goes", t.Type)
 			t.Profile = ""
 		case !judged && t.Profile == "":
 			r.Fail(c.Pos, c.Name, `add profile="..."`, "a %s tunnel has no profile to go through", t.Type)
@@ -93,12 +95,23 @@ func (r *reader) tunnel(n *schema.Node) (t tunnel, ok bool) {
 	t.Host = n.Str("dst-host")
 	dst, _ := n.Number("dst-port")
 	t.Port = uint16(dst)
+	t.Service, t.servicePos = n.Str("service"), n.At("service")
+	switch err := profiles.CheckHost(t.Service); {
+	case t.Service == "":
+	case t.Type == "socks-proxy" || t.Type == "http-connect":
+		r.Fail(t.servicePos, n.Name, "take it out", "service: the filter rules decide where a %s tunnel goes", t.Type)
+	case err != nil:
+		r.Fail(t.servicePos, n.Name, "write the name as ssh-broker-ctl services has it", "service: %q is not the name of a service", t.Service)
+	}
 	switch {
+	case t.Type == "tcp" && t.Service != "" && (t.Host != "" || t.Port != 0):
+		r.Fail(n.Pos, n.Name, "take dst-host and dst-port out, or service", "the gateway knows where the service leads")
+	case t.Type == "tcp" && t.Service != "":
 	case t.Type != "tcp" && (t.Host != "" || t.Port != 0):
 		r.Fail(n.Pos, n.Name, "take dst-host and dst-port out", "the program says where a %s tunnel leads", t.Type)
 	case t.Type != "tcp":
 	case t.Host == "" || t.Port == 0:
-		r.Fail(n.Pos, n.Name, "add dst-host and dst-port", "a tcp tunnel has no destination")
+		r.Fail(n.Pos, n.Name, "add dst-host and dst-port, or the service of a gateway", "a tcp tunnel has no destination")
 	default:
 		if err := profiles.CheckHost(t.Host); err != nil {
 			r.Fail(n.At("dst-host"), n.Name, "write a name or an address", "dst-host: %v", err)
@@ -135,15 +148,32 @@ func (r *reader) takenTwice(list []tunnel) {
 	}
 }
 
-// checkTunnels looks for tunnels whose profile does not exist, or names no server where
-// the program says nothing of one.
+// checkTunnels looks for tunnels whose profile does not exist, or leads to no gateway and
+// is to have a service.
 func (m *merged) checkTunnels() {
 	for _, f := range m.files {
 		for _, t := range f.tunnels {
-			if t.Profile != "" && m.profiles[t.Profile] == nil {
+			switch p := m.profiles[t.Profile]; {
+			case t.Profile == "":
+			case p == nil:
 				f.Fail(t.profilePos, t.element, m.profileHint(t.Profile), "profile: there is no profile %q", t.Profile)
+			default:
+				f.checkService(t, p)
 			}
 		}
+	}
+	for _, id := range m.order {
+		p := m.profiles[id]
+		for _, t := range p.tunnels {
+			p.file.checkService(t, p)
+		}
+	}
+}
+
+// checkService looks for a service where there is no gateway that could have it.
+func (f *file) checkService(t tunnel, p *mergedProfile) {
+	if t.Service != "" && (p.protocol != profiles.TLS || p.tls.Proxy) {
+		f.Fail(t.servicePos, t.element, "take it out, or name a profile of protocol tls for an ssh-gateway", "service: the profile %q leads to no gateway, which alone has services", p.id)
 	}
 }
 

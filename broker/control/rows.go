@@ -26,6 +26,7 @@ const (
 	OpListeners     = "list-tunnel-listeners" // none; ListenerRow
 	OpOpenListener  = "open-tunnel-listener"  // OpenListenerArgs; one ListenerRow
 	OpCloseListener = "close-tunnel-listener" // CloseListenerArgs; none
+	OpServices      = "services"              // ServicesArgs; ServiceRow
 	OpListKeys      = "list-keys"             // KeyArgs; KeyRow
 	OpAddKey        = "add-key"               // KeyArgs; one KeyRow
 	OpRemoveKey     = "remove-key"            // KeyArgs; one KeyRow
@@ -337,9 +338,10 @@ type ConnectRow struct {
 // ListenerRow is one port through which programs reach the broker by themselves.
 type ListenerRow struct {
 	ID          uint64    `json:"id"`
-	Type        string    `json:"type"`                  // tcp, socks, socks-proxy, http-connect
+	Type        string    `json:"type"`                  // tcp, socks, socks-proxy, http-connect, http-connect-chain
 	Listen      string    `json:"listen"`                // address:port
 	Destination string    `json:"destination,omitempty"` // host:port; of tcp
+	Service     string    `json:"service,omitempty"`     // of the gateway behind Profile
 	Profile     string    `json:"profile,omitempty"`     // id; "" where the rules decide, or with Server
 	Server      string    `json:"server,omitempty"`      // user@host:port, where no profile is behind it
 	Relay       bool      `json:"relay"`                 // other users and hosts may use it
@@ -362,6 +364,28 @@ type OpenListenerArgs struct {
 	User       string `json:"user,omitempty"`        // to log in as; "": the profile's
 	ServerPort uint16 `json:"server_port,omitempty"` // 0: the profile's
 	Relay      bool   `json:"relay,omitempty"`
+	Service    string `json:"service,omitempty"` // of the gateway that Server is a profile for; in place of Host and Port
+}
+
+// ServicesArgs says whose services are asked for.
+type ServicesArgs struct {
+	Profile string `json:"profile,omitempty"` // id or name; "": all that lead to an ssh-gateway
+}
+
+// ServiceRow is a service that a gateway offers to us, or why it is not known what it
+// offers. Its texts are fit for a terminal.
+type ServiceRow struct {
+	Profile     string   `json:"profile"`               // id
+	Error       string   `json:"error,omitempty"`       // the gateway was not asked; there is nothing else then
+	Name        string   `json:"name,omitempty"`        //
+	Kind        string   `json:"kind,omitempty"`        // "tcp", "http-connect", or what the gateway's administrator calls it
+	Target      string   `json:"target,omitempty"`      // host:port, of a service with a destination of its own
+	Hosts       []string `json:"hosts,omitempty"`       // patterns of what the client may name
+	Port        uint16   `json:"port,omitempty"`        // that the gateway suggests for a listener; 0: none
+	Overridable bool     `json:"overridable,omitempty"` // another port does as well
+	Description string   `json:"description,omitempty"` //
+	Listen      []string `json:"listen,omitempty"`      // address:port of listeners that lead there
+	Open        []string `json:"open,omitempty"`        // a command that opens one; its words
 }
 
 // CloseListenerArgs names one listener in either way.

@@ -87,7 +87,7 @@ func (t *ports) renewLocked() {
 }
 
 func specOf(c config.Tunnel) listeners.Spec {
-	s := listeners.Spec{Listen: c.Listen, Host: c.Host, Port: c.Port, Profile: c.Profile, Relay: c.AllowRelay, Source: c.Source}
+	s := listeners.Spec{Listen: c.Listen, Host: c.Host, Port: c.Port, Service: c.Service, Profile: c.Profile, Relay: c.AllowRelay, Source: c.Source}
 	s.Kind, s.Judged = kindOf(c.Type)
 	return s
 }
@@ -103,6 +103,8 @@ func kindOf(name string) (kind listeners.Kind, judged bool) {
 		return listeners.SOCKS, true
 	case "http-connect":
 		return listeners.HTTPConnect, true
+	case "http-connect-chain":
+		return listeners.HTTPConnect, false
 	}
 	return 0, false
 }
@@ -215,9 +217,9 @@ func (t *ports) status() (open int, shut []string) {
 }
 
 func (t *ports) row(in listeners.Info, live map[string]int) control.ListenerRow {
-	row := control.ListenerRow{ID: in.ID, Type: in.Spec.Type(), Listen: in.At.String(), Profile: in.Spec.Profile, Relay: in.Spec.Relay, Source: in.Spec.Source,
+	row := control.ListenerRow{ID: in.ID, Type: in.Spec.Type(), Listen: in.At.String(), Profile: in.Spec.Profile, Service: in.Spec.Service, Relay: in.Spec.Relay, Source: in.Spec.Source,
 		Open: in.Open, Since: in.Since, Accepted: in.Accepted, Refused: in.Refused, Live: live[captureOf(in.ID)]}
-	if in.Spec.Kind == listeners.TCP {
+	if in.Spec.Kind == listeners.TCP && in.Spec.Service == "" {
 		row.Destination = net.JoinHostPort(in.Spec.Host, strconv.Itoa(int(in.Spec.Port)))
 	}
 	if w := in.Spec.Way; w != nil {
@@ -265,12 +267,16 @@ func (d *Daemon) handleOpenListener(_ context.Context, call *control.Call) error
 
 // asked understands what a client wants opened.
 func (t *ports) asked(args control.OpenListenerArgs) (listeners.Spec, error) {
-	spec := listeners.Spec{Host: args.Host, Port: args.Port, Relay: args.Relay, Source: "open-tunnel-listener"}
+	spec := listeners.Spec{Host: args.Host, Port: args.Port, Service: args.Service, Relay: args.Relay, Source: "open-tunnel-listener"}
 	spec.Kind, spec.Judged = kindOf(args.Type)
 	var err error
 	switch tcp := spec.Kind == listeners.TCP; {
 	case spec.Kind == 0:
-		return spec, fmt.Errorf("type %q is not one of tcp, socks, socks-proxy, http-connect", args.Type)
+		return spec, fmt.Errorf("type %q is not one of tcp, socks, socks-proxy, http-connect, http-connect-chain", args.Type)
+	case args.Service != "" && (spec.Judged || args.Host != "" || args.Port != 0):
+		return spec, errors.New("a service is the gateway's: neither the rules nor a destination go with it")
+	case args.Service != "":
+		err = profiles.CheckHost(args.Service)
 	case tcp && args.Port == 0:
 		return spec, errors.New("a tcp listener needs the port of its destination")
 	case tcp:
@@ -294,6 +300,9 @@ func (t *ports) asked(args control.OpenListenerArgs) (listeners.Spec, error) {
 	}
 	if err == nil {
 		spec.Way, err = t.serverOf(args.User, args.Server, args.ServerPort)
+	}
+	if err == nil && spec.Service != "" && !spec.Way.HasServices() {
+		err = fmt.Errorf("%s is no profile of protocol tls for an ssh-gateway: it has no service %s", args.Server, spec.Service)
 	}
 	return spec, err
 }

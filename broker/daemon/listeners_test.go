@@ -38,18 +38,7 @@ func (b *bench) reload() {
 
 func (b *bench) listeners() []control.ListenerRow {
 	b.t.Helper()
-	var rows []control.ListenerRow
-	c := b.dial()
-	defer c.Close()
-	if err := c.Call(b.t.Context(), control.OpListeners, nil, nil, func(m json.RawMessage) error {
-		var row control.ListenerRow
-		err := json.Unmarshal(m, &row)
-		rows = append(rows, row)
-		return err
-	}, nil); err != nil {
-		b.t.Fatal(err)
-	}
-	return rows
+	return all[control.ListenerRow](b, control.OpListeners)
 }
 
 func freePort(t *testing.T) int {
@@ -89,7 +78,9 @@ func TestStaticTunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := fmt.Sprintf("127.0.0.1:%d", port)
-	eventually(t, "the listener", func() bool { l := b.listeners(); return len(l) == 1 && l[0].Open })
+	if l := b.listeners(); len(l) != 1 || !l[0].Open { // at the first answer of the broker
+		t.Fatalf("listeners %+v", l)
+	}
 	if n := len(b.pool.List()); n != 0 {
 		t.Errorf("%d connections before the first use", n)
 	}

@@ -15,17 +15,23 @@ import (
 )
 
 // rows are all that an operation answers with.
-func rows[T any](b *bench, op string) []T {
-	b.t.Helper()
+func rows[T any](b *bench, op string, args any) (list []T, err error) {
 	c := b.dial()
 	defer c.Close()
-	var list []T
-	if err := c.Call(b.t.Context(), op, nil, nil, func(m json.RawMessage) error {
+	err = c.Call(b.t.Context(), op, args, nil, func(m json.RawMessage) error {
 		var row T
 		err := json.Unmarshal(m, &row)
 		list = append(list, row)
 		return err
-	}, nil); err != nil {
+	}, nil)
+	return list, err
+}
+
+// all is rows, of an operation that takes no arguments and does not fail.
+func all[T any](b *bench, op string) []T {
+	b.t.Helper()
+	list, err := rows[T](b, op, nil)
+	if err != nil {
 		b.t.Fatal(err)
 	}
 	return list
@@ -59,7 +65,7 @@ func TestCloseByCommand(t *testing.T) {
 		return c
 	}
 	first, second := open(), open()
-	channels := rows[control.ChannelRow](b, control.OpChannels)
+	channels := all[control.ChannelRow](b, control.OpChannels)
 	if len(channels) != 2 {
 		t.Fatalf("%+v", channels)
 	}
@@ -75,7 +81,7 @@ func TestCloseByCommand(t *testing.T) {
 	if err := b.act(control.OpCloseChannel, channels[0].ID); err == nil || !strings.Contains(err.Error(), "no such flow") {
 		t.Error(err)
 	}
-	connections := rows[control.ConnectionRow](b, control.OpConnections)
+	connections := all[control.ConnectionRow](b, control.OpConnections)
 	if len(connections) != 1 || connections[0].Channels != 1 {
 		t.Fatalf("%+v", connections)
 	}
@@ -100,7 +106,7 @@ func TestListProfiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.connections("h:22")
-	list := rows[control.ProfileRow](b, control.OpProfiles)
+	list := all[control.ProfileRow](b, control.OpProfiles)
 	if got := fmt.Sprintf("%+v", list); got != "[{ID:a Name: Servers:[] User:v Gateway:b Proxy:false Exclusive:true Transports:1 Startup:false Connected:0} "+
 		"{ID:b Name:B Servers:[h:22 i:2222] User:u Gateway: Proxy:true Exclusive:false Transports:4 Startup:true Connected:1}]" {
 		t.Error(got)
@@ -111,7 +117,7 @@ func TestClients(t *testing.T) {
 	b := begin(t, "", tunnel, nil)
 	c := b.capture(cgroupArgs())
 	within(t, c.rows)
-	list := rows[control.ClientRow](b, control.OpClients)
+	list := all[control.ClientRow](b, control.OpClients)
 	exe, _ := os.Executable()
 	if len(list) != 2 || list[0].Operation != control.OpCapture || list[1].Operation != control.OpClients || list[0].PID != os.Getpid() || list[0].Program != exe {
 		t.Fatalf("%+v", list)

@@ -38,6 +38,7 @@ func (d *Daemon) handle() {
 	d.server.Handle(control.OpListeners, d.handleListeners)
 	d.server.Handle(control.OpOpenListener, d.handleOpenListener)
 	d.server.Handle(control.OpCloseListener, d.handleCloseListener)
+	d.server.Handle(control.OpServices, d.handleServices)
 	d.server.Handle(control.OpDebug, d.handleDebug)
 	d.server.Handle(control.OpListKeys, d.handleListKeys)
 	d.server.Handle(control.OpAddKey, d.handleAddKey)

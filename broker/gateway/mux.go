@@ -153,6 +153,9 @@ func offer(s *policy.Service) wire.Service {
 		o.Target = net.JoinHostPort(s.Backend.Target.Host.String(), strconv.Itoa(int(s.Backend.Target.Port)))
 		return o
 	}
+	if o.Kind == "tcp" { // the default, which says nothing of a collection
+		o.Kind = "http-connect"
+	}
 	for _, w := range s.Backend.Whitelist {
 		o.Hosts = append(o.Hosts, w.String())
 	}

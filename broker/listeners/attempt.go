@@ -43,7 +43,7 @@ func (l *Listener) attempt(c *net.TCPConn, p Peer) (*attempt, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.request = broker.Request{Host: host, Port: port, Judged: l.Judged, Profile: l.Profile, Way: l.Way, Stranger: l.stranger(p)}
+	a.request = broker.Request{Host: host, Port: port, Service: l.Service, Judged: l.Judged, Profile: l.Profile, Way: l.Way, Stranger: l.stranger(p)}
 	a.flow = capture.Flow{Src: addrPort(c.RemoteAddr()), Dst: a.request.Address(), UID: p.UID, Arrived: time.Now(), Origin: p.Origin}
 	if a.flow.Origin == nil {
 		a.flow.Origin = func() capture.Origin { return capture.Origin{} }

@@ -111,10 +111,10 @@ func (l *Listener) close() {
 	}
 }
 
-// keepOpen opens the port, or tries to, until the listener is closed.
-func (l *Listener) keepOpen() {
+// keepOpen takes connections. Where the port could not be opened, for err, it tries again
+// and again until it can or the listener is closed.
+func (l *Listener) keepOpen(err error) {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
-		err := l.open()
 		if err == nil {
 			l.set.Log.Info("listening", "type", l.Type(), "at", l.Info().At, "for", l.Source)
 			l.accept()
@@ -129,6 +129,7 @@ func (l *Listener) keepOpen() {
 			return
 		case <-time.After(pause):
 		}
+		err = l.open()
 	}
 }
 

@@ -91,7 +91,8 @@ func (s *Set) Want(specs []Spec) {
 		}
 		delete(wanted, spec)
 		l := s.addLocked(spec)
-		s.tasks.Go(func() { l.keepOpen() })
+		err := l.open() // at once, so that who was told that we run finds it open
+		s.tasks.Go(func() { l.keepOpen(err) })
 	}
 }
 

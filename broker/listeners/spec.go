@@ -30,6 +30,9 @@ type Spec struct {
 
 	Host string // where a TCP tunnel leads
 	Port uint16
+	// Service is one of the gateway behind Way or Profile; a TCP tunnel to one has no Host
+	// and Port.
+	Service string
 
 	Relay  bool   // other users and other hosts may use it
 	Source string // who wants it, for people
@@ -40,8 +43,10 @@ func (s Spec) Type() string {
 	switch {
 	case s.Kind == TCP:
 		return "tcp"
-	case s.Kind == HTTPConnect:
+	case s.Kind == HTTPConnect && s.Judged:
 		return "http-connect"
+	case s.Kind == HTTPConnect:
+		return "http-connect-chain"
 	case s.Kind == SOCKS && s.Judged:
 		return "socks-proxy"
 	case s.Kind == SOCKS:

@@ -110,7 +110,7 @@ capture, no ssh-captured) is running.`,
 		&cobra.Group{ID: groupSystem, Title: "The whole system:"})
 	root.AddCommand(a.startCommand(), a.stopCommand(), a.statusCommand(), a.reloadCommand(), a.metricsCommand(),
 		a.topCommand(), a.watchable(a.listConnectionsCommand()), a.watchable(a.listChannelsCommand()),
-		a.watchable(a.listListenersCommand()), a.openListenerCommand(), a.closeListenerCommand(), a.connectCommand(),
+		a.watchable(a.listListenersCommand()), a.openListenerCommand(), a.closeListenerCommand(), a.servicesCommand(), a.connectCommand(),
 		a.connectionStatusCommand(), a.closeConnectionCommand(), a.closeChannelCommand(), a.watchable(a.listClientsCommand()), a.disconnectClientCommand(), a.watchable(a.listProfilesCommand()),
 		a.watchable(a.listKeysCommand()), a.viewKeyCommand(), a.addKeyCommand(), a.removeKeyCommand(), a.keyPassphraseCommand(), a.probeKeyCommand(), a.authHandlerCommand(),
 		a.captureCommand(), a.checkConfigCommand(), a.explainCommand(), a.configValueCommand(), a.ruleCommand(), a.kubeconfigCommand(), a.connectorCommand(), a.leakTestCommand(), leakInsideCommand(), a.doctorCommand(), connectInsideCommand())

@@ -40,13 +40,17 @@ func (a *app) listenerTable(rows []control.ListenerRow) {
 	t.right(0, 6, 7)
 	for _, r := range rows {
 		through, users := "the rules decide", "its user"
-		if r.Type == "tcp" || r.Type == "socks" {
+		if r.Type != "socks-proxy" && r.Type != "http-connect" {
 			through = cmp.Or(r.Profile, r.Server)
 		}
 		if r.Relay {
 			users = "everybody"
 		}
-		t.add(id(r.ID), r.Type, r.Listen, cmp.Or(r.Destination, "-"), through, users, strconv.Itoa(r.Live), strconv.FormatUint(r.Accepted, 10), a.time(r.Since))
+		to := cmp.Or(r.Destination, "-")
+		if r.Service != "" {
+			to = "service " + r.Service
+		}
+		t.add(id(r.ID), r.Type, r.Listen, to, through, users, strconv.Itoa(r.Live), strconv.FormatUint(r.Accepted, 10), a.time(r.Since))
 		if !r.Open {
 			t.note("not open: " + cmp.Or(r.Error, "it is about to be"))
 		}
@@ -61,7 +65,7 @@ func (a *app) listenerTable(rows []control.ListenerRow) {
 }
 
 func (a *app) openListenerCommand() *cobra.Command {
-	var kind string
+	var kind, service string
 	var relay bool
 	cmd := &cobra.Command{
 		Use:     "open-tunnel-listener [command options] [ADDRESS:]PORT [[USER@]SERVER[#PORT] [HOST PORT]]",
@@ -69,27 +73,39 @@ func (a *app) openListenerCommand() *cobra.Command {
 		Short:   "Open a port whose connections are tunneled",
 		Long: `Open a port whose connections are tunneled, until close-tunnel-listener or the
 broker's end. SERVER is the id or the name of a profile, or a host. Type tcp leads all
-connections to HOST PORT, as SERVER sees it; of type socks programs say where they want
-to go; of types socks-proxy and http-connect they do and the filter rules decide, so
-there is no SERVER.
+connections to HOST PORT, as SERVER sees it; of types socks and http-connect-chain
+programs say where they want to go; of types socks-proxy and http-connect they do and
+the filter rules decide, so there is no SERVER.
+
+With --service SERVER is a profile for an ssh-gateway, and of the services that it
+offers (see ssh-broker-ctl services) the one of that name is used. Type tcp then has no
+HOST PORT.
 
 Without an ADDRESS it is 127.0.0.1, and with --allow-relay every address of this host.
 Port 0 is any. Only programs of the broker's user get in, unless with --allow-relay.`,
 		Example: `  ssh-broker-ctl open-tunnel-listener 1143 paper imap.example.com 143
   ssh-broker-ctl open-tunnel-listener 1080 me@bastion#2222 --type socks
-  ssh-broker-ctl open-tunnel-listener 127.0.0.1:3128 --type http-connect`,
+  ssh-broker-ctl open-tunnel-listener 127.0.0.1:3128 --type http-connect
+  ssh-broker-ctl open-tunnel-listener 15432 office --service db`,
 		Args: func(_ *cobra.Command, args []string) error {
 			want, form := 1, "[ADDRESS:]PORT"
 			switch kind {
 			case "tcp", "local":
+				if service != "" {
+					want, form = 2, "[ADDRESS:]PORT SERVER"
+					break
+				}
 				want, form = 4, "[ADDRESS:]PORT [USER@]SERVER[#PORT] HOST PORT"
-			case "socks":
+			case "socks", "http-connect-chain":
 				want, form = 2, "[ADDRESS:]PORT [USER@]SERVER[#PORT]"
 			case "socks-proxy", "http-connect":
+				if service != "" {
+					return usageError{fmt.Errorf("open-tunnel-listener: --type %s: the rules decide, --service does not go with it", kind)}
+				}
 			case "ftp":
 				return usageError{errors.New("open-tunnel-listener: type ftp is not built yet")}
 			default:
-				return usageError{fmt.Errorf("open-tunnel-listener: --type %s: it is one of tcp, socks, socks-proxy, http-connect", kind)}
+				return usageError{fmt.Errorf("open-tunnel-listener: --type %s: it is one of tcp, socks, socks-proxy, http-connect, http-connect-chain", kind)}
 			}
 			if len(args) != want {
 				return usageError{fmt.Errorf("open-tunnel-listener: --type %s takes: %s", kind, form)}
@@ -97,7 +113,7 @@ Port 0 is any. Only programs of the broker's user get in, unless with --allow-re
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o := control.OpenListenerArgs{Type: kind, Listen: args[0], Relay: relay}
+			o := control.OpenListenerArgs{Type: kind, Listen: args[0], Relay: relay, Service: service}
 			if !strings.Contains(o.Listen, ":") {
 				o.Listen = ":" + o.Listen
 			}
@@ -125,7 +141,8 @@ Port 0 is any. Only programs of the broker's user get in, unless with --allow-re
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&kind, "type", "tcp", "what is spoken at the port: `tcp|socks|socks-proxy|http-connect`")
+	cmd.Flags().StringVar(&kind, "type", "tcp", "what is spoken at the port: `tcp|socks|socks-proxy|http-connect|http-connect-chain`")
+	cmd.Flags().StringVar(&service, "service", "", "the `NAME` of a service of the gateway")
 	cmd.Flags().BoolVar(&relay, "allow-relay", false, "let other users and other hosts use it")
 	return cmd
 }

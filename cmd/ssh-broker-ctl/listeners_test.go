@@ -54,6 +54,8 @@ func TestOpenListener(t *testing.T) {
 		"192.0.2.1:1143 me@b#2222 imap imap2 --allow-relay": {Type: "tcp", Listen: "192.0.2.1:1143", Server: "b", User: "me", ServerPort: 2222, Host: "imap", Port: 143, Relay: true},
 		"0 a@b@c --type socks":                              {Type: "socks", Listen: ":0", Server: "c", User: "a@b"},
 		"*:1080 --type socks-proxy":                         {Type: "socks-proxy", Listen: "*:1080"},
+		"3128 gw --type http-connect-chain --service c":     {Type: "http-connect-chain", Listen: ":3128", Server: "gw", Service: "c"},
+		"0 gw --service db":                                 {Type: "tcp", Listen: ":0", Server: "gw", Service: "db"},
 		"[::1]:3128 --type http-connect":                    {Type: "http-connect", Listen: "[::1]:3128"},
 	} {
 		code, out, errs := ctl(t, address, append([]string{"open-tunnel-listener"}, strings.Fields(line)...)...)
@@ -62,16 +64,18 @@ func TestOpenListener(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
-		"":                       "--type tcp takes: [ADDRESS:]PORT [USER@]SERVER[#PORT] HOST PORT",
-		"1 b h":                  "--type tcp takes",
-		"1 b h x":                `"x" is not a port`,
-		"1 b#0 h 1":              `"0" is not a port`,
-		"1 @b h 1":               "names no user",
-		"1 u@ h 1":               "names no server",
-		"1 b --type socks-proxy": "--type socks-proxy takes: [ADDRESS:]PORT",
-		"1 --type socks":         "--type socks takes",
-		"1 --type ftp":           "not built yet",
-		"1 --type remote":        "it is one of tcp, socks",
+		"":                                   "--type tcp takes: [ADDRESS:]PORT [USER@]SERVER[#PORT] HOST PORT",
+		"1 b h":                              "--type tcp takes",
+		"1 b h x":                            `"x" is not a port`,
+		"1 b#0 h 1":                          `"0" is not a port`,
+		"1 @b h 1":                           "names no user",
+		"1 u@ h 1":                           "names no server",
+		"1 b --type socks-proxy":             "--type socks-proxy takes: [ADDRESS:]PORT",
+		"1 --type socks":                     "--type socks takes",
+		"1 gw h 1 --service db":              "--type tcp takes: [ADDRESS:]PORT SERVER",
+		"1 --type http-connect --service db": "the rules decide",
+		"1 --type ftp":                       "not built yet",
+		"1 --type remote":                    "it is one of tcp, socks",
 	} {
 		code, _, errs := ctl(t, address, append([]string{"open-tunnel-listener"}, strings.Fields(line)...)...)
 		if code != exitUsage || !strings.Contains(errs, want) {

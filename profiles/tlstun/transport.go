@@ -1,6 +1,7 @@
 package tlstun
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -171,7 +172,7 @@ func (conn *connection) describe(cred *credential) profiles.Description {
 // first, the stream is reset.
 func (t *transport) Open(ctx context.Context, dst profiles.Destination) (profiles.Stream, error) {
 	s, err := t.open(ctx, wire.Request{
-		Kind: wire.KindFlow, Host: dst.Host, Port: dst.Port, Service: t.profile.TLS.Service, Flow: dst.Flow, Program: dst.Program,
+		Kind: wire.KindFlow, Host: dst.Host, Port: dst.Port, Service: cmp.Or(dst.Service, t.profile.TLS.Service), Flow: dst.Flow, Program: dst.Program,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dst, err)

@@ -92,6 +92,7 @@ func TestComparison(t *testing.T) {
 // them.
 func compare(t testing.TB, rounds int, l lengths, against string, peers bool) *figures {
 	w := newWorld(t, against)
+	w.addGateway(t)
 	if peers {
 		w.addPeers(t)
 	}

@@ -77,22 +77,32 @@ func (f *figures) write(file string) error {
 	return os.WriteFile(file, append(b, '\n'), 0o644)
 }
 
-// table is for people: medians with their ranges, and the ratios of our medians to
-// those of every other tunnel.
+// ratio is a column that says how one way is to another.
+type ratio struct{ name, mine, other string }
+
+// ratios are ours to every other tunnel, and ours by TLS, where it is there, to what
+// issue 6 compares it with.
+func (f *figures) ratios() (list []ratio) {
+	for _, way := range f.Ways {
+		if way != plain && way != f.mine && way != byTLS {
+			list = append(list, ratio{"ours / " + way, f.mine, way})
+		}
+	}
+	if slices.Contains(f.Ways, byTLS) {
+		list = append(list, ratio{"TLS / " + sshL, byTLS, sshL}, ratio{"TLS / " + plain, byTLS, plain})
+	}
+	return list
+}
+
+// table is for people: medians with their ranges, and the ratios of them.
 func (f *figures) table() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s  %s  kernel %s  %d CPUs  load before %s\n%s  %s  %d rounds  median (range)\n\n",
 		f.When.Format(time.RFC3339), f.Version, f.Kernel, f.CPUs, f.Load, f.OpenSSH, f.Cipher, f.Rounds)
-	var others []string
-	for _, way := range f.Ways {
-		if way != plain && way != f.mine {
-			others = append(others, way)
-		}
-	}
 	tw := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "\t\tbetter\t%s", strings.Join(f.Ways, "\t"))
-	for _, way := range others {
-		fmt.Fprintf(tw, "\tours / %s", way)
+	for _, r := range f.ratios() {
+		fmt.Fprintf(tw, "\t%s", r.name)
 	}
 	fmt.Fprintln(tw)
 	for _, m := range f.Metrics {
@@ -104,8 +114,8 @@ func (f *figures) table() string {
 		for _, way := range f.Ways {
 			fmt.Fprintf(tw, "\t%s", spread(f.Values[m.Name][way], m.digits))
 		}
-		for _, way := range others {
-			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][f.mine]), median(f.Values[m.Name][way])))
+		for _, r := range f.ratios() {
+			fmt.Fprintf(tw, "\t%s", m.verdict(median(f.Values[m.Name][r.mine]), median(f.Values[m.Name][r.other])))
 		}
 		fmt.Fprintln(tw)
 	}

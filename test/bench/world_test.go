@@ -18,6 +18,7 @@ const (
 	plain  = "no tunnel"
 	sshL   = "ssh -L"
 	ours   = "ssh-capture"
+	byTLS  = "ssh-capture (TLS)"
 	cipher = "aes128-gcm@openssh.com"
 )
 
@@ -58,7 +59,7 @@ func newWorld(t testing.TB, against string) *world {
 	for _, u := range []*netns.User{w.Alice, w.Bob, w.Carol, w.Dave} {
 		w.sshd.Trust(t, u)
 	}
-	w.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port(), openPort, openPort+1)
+	w.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port(), netns.GatewayPort, openPort, openPort+1)
 	for _, port := range []uint16{closedPort, openPort} {
 		w.startTarget(t, w.Server.Addr4, port)
 	}

@@ -1,6 +1,7 @@
 // Command demo shows the main job in one go: an SSH server of its own, a service
 // behind it that only that server can reach, and the real ssh-capture running a real
-// program that talks to the service. It needs no root and leaves nothing behind.
+// program that talks to the service. With -gateway it is an ssh-gateway instead, with an
+// authority for its certificates. It needs no root and leaves nothing behind.
 package main
 
 import (
@@ -32,24 +33,28 @@ const (
 
 func main() {
 	bin := flag.String("bin", "bin", "where the programs are")
+	gateway := flag.Bool("gateway", false, "show a TLS tunnel by ssh-gateway")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 50*time.Second)
 	defer cancel()
-	if err := run(ctx, *bin); err != nil {
+	if err := run(ctx, *bin, *gateway); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, bin string) error {
+func run(ctx context.Context, bin string, gateway bool) error {
 	home, err := os.MkdirTemp("", "ssh-capture-demo")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(home)
 	d := &demo{ctx: ctx, bin: bin, home: home}
+	if gateway {
+		return d.runGateway()
+	}
 
 	server, err := d.serve()
 	if err != nil {
@@ -136,27 +141,32 @@ func greeter(_ context.Context, _, address string) (net.Conn, error) {
 func (d *demo) configure() error {
 	ssh := filepath.Join(d.home, ".ssh")
 	rule := fmt.Sprintf(`<rule host="%s" pseudo-ip="YES" action="TUNNEL" profile-id="demo" />`, strings.ReplaceAll(host, ".", `\.`))
+	profile := fmt.Sprintf(`<profile id="demo" name="demo" host="127.0.0.1" port="%d" user="demo">
+      <user-identities><identity identity-file="%s" /></user-identities>
+      <server-authentication-methods><auth-server-publickey policy="strict" /></server-authentication-methods>
+    </profile>`, d.port, filepath.Join(ssh, "id_demo"))
+	say("      %s", rule)
+	return errors.Join(
+		os.MkdirAll(ssh, 0o700),
+		os.WriteFile(filepath.Join(ssh, "id_demo"), d.key.Private, 0o600),
+		os.WriteFile(filepath.Join(ssh, "known_hosts"), []byte(d.known+"\n"), 0o600),
+		d.writeConfig(profile, rule),
+	)
+}
+
+func (d *demo) writeConfig(profile, rule string) error {
 	config := fmt.Sprintf(`<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE secsh-broker SYSTEM "ssh-broker-ng-config-1.dtd">
 <secsh-broker version="1.0">
   <profiles>
-    <profile id="demo" name="demo" host="127.0.0.1" port="%d" user="demo">
-      <user-identities><identity identity-file="%s" /></user-identities>
-      <server-authentication-methods><auth-server-publickey policy="strict" /></server-authentication-methods>
-    </profile>
+    %s
   </profiles>
   <filter-engine>
     %s
   </filter-engine>
 </secsh-broker>
-`, d.port, filepath.Join(ssh, "id_demo"), rule)
-	say("      %s", rule)
-	return errors.Join(
-		os.MkdirAll(ssh, 0o700), os.MkdirAll(filepath.Dir(d.config()), 0o700),
-		os.WriteFile(filepath.Join(ssh, "id_demo"), d.key.Private, 0o600),
-		os.WriteFile(filepath.Join(ssh, "known_hosts"), []byte(d.known+"\n"), 0o600),
-		os.WriteFile(d.config(), []byte(config), 0o600),
-	)
+`, profile, rule)
+	return errors.Join(os.MkdirAll(filepath.Dir(d.config()), 0o700), os.WriteFile(d.config(), []byte(config), 0o600))
 }
 
 // program is a real one that can talk to the greeter: telnet if it is here.

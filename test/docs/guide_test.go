@@ -1,10 +1,13 @@
 package docs
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,6 +71,8 @@ const (
 	// served, of XML: bastion.example.com is the test's server, and ports are free ones,
 	// in this and all that follows in the section.
 	served = "tested with a server"
+	// gated, of XML: the same of gateway.example.com, an ssh-gateway.
+	gated = "tested with a gateway"
 	// after, of commands: what has to be done before, as the reader's host differs.
 	after = "tested after: "
 )
@@ -96,11 +102,14 @@ func TestGuide(t *testing.T) {
 			for _, b := range sections[heading] {
 				switch {
 				case b.lang == "xml":
-					if b.mark == served {
+					switch b.mark {
+					case served:
 						h.serve(t)
+					case gated:
+						h.gateway(t)
 					}
 					h.write(t, ".ssh2/ssh-broker-config.xml", whole(h.here(b.text)))
-				case b.lang == "yaml":
+				case b.lang == "yaml" && !strings.HasPrefix(b.mark, "not tested: "):
 					h.write(t, "gateway.yaml", b.text)
 				case strings.HasPrefix(b.mark, after):
 					if out, err := h.command(h.here(strings.TrimPrefix(b.mark, after))).CombinedOutput(); err != nil {
@@ -120,7 +129,7 @@ func TestGuide(t *testing.T) {
 func TestExamplesAreInTheGuide(t *testing.T) {
 	headings := map[string]string{
 		"capture": "Telnet, host by host", "email": "Mail through a gateway", "databases": "Databases behind a bastion",
-		"bastion": "Everything through one bastion", "users": "Rules by program and by user", "system": "System-wide filter rules",
+		"bastion": "Everything through one bastion", "users": "Rules by program and by user", "gateway": "Through the gateway", "system": "System-wide filter rules",
 	}
 	files, err := filepath.Glob(filepath.Join(root, "etc/ssh-broker-config-example-*.xml"))
 	if err != nil || len(files) != len(headings) {
@@ -152,12 +161,14 @@ type home struct {
 	dir     string
 	env     []string
 	port    string            // of the SSH server
+	behind  string            // address of what is behind it
 	replace map[string]string // names and ports of the guide by those of the test
 }
 
 func newHome(t *testing.T) *home {
 	t.Helper()
 	programs := sut.Build(t)
+	sut.Program(t, "ssh-gateway") // beside them
 	// Not t.TempDir: the path of a socket has little room.
 	dir, err := os.MkdirTemp("", "guide")
 	if err != nil {
@@ -200,7 +211,7 @@ func (h *home) bastion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	behind := h.inside(t)
+	h.behind = h.inside(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +221,7 @@ func (h *home) bastion(t *testing.T) {
 			var d net.Dialer
 			switch address {
 			case "wiki.internal:80", "git.internal:80":
-				return d.DialContext(ctx, network, behind)
+				return d.DialContext(ctx, network, h.behind)
 			case "lab.internal:22": // another server as far as anybody can tell
 				return d.DialContext(ctx, network, l.Addr().String())
 			}
@@ -243,8 +254,17 @@ func (h *home) serve(t *testing.T) {
 	if h.replace != nil {
 		return
 	}
+	h.freePorts(t, "1080", "3128", "8080", "8081")
+	h.replace[`host="bastion.example.com"`] = `host="127.0.0.1" port="` + h.port + `"`
+	h.replace["bastion.example.com"] = "127.0.0.1#" + h.port
+	h.replace["proxy.example.com"] = "127.0.0.1"
+}
+
+// freePorts has ports of the guide be free ones.
+func (h *home) freePorts(t *testing.T, ports ...string) {
+	t.Helper()
 	h.replace = map[string]string{}
-	for _, port := range []string{"1080", "3128", "8080", "8081"} {
+	for _, port := range ports {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -252,13 +272,74 @@ func (h *home) serve(t *testing.T) {
 		defer l.Close() // all are open at once, so that they differ
 		h.replace[port] = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	}
-	h.replace[`host="bastion.example.com"`] = `host="127.0.0.1" port="` + h.port + `"`
-	h.replace["bastion.example.com"] = "127.0.0.1#" + h.port
-	h.replace["proxy.example.com"] = "127.0.0.1"
+}
+
+// gateway starts the section's ssh-gateway, before what is behind the bastion, and gives
+// its reader a certificate.
+func (h *home) gateway(t *testing.T) {
+	t.Helper()
+	h.freePorts(t, "3128", "8081", "8443")
+	_, h.replace["8080"], _ = net.SplitHostPort(h.behind)
+	h.replace[`host="gateway.example.com"`] = `host="127.0.0.1"`
+	h.write(t, "gateway.yaml", fmt.Sprintf(`listen: "127.0.0.1:%s"
+certificates: [{certificate: server.crt, key: server.key}]
+client_ca: ca/ca.crt
+audit: {file: audit.jsonl}
+limits: {drain_timeout: 1s}
+services:
+  - name: wiki
+    description: The wiki
+    backend: {target: {name: 127.0.0.1, port: %[2]s}}
+    policy: staff
+  - name: internal
+    description: All that is called internal
+    backend:
+      http_connect: true
+      dns_overrides: {wiki.internal: 127.0.0.1, payroll.internal: 127.0.0.1}
+      allow_patterns: [{hostnames: ["*.internal"]}]
+      exclude_patterns: [{hostnames: [payroll.internal]}]
+    policy: staff
+roles: [{name: staff, email_domains: [example.com]}]
+policies: [{name: staff, roles: [staff]}]
+`, h.replace["8443"], h.replace["8080"]))
+	if out, err := h.command(`set -e; mkdir -m 700 .ssh2
+ssh-gateway ca --dir ca init --name office
+ssh-gateway ca --dir ca issue --server --ip 127.0.0.1 --out server
+ssh-gateway ca --dir ca issue --client --email ann@example.com --out .ssh2/office
+cp ca/ca.crt .ssh2/office-ca.crt`).CombinedOutput(); err != nil {
+		t.Fatalf("certificates: %v\n%s", err, out)
+	}
+	cmd := h.command("exec ssh-gateway --config gateway.yaml")
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	for lines := bufio.NewScanner(log); !strings.Contains(said.String(), "configuration in force") && lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+	}
+	if !strings.Contains(said.String(), "configuration in force") {
+		t.Fatalf("ssh-gateway: %v\n%s", cmd.Wait(), said.String())
+	}
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(io.Discard, log)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		<-drained
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("ssh-gateway: %v", err)
+		}
+	})
 }
 
 var (
-	guideNames = regexp.MustCompile(`host="bastion\.example\.com"|(?:bastion|proxy)\.example\.com|\b(?:1080|3128|808[01])\b`)
+	guideNames = regexp.MustCompile(`host="(?:bastion|gateway)\.example\.com"|(?:bastion|proxy)\.example\.com|\b(?:1080|3128|808[01]|8443)\b`)
 	testNumber = regexp.MustCompile(`\b\d{4,5}\b`)
 )
 
@@ -299,7 +380,7 @@ git clone -q --bare work x.git; git -C x.git update-server-info`
 	}
 	files := http.FileServer(http.Dir(site))
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Host == "wiki.internal" {
+		if name, _, _ := strings.Cut(r.Host, ":"); name == "wiki.internal" {
 			http.ServeFile(w, r, filepath.Join(site, "wiki"))
 			return
 		}

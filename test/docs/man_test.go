@@ -364,6 +364,7 @@ func TestJSONOutputIsDocumented(t *testing.T) {
 		"list-connections":      {control.ConnectionRow{}},
 		"list-channels":         {control.ChannelRow{}},
 		"list-tunnel-listeners": {control.ListenerRow{}},
+		"services":              {control.ServiceRow{}},
 		"list-clients":          {control.ClientRow{}},
 		"list-profiles":         {control.ProfileRow{}},
 		"connector":             {service.Status{}, service.Capture{}, service.Hit{}},

@@ -174,6 +174,48 @@ func TestExampleBastion(t *testing.T) {
 	w.finish(t, before)
 }
 
+func TestExampleGateway(t *testing.T) {
+	netns.RequireProgram(t, "curl", "curl")
+	w := newGatewayWorld(t, everything+`
+  - name: wiki
+    backend: {target: {name: wiki.internal, port: 80}}
+    policy: staff
+`)
+	hosts(t, w.Client, "10.99.1.2 gateway.example.com")
+	hosts(t, w.Server, "10.99.2.2 wiki.internal")
+	startNginx(t, w.Inner, "WIKI-PAGE")
+	for name, from := range map[string]string{"office-ca.crt": "gateway-ca.crt", "office.crt": "gateway.crt", "office.key": "gateway.key"} {
+		text, err := os.ReadFile(w.Alice.Path(".ssh2/" + from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Alice.Write(t, ".ssh2/"+name, string(text), 0o600)
+	}
+	before := w.settled(t)
+	w.configureFile(t, example(t, "gateway"))
+	near, far := w.Client.Capture(t, "to-server"), w.Inner.Capture(t, "to-server")
+	expect(t, w.ctl(t, "start"), 0)
+	curl := netns.Cmd{Args: []string{"curl", "-sS", "--max-time", "20"}, User: w.Alice}
+	requireText(t, w.ctl(t, "services"), "127.0.0.1:8081")
+	for i, want := range []struct {
+		cmd    netns.Cmd
+		target string
+		rule   int
+	}{
+		{w.capture("curl", "-sS", "http://wiki.internal/"), "wiki.internal:80", 1},
+		{with(curl, "http://127.0.0.1:8081/"), "service wiki", 0},
+		{with(curl, "-p", "-x", "http://127.0.0.1:3128", "http://wiki.internal/"), "wiki.internal:80", 0},
+	} {
+		requireText(t, w.Client.Run(t, want.cmd), "WIKI-PAGE")
+		if r := w.awaitRecords(t, i+1)[i]; r.Reason != "carried" || r.Profile != "office" || r.Server != "gateway.example.com:8443" || r.Target != want.target || r.Rule != want.rule {
+			t.Errorf("record %d: %+v, want it to %s by rule %d", i, r, want.target, want.rule)
+		}
+	}
+	requireHidden(t, near, far, "WIKI-PAGE")
+	w.requireOnlyTLS(t, near)
+	w.finish(t, before)
+}
+
 // TestExampleUsers has the file where it belongs, below /etc, and two users.
 func TestExampleUsers(t *testing.T) {
 	for _, p := range []string{"curl", "wget"} {

@@ -36,24 +36,29 @@ func (w *world) talk(t *testing.T, d *netns.Telnetd, c netns.Cmd) (said []string
 	return []string{d.Marker, d.Answer, typed}, p.Wait(t)
 }
 
-// requireOnlySSH fails the test if anything was on the wire but conversations with the
-// SSH server and what the link itself needs: ARP, and neighbours and groups of IPv6.
+// requireOnlySSH is requireOnly for the SSH server.
 func (w *world) requireOnlySSH(t *testing.T, wire *netns.Wire) {
 	t.Helper()
-	server := []netip.AddrPort{w.sshd.Addr4, w.sshd.Addr6}
-	ssh := 0
+	requireOnly(t, wire, w.sshd.Addr4, w.sshd.Addr6)
+}
+
+// requireOnly fails the test if anything was on the wire but conversations with a
+// server at these addresses and what the link itself needs: ARP, and neighbours and groups of IPv6.
+func requireOnly(t *testing.T, wire *netns.Wire, server ...netip.AddrPort) {
+	t.Helper()
+	spoken := 0
 	for _, p := range wire.Packets(t, nil) {
 		switch {
 		case !p.Src.IsValid(), p.Proto == 0: // ARP; a hop-by-hop header, which multicast listeners send
 		case p.Proto == protoTCP && (slices.Contains(server, p.Src) || slices.Contains(server, p.Dst)):
-			ssh++
+			spoken++
 		case p.Proto == protoICMPv6 && len(p.Payload) > 0 && p.Payload[0] >= 130:
 		default:
 			t.Errorf("on the wire: protocol %d, %v to %v, %q", p.Proto, p.Src, p.Dst, p.Payload)
 		}
 	}
-	if ssh == 0 {
-		t.Error("there was no conversation with the SSH server: the capture proves nothing")
+	if spoken == 0 {
+		t.Error("there was no conversation with the server: the capture proves nothing")
 	}
 }
 

@@ -42,16 +42,23 @@ func newBastionWorld(t *testing.T, o netns.SSHDOptions) *world {
 
 func furnish(t *testing.T, n *netns.Net, o netns.SSHDOptions) *world {
 	t.Helper()
+	w := equip(t, n)
+	w.sshd = n.Server.StartSSHD(t, o)
+	w.sshd.Trust(t, n.Alice)
+	w.sshd.Trust(t, n.Bob)
+	n.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port())
+	return w
+}
+
+// equip is furnish without an SSH server.
+func equip(t *testing.T, n *netns.Net) *world {
+	t.Helper()
 	w := &world{Net: n, Programs: sut.Build(t)}
 	t.Cleanup(func() { // after the broker is stopped, before the network goes
 		for _, u := range []*netns.User{w.Alice, w.Bob} {
 			w.stopBroker(t, u)
 		}
 	})
-	w.sshd = n.Server.StartSSHD(t, o)
-	w.sshd.Trust(t, n.Alice)
-	w.sshd.Trust(t, n.Bob)
-	n.Server.AllowOnly(t, netns.Reset, w.sshd.Addr4.Port())
 	return w
 }
 
@@ -102,6 +109,7 @@ func (w *world) stopBroker(t *testing.T, u *netns.User) {
 type record struct {
 	V          int      `json:"v"`
 	Flow       uint64   `json:"flow"`
+	FlowID     string   `json:"flow_id"`
 	Capture    string   `json:"capture"`
 	Generation uint64   `json:"generation"`
 	UID        uint32   `json:"uid"`

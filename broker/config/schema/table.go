@@ -366,11 +366,12 @@ var schema = []element{
 var actions = []string{"DIRECT", "BLOCK", "TUNNEL", "FTP-TUNNEL", "FTP-PROXY"}
 
 var tunnelAttrs = []attribute{
-	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "http-connect", "local"}, def: "tcp"},
+	{name: "type", kind: enum, values: []string{"tcp", "ftp", "socks", "socks-proxy", "http-connect", "http-connect-chain", "local"}, def: "tcp"},
 	{name: "listen-port", kind: number, min: 1, max: MaxPort, required: true},
 	{name: "listen-address"},
 	{name: "dst-host"},
 	{name: "dst-port", kind: number, max: MaxPort, mayEmpty: true},
+	{name: "service"},
 	{name: "allow-relay", kind: yesNo, def: "no"},
 }
 

@@ -7,6 +7,7 @@
 //	testprog flood     bulk data one way or both, with checksums
 //	testprog load      jobs for measurements, read from standard input
 //	testprog target    the server that load wants
+//	testprog desktop   a remote desktop's client
 //	testprog sandbox   a program that may make no namespaces
 //
 // Results go to standard output, one line each; the exit status is 0 when every
@@ -39,7 +40,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: testprog connect|serve|exchange|flood|load|target|sandbox [options] ADDRESS...; -h after the word lists the options")
+var errUsage = errors.New("usage: testprog connect|serve|exchange|flood|load|target|desktop|sandbox [options] ADDRESS...; -h after the word lists the options")
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) == 0 {
@@ -59,6 +60,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		command = runLoad
 	case "target":
 		command = runTarget
+	case "desktop":
+		command = runDesktop
 	case "sandbox":
 		command = runSandbox
 	default:
