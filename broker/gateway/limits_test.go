@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -155,52 +156,40 @@ func TestNoDescriptors(t *testing.T) {
 	session := w.mux(cert, "gw.test")
 	live := w.open(session, w.flowTo("a.test"))
 
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := os.NewFile(uintptr(socket), "waiting client")
+	defer waiting.Close()
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
 	}
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	few := before
-	few.Cur = uint64(len(open) + 8)
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+	none := before
+	none.Cur = 3 // no new descriptor, whichever is closed meanwhile
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
 		t.Fatal(err)
 	}
 	restore := func() { syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before) }
 	defer restore()
-	var taken []*os.File
-	for {
-		f, err := os.Open(os.DevNull)
-		if err != nil {
-			break
-		}
-		taken = append(taken, f)
-	}
-	release := func() {
-		for _, f := range taken {
-			f.Close()
-		}
-		taken = nil
-	}
-	defer release()
 	_, a := w.ask(session, w.flowTo("a.test"))
 	if a.Status != wire.Limited {
 		t.Errorf("a flow without descriptors: %+v", a)
 	}
 	w.echoes(live, "still here")
-	// A client that waits in the kernel's queue is served afterwards: one descriptor, for it.
-	taken[0].Close()
-	taken = taken[1:]
-	c, err := net.Dial("tcp", w.addr)
+	// A client that waits in the kernel's queue is served afterwards.
+	at := netip.MustParseAddrPort(w.addr)
+	if err := syscall.Connect(socket, &syscall.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitLog("cannot accept connections")
+	restore()
+	c, err := net.FileConn(waiting)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	w.awaitLog("cannot accept connections")
-	release()
-	restore()
 	conn := tls.Client(c, w.tlsConfig(cert, "echo.test"))
 	conn.SetDeadline(time.Now().Add(patience))
 	w.echoes(conn, "served after all")
