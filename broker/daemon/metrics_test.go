@@ -18,7 +18,7 @@ import (
 // metricsText is what ssh-broker-ctl metrics prints.
 func (b *bench) metricsText() (text string, counting bool) {
 	b.t.Helper()
-	for _, r := range rows[control.MetricsRow](b, control.OpMetrics) {
+	for _, r := range all[control.MetricsRow](b, control.OpMetrics) {
 		text += r.Text
 		counting = r.Counting
 	}
