@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 )
@@ -61,5 +62,9 @@ func (s *Server) Disconnect(id uint64) error {
 	if c == nil {
 		return fmt.Errorf("client %d: %w", id, ErrNoClient)
 	}
-	return c.Close()
+	err := c.Close()
+	if errors.Is(err, net.ErrClosed) { // it is leaving already
+		return fmt.Errorf("client %d: %w", id, ErrNoClient)
+	}
+	return err
 }
