@@ -398,12 +398,30 @@ func TestRevoke(t *testing.T) {
 	if serial, err := a.SerialIn(second); err != nil || serial != SerialOf(second.SerialNumber) {
 		t.Errorf("%q, %v", serial, err)
 	}
+	// One that an older index does not have can be revoked all the same.
+	lost := Client{Emails: []string{"lost@example.com"}}
+	cert, err := a.Client(lost, mustKey(t, "p256").Public(), short) // signed, and not noted
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, err := a.SerialIn(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Revoke(serial, 1, now); err != nil {
+		t.Errorf("revoke what the index had lost: %v", err)
+	}
+	a.Close()
+	a = mustOpen(t, dir)
+	if list, err = a.WriteList(now.Add(2*time.Minute), due); err != nil || len(list.RevokedCertificateEntries) != 2 {
+		t.Errorf("with what was lost: %v, %v", list, err)
+	}
 	other := mustOpen(t, create(t, AuthorityOptions{}, ""))
 	if _, err := other.SerialIn(second); !errors.Is(err, ErrNotIssued) {
 		t.Errorf("another authority: %v", err)
 	}
 	// What has ended stays for a day.
-	for after, want := range map[time.Duration]int{23 * time.Hour: 1, 25 * time.Hour: 0} {
+	for after, want := range map[time.Duration]int{23 * time.Hour: 2, 25 * time.Hour: 0} {
 		list, err := a.WriteList(short.Until.Add(after), due.Add(after))
 		if err != nil || len(list.RevokedCertificateEntries) != want {
 			t.Errorf("%v after its end: %v, %v", after, list, err)

@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -95,12 +96,24 @@ func (a *Authority) Revoke(serial string, reason Reason, now time.Time) (Entry, 
 }
 
 // SerialIn returns the serial number of a certificate, which this authority must have
-// signed.
+// signed. One that the index does not have, as after a backup was restored, is noted
+// first, so that it can be revoked.
 func (a *Authority) SerialIn(cert *x509.Certificate) (string, error) {
 	if err := cert.CheckSignatureFrom(a.cert); err != nil {
 		return "", fmt.Errorf("%w: it was issued by %s", ErrNotIssued, cert.Issuer)
 	}
-	return SerialOf(cert.SerialNumber), nil
+	serial := SerialOf(cert.SerialNumber)
+	if _, known := a.index.at[serial]; known {
+		return serial, nil
+	}
+	e := Entry{Serial: serial, Kind: ForClient, Validity: Validity{cert.NotBefore, cert.NotAfter}, Names: []string{"lost:" + strconv.QuoteToASCII(cert.Subject.String())}}
+	if slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		e.Kind = ForServer
+	}
+	if err := a.index.add(e.issued()...); err != nil {
+		return "", fmt.Errorf("note a certificate that the index does not have: %w", err)
+	}
+	return serial, nil
 }
 
 // backdated is how far the list, as all that is issued, reaches back, for clocks that are
