@@ -485,7 +485,10 @@ func (s *Source) finish(err error) {
 		close(s.ended)
 	}
 	s.mu.Unlock()
-	if first {
+	switch {
+	case first && codeOf(err) == service.CodeEnded: // as it should: its last process has
+		s.opts.Log.Info("capture ends", "capture", s.opts.Capture)
+	case first:
 		s.opts.Log.Error("capture ends", "capture", s.opts.Capture, "error", err)
 	}
 }
